@@ -1,0 +1,27 @@
+//! What a service is, as data: the one vocabulary that capture, link, replica and takeover share.
+//!
+//! Nothing here touches the kernel. An [`Epoch`] says how a process tree differs from the epoch
+//! before it; applying every epoch in order to an empty tree gives the service's whole state.
+#![forbid(unsafe_code)]
+
+mod encoding;
+mod epoch;
+mod id;
+mod memory;
+pub mod object;
+mod process;
+mod thread;
+
+pub use encoding::{DecodeError, decode, encode_into};
+pub use epoch::{DescriptorChange, Epoch, Mark, ProcessDelta};
+pub use id::{Descriptor, Fd, ObjectId, Pid, Tid};
+pub use memory::{
+    AddressRange, Advice, Backing, FileIdentity, Mapping, MemoryDelta, MemoryLayout, PAGE_SIZE,
+    PageRun, Protection, Sharing,
+};
+pub use object::Object;
+pub use process::{Credentials, IntervalTimer, PosixTimer, ProcessState, SignalAction};
+pub use thread::{
+    AlternateStack, BlockedCall, Registers, RestartableSequence, RobustList, SignalInfo,
+    ThreadAttributes, ThreadState,
+};

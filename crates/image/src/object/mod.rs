@@ -1,0 +1,36 @@
+//! One state per kind of kernel object: what `objects` captures from a descriptor and restores to
+//! one. A state is whole: it replaces the one of the epoch before.
+
+mod file;
+mod notify;
+mod pipe;
+mod socket;
+
+pub use file::{CharacterDevice, Directory, MemoryFile, RegularFile};
+pub use notify::{Epoll, EpollEntry, EventCounter, SignalDescriptor, TimerDescriptor};
+pub use pipe::{Pipe, PipeEnd};
+pub use socket::{
+    SocketAddress, SocketOption, TcpConnection, TcpListener, TcpPhase, TcpWindow, UdpSocket,
+    UnixAddress, UnixKind, UnixMessage, UnixSocket,
+};
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Object {
+    RegularFile(RegularFile),
+    Directory(Directory),
+    CharacterDevice(CharacterDevice),
+    MemoryFile(MemoryFile),
+    PipeEnd(PipeEnd),
+    Epoll(Epoll),
+    EventCounter(EventCounter),
+    TimerDescriptor(TimerDescriptor),
+    SignalDescriptor(SignalDescriptor),
+    TcpListener(TcpListener),
+    TcpConnection(TcpConnection),
+    UdpSocket(UdpSocket),
+    UnixSocket(UnixSocket),
+    /// The service's standard output (1) or error (2): a pipe whose other end is ours.
+    Output(u8),
+}

@@ -1,0 +1,49 @@
+use crate::{Fd, ObjectId};
+use serde::{Deserialize, Serialize};
+
+/// One interest of an epoll instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpollEntry {
+    /// The number under which the target was added.
+    pub fd: Fd,
+    /// The description that was added; the number may name another one by now.
+    pub target: ObjectId,
+    /// `EPOLL*` bits as fdinfo shows them; a fired `EPOLLONESHOT` entry has only its private bits.
+    pub events: u32,
+    pub data: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Epoll {
+    pub flags: i32,
+    pub entries: Vec<EpollEntry>,
+}
+
+/// `eventfd(2)`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventCounter {
+    pub flags: i32,
+    pub count: u64,
+    pub semaphore: bool,
+}
+
+/// `timerfd_create(2)`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimerDescriptor {
+    pub flags: i32,
+    pub clock: i32,
+    /// `TFD_TIMER_*` of the last `timerfd_settime`.
+    pub set_flags: u32,
+    /// Unread expirations.
+    pub ticks: u64,
+    /// Absolute on the timer's own clock; 0 is disarmed.
+    pub expiry_ns: u64,
+    pub interval_ns: u64,
+}
+
+/// `signalfd(2)`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignalDescriptor {
+    pub flags: i32,
+    pub mask: u64,
+}

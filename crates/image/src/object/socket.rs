@@ -1,0 +1,136 @@
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+
+/// One `setsockopt` that brings a socket to where it was: `(level, name, value)`, already in the
+/// form that `setsockopt` wants (halved buffer sizes and the like).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketOption {
+    pub level: i32,
+    pub name: i32,
+    pub value: Vec<u8>,
+}
+
+/// An internet address with its IPv6 scope; IPv4-mapped addresses stay as the socket shows them.
+pub type SocketAddress = SocketAddr;
+
+/// Where a connection stands, in the words of RFC 9293 and `include/net/tcp_states.h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum TcpPhase {
+    Established,
+    SynSent,
+    FinWait1,
+    FinWait2,
+    CloseWait,
+    LastAck,
+    Closing,
+    /// Reset or never connected.
+    Closed,
+}
+
+/// `struct tcp_repair_window`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TcpWindow {
+    pub snd_wl1: u32,
+    pub snd_wnd: u32,
+    pub max_window: u32,
+    pub rcv_wnd: u32,
+    pub rcv_wup: u32,
+}
+
+/// A TCP socket that is not a listener.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TcpConnection {
+    /// `AF_INET` or `AF_INET6`.
+    pub family: i32,
+    pub flags: i32,
+    pub phase: TcpPhase,
+    pub local: SocketAddress,
+    pub remote: SocketAddress,
+    /// Sequence number of the first byte of `send_queue` (`snd_una`).
+    pub send_sequence: u32,
+    /// Everything the program wrote that the peer has not acknowledged.
+    pub send_queue: Vec<u8>,
+    /// How many bytes of `send_queue` the kernel had handed to the network (`snd_nxt`).
+    pub sent_bytes: u32,
+    /// Sequence number of the first byte of `receive_queue`.
+    pub receive_sequence: u32,
+    /// Bytes that the kernel acknowledged and the program has not read.
+    pub receive_queue: Vec<u8>,
+    pub window: TcpWindow,
+    /// `TCPI_OPT_*` negotiated.
+    pub options: u32,
+    pub mss_clamp: u32,
+    pub send_window_scale: u8,
+    pub receive_window_scale: u8,
+    /// The socket's timestamp clock at the capture (`TCP_TIMESTAMP`); 0 without timestamps.
+    pub timestamp: u32,
+    /// The peer's latest timestamp, as this side echoes it; 0 without timestamps.
+    pub timestamp_echo: u32,
+    /// The pending error (`SO_ERROR`) of a closed socket.
+    pub error: i32,
+    pub corked: bool,
+    pub socket_options: Vec<SocketOption>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TcpListener {
+    pub family: i32,
+    pub flags: i32,
+    pub local: SocketAddress,
+    pub backlog: i32,
+    pub socket_options: Vec<SocketOption>,
+    /// Bound but not yet listening when false.
+    pub listening: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UdpSocket {
+    pub family: i32,
+    pub flags: i32,
+    pub local: Option<SocketAddress>,
+    pub remote: Option<SocketAddress>,
+    pub socket_options: Vec<SocketOption>,
+    /// Unread datagrams and who sent them.
+    pub queue: Vec<(SocketAddress, Vec<u8>)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UnixKind {
+    Stream,
+    Datagram,
+    SequencedPacket,
+}
+
+/// `sun_path`: a filesystem path, or an abstract name without its leading NUL.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UnixAddress {
+    Path(String),
+    Abstract(Vec<u8>),
+}
+
+/// One queued message; a stream is one message an skb, borders not kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnixMessage {
+    pub bytes: Vec<u8>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnixSocket {
+    pub kind: UnixKind,
+    pub flags: i32,
+    /// The socket's inode on sockfs.
+    pub inode: u64,
+    /// The peer's inode when it is inside the tree (`socketpair`, or a connection to an own
+    /// listener).
+    pub peer_inode: Option<u64>,
+    pub local: Option<UnixAddress>,
+    /// Set when the socket is connected to an address outside the tree, as to `/dev/log`.
+    pub connected_to: Option<UnixAddress>,
+    /// The backlog of a listener.
+    pub backlog: Option<i32>,
+    /// Unread messages.
+    pub queue: Vec<UnixMessage>,
+    /// `SHUT_RD` (bit 0) and `SHUT_WR` (bit 1).
+    pub shutdown: u8,
+    pub socket_options: Vec<SocketOption>,
+}

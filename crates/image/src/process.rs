@@ -1,0 +1,77 @@
+//! The state of one process that its threads share, apart from memory and descriptors.
+
+use crate::SignalInfo;
+use serde::{Deserialize, Serialize};
+
+/// `struct kernel_sigaction` of `rt_sigaction(2)`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignalAction {
+    pub handler: u64,
+    pub flags: u64,
+    pub restorer: u64,
+    pub mask: u64,
+}
+
+/// `struct itimerval`, with the remaining time as an absolute `CLOCK_MONOTONIC` deadline for
+/// `ITIMER_REAL` and as remaining processor time for the two others. Nanoseconds; 0 is disarmed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IntervalTimer {
+    pub expiry_ns: u64,
+    pub interval_ns: u64,
+}
+
+/// A timer of `timer_create(2)`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PosixTimer {
+    pub id: i32,
+    pub clock: i32,
+    pub signal: i32,
+    /// `SIGEV_*`.
+    pub notify: i32,
+    /// The thread that `SIGEV_THREAD_ID` names, else 0.
+    pub notify_tid: i32,
+    pub value: u64,
+    /// Absolute on the timer's own clock; 0 is disarmed.
+    pub expiry_ns: u64,
+    pub interval_ns: u64,
+    pub overrun: i32,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credentials {
+    /// Real, effective, saved, filesystem.
+    pub uids: [u32; 4],
+    pub gids: [u32; 4],
+    pub groups: Vec<u32>,
+    pub inheritable: u64,
+    pub permitted: u64,
+    pub effective: u64,
+    pub bounding: u64,
+    pub ambient: u64,
+    pub secure_bits: u32,
+}
+
+/// What `ProcessDelta::state` carries, whole, when any of it changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessState {
+    /// Index 0 is signal 1; 64 entries.
+    pub signal_actions: Vec<SignalAction>,
+    pub shared_pending: Vec<SignalInfo>,
+    /// `ITIMER_REAL`, `ITIMER_VIRTUAL`, `ITIMER_PROF`.
+    pub interval_timers: [IntervalTimer; 3],
+    pub posix_timers: Vec<PosixTimer>,
+    pub credentials: Credentials,
+    pub umask: u32,
+    pub working_directory: String,
+    pub root_directory: String,
+    /// `RLIMIT_*` in the kernel's order: (soft, hard); 16 entries.
+    pub limits: Vec<(u64, u64)>,
+    pub dumpable: i32,
+    pub child_subreaper: bool,
+    pub transparent_huge_pages_disabled: bool,
+    pub personality: u32,
+    pub oom_score_adjust: i32,
+    /// Session and process group, in the service's pid namespace.
+    pub session: i32,
+    pub process_group: i32,
+}

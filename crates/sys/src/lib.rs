@@ -1,0 +1,33 @@
+//! Every system call of unbroken that has no safe wrapper elsewhere, one file a subject.
+//!
+//! This is the only crate with `unsafe`. Each file reopens it under a header that says what its
+//! blocks rely on; each block says why it is sound. Errors are `std::io::Error`: the caller knows
+//! the subject and adds it.
+#![deny(unsafe_op_in_unsafe_fn)]
+
+pub mod affinity;
+pub mod clone;
+pub mod fdinfo;
+pub mod futex;
+pub mod kcmp;
+pub mod limits;
+pub mod memory;
+pub mod mount;
+pub mod namespace;
+pub mod netlink;
+pub mod pagemap;
+pub mod pidfd;
+pub mod probe;
+pub mod process;
+pub mod ptrace;
+pub mod seccomp;
+pub mod shared;
+pub mod signal;
+pub mod socket;
+pub mod sockopt;
+pub mod tcp;
+pub mod timer;
+pub mod tun;
+pub mod uffd;
+pub mod unix;
+pub mod wait;
