@@ -1,6 +1,9 @@
 #![forbid(unsafe_code)]
 //! The node: the only crate that meets everything.
 
+pub mod bundle;
 pub mod channel;
+pub mod clock;
 pub mod config;
 pub mod handshake;
+pub mod log;

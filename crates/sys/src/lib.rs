@@ -23,6 +23,7 @@ pub mod ptrace;
 pub mod seccomp;
 pub mod shared;
 pub mod signal;
+pub mod signalfd;
 pub mod socket;
 pub mod sockopt;
 pub mod tcp;
