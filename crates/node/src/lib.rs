@@ -1,3 +1,4 @@
+//! The node: the one crate where the service, the wire, the epochs and the standby meet.
 #![forbid(unsafe_code)]
 //! The node: the only crate that meets everything.
 
@@ -8,3 +9,5 @@ pub mod config;
 pub mod handshake;
 pub mod log;
 pub mod record;
+
+pub mod stage;
