@@ -7,16 +7,22 @@
 
 pub mod affinity;
 pub mod clone;
+pub mod descriptor;
+pub mod epoll;
+pub mod event;
 pub mod fdinfo;
 pub mod futex;
 pub mod kcmp;
 pub mod limits;
+pub mod lock;
+pub mod memfd;
 pub mod memory;
 pub mod mount;
 pub mod namespace;
 pub mod netlink;
 pub mod pagemap;
 pub mod pidfd;
+pub mod pipe;
 pub mod probe;
 pub mod process;
 pub mod ptrace;
