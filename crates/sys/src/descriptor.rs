@@ -253,3 +253,17 @@ pub fn socket_nature(fd: BorrowedFd<'_>) -> io::Result<SocketNature> {
         listening: option(libc::SO_ACCEPTCONN)? != 0,
     })
 }
+
+/// `dup3(2)` by number, for a process that arranges its own table; what `to` named is closed.
+/// Neither number may belong to an `OwnedFd` that is used afterwards, except as `from`.
+pub fn duplicate_to(from: i32, to: i32, close_on_exec: bool) -> io::Result<()> {
+    let flags = if close_on_exec { libc::O_CLOEXEC } else { 0 };
+    // SAFETY: no memory is involved; the caller answers for the numbers.
+    check(unsafe { libc::dup3(from, to, flags) }).map(drop)
+}
+
+/// `close(2)` by number, as [`duplicate_to`].
+pub fn close_number(fd: i32) -> io::Result<()> {
+    // SAFETY: no memory is involved; the caller answers for the number.
+    check(unsafe { libc::close(fd) }).map(drop)
+}
