@@ -1,1 +1,6 @@
 #![forbid(unsafe_code)]
+
+pub mod listener;
+pub mod socket;
+pub mod socket_options;
+pub mod tcp;
