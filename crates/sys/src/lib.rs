@@ -6,6 +6,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod affinity;
+pub mod channel;
 pub mod clone;
 pub mod fdinfo;
 pub mod futex;
