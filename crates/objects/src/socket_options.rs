@@ -29,7 +29,10 @@ enum Scope {
     Any,
     Unix,
     Ip,
+    /// Multicast: `setsockopt` refuses it on streams (net/ipv4/ip_sockglue.c).
+    IpDatagram,
     Ipv6,
+    Ipv6Datagram,
     Tcp,
     Udp,
 }
@@ -59,8 +62,8 @@ struct Known {
 const fn known(scope: Scope, name: i32, fresh: Fresh, moment: Moment) -> Known {
     let level = match scope {
         Scope::Any | Scope::Unix => libc::SOL_SOCKET,
-        Scope::Ip => libc::IPPROTO_IP,
-        Scope::Ipv6 => libc::IPPROTO_IPV6,
+        Scope::Ip | Scope::IpDatagram => libc::IPPROTO_IP,
+        Scope::Ipv6 | Scope::Ipv6Datagram => libc::IPPROTO_IPV6,
         Scope::Tcp => libc::IPPROTO_TCP,
         Scope::Udp => libc::IPPROTO_UDP,
     };
@@ -74,7 +77,7 @@ const fn sized(size_bytes: usize, mut option: Known) -> Known {
 
 use Fresh::{Empty, OfNamespace, Ones, Value};
 use Moment::{AfterConnect, BeforeBind, Last};
-use Scope::{Any, Ip, Ipv6, Tcp, Udp, Unix};
+use Scope::{Any, Ip, IpDatagram, Ipv6, Ipv6Datagram, Tcp, Udp, Unix};
 
 /// Longest option value below (`IP_OPTIONS`).
 const LONGEST_VALUE_BYTES: usize = 40;
@@ -109,10 +112,10 @@ static KNOWN: &[Known] = &[
     known(Ip, 21 /* IP_MINTTL */, Value(0), AfterConnect),
     known(Ip, 25 /* IP_RECVFRAGSIZE */, Value(0), AfterConnect),
     known(Ip, 26 /* IP_RECVERR_RFC4884 */, Value(0), AfterConnect),
-    known(Ip, libc::IP_MULTICAST_TTL, Value(1), AfterConnect),
-    known(Ip, libc::IP_MULTICAST_LOOP, Value(1), AfterConnect),
-    known(Ip, libc::IP_MULTICAST_IF, Value(0), AfterConnect),
-    known(Ip, 49 /* IP_MULTICAST_ALL */, Value(1), AfterConnect),
+    known(IpDatagram, libc::IP_MULTICAST_TTL, Value(1), AfterConnect),
+    known(IpDatagram, libc::IP_MULTICAST_LOOP, Value(1), AfterConnect),
+    known(IpDatagram, libc::IP_MULTICAST_IF, Value(0), AfterConnect),
+    known(IpDatagram, 49 /* IP_MULTICAST_ALL */, Value(1), AfterConnect),
     sized(LONGEST_VALUE_BYTES, known(Ip, 4 /* IP_OPTIONS */, Empty, AfterConnect)),
 
     known(Ipv6, libc::IPV6_UNICAST_HOPS, OfNamespace, AfterConnect),
@@ -127,10 +130,10 @@ static KNOWN: &[Known] = &[
     known(Ipv6, 33 /* IPV6_FLOWINFO_SEND */, Value(0), AfterConnect),
     known(Ipv6, 70 /* IPV6_AUTOFLOWLABEL */, Value(1), AfterConnect),
     known(Ipv6, 73 /* IPV6_MINHOPCOUNT */, Value(0), AfterConnect),
-    known(Ipv6, libc::IPV6_MULTICAST_HOPS, Value(1), AfterConnect),
-    known(Ipv6, libc::IPV6_MULTICAST_LOOP, Value(1), AfterConnect),
-    known(Ipv6, libc::IPV6_MULTICAST_IF, Value(0), AfterConnect),
-    known(Ipv6, 29 /* IPV6_MULTICAST_ALL */, Value(1), AfterConnect),
+    known(Ipv6Datagram, libc::IPV6_MULTICAST_HOPS, Value(1), AfterConnect),
+    known(Ipv6Datagram, libc::IPV6_MULTICAST_LOOP, Value(1), AfterConnect),
+    known(Ipv6Datagram, libc::IPV6_MULTICAST_IF, Value(0), AfterConnect),
+    known(Ipv6Datagram, 29 /* IPV6_MULTICAST_ALL */, Value(1), AfterConnect),
 
     known(Tcp, libc::TCP_NODELAY, Value(0), AfterConnect),
     known(Tcp, libc::TCP_KEEPIDLE, OfNamespace, AfterConnect),
@@ -287,7 +290,9 @@ fn applies(scope: Scope, family: i32, kind: i32) -> bool {
         Scope::Unix => family == libc::AF_UNIX,
         // IPv6 sockets have the IPv4 options too, for mapped addresses.
         Scope::Ip => internet,
+        Scope::IpDatagram => internet && kind == libc::SOCK_DGRAM,
         Scope::Ipv6 => family == libc::AF_INET6,
+        Scope::Ipv6Datagram => family == libc::AF_INET6 && kind == libc::SOCK_DGRAM,
         Scope::Tcp => internet && kind == libc::SOCK_STREAM,
         Scope::Udp => internet && kind == libc::SOCK_DGRAM,
     }

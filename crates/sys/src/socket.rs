@@ -65,7 +65,14 @@ pub fn local_address(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
 /// never had one.
 pub fn peer_address(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
     let mut bytes = [0u8; size_of::<libc::sockaddr_in6>()];
-    sockopt::get(fd, libc::SOL_SOCKET, sockopt::SO_PEERNAME, &mut bytes)?;
+    // The kernel wants no more room than the address takes (net/core/sock.c).
+    let whole = sockopt::get(fd, libc::SOL_SOCKET, sockopt::SO_PEERNAME, &mut bytes);
+    if whole.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL)) {
+        let short = &mut bytes[..size_of::<libc::sockaddr_in>()];
+        sockopt::get(fd, libc::SOL_SOCKET, sockopt::SO_PEERNAME, short)?;
+    } else {
+        whole?;
+    }
     // SAFETY: an all-zero sockaddr_storage is valid.
     let mut storage: libc::sockaddr_storage = unsafe { zeroed() };
     // SAFETY: sockaddr_storage is larger than sockaddr_in6 and any bytes are valid in it.
