@@ -24,3 +24,7 @@ mod error;
 pub use classify::{Kind, classify};
 pub use error::Error;
 pub(crate) use error::Context;
+pub mod listener;
+pub mod socket;
+pub mod socket_options;
+pub mod tcp;
