@@ -1,1 +1,6 @@
 #![forbid(unsafe_code)]
+
+pub mod board;
+pub mod directory;
+#[cfg(test)]
+mod test_root;

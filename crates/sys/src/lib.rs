@@ -5,12 +5,16 @@
 //! the subject and adds it.
 #![deny(unsafe_op_in_unsafe_fn)]
 
+pub mod account;
 pub mod affinity;
+pub mod clock;
 pub mod clone;
 pub mod fdinfo;
 pub mod futex;
 pub mod kcmp;
 pub mod limits;
+pub mod lock;
+pub mod mapped;
 pub mod memory;
 pub mod mount;
 pub mod namespace;
