@@ -13,6 +13,7 @@ pub mod fdinfo;
 pub mod futex;
 pub mod kcmp;
 pub mod limits;
+pub mod local_route;
 pub mod lock;
 pub mod mapped;
 pub mod memory;
