@@ -171,7 +171,7 @@ impl RunDirectory {
         self.path.join("control")
     }
 
-    /// The service's messages when `run --detach` has no terminal left to print them on.
+    /// Where every process of ours writes what happens.
     pub fn log(&self) -> PathBuf {
         self.path.join("log")
     }

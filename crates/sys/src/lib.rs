@@ -7,7 +7,6 @@
 
 pub mod account;
 pub mod affinity;
-pub mod clock;
 pub mod clone;
 pub mod fdinfo;
 pub mod futex;
@@ -28,6 +27,7 @@ pub mod ptrace;
 pub mod seccomp;
 pub mod shared;
 pub mod signal;
+pub mod signalfd;
 pub mod socket;
 pub mod sockopt;
 pub mod tcp;

@@ -14,6 +14,7 @@ mod text;
 pub use histogram::Percentiles;
 pub use snapshot::{Recent, Snapshot};
 
+use crate::clock::now_ns;
 use crate::directory::RunDirectory;
 use layout::{TextPlace, Word};
 use std::fs::{self, File};
@@ -21,7 +22,6 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use unbroken_sys::clock::monotonic_ns;
 use unbroken_sys::mapped::{Access, MappedWords};
 
 /// Host pids that the board has room for; the others are left out.
@@ -250,7 +250,7 @@ impl Board {
     /// Sets the state and why it is so ("" when there is nothing to say), and keeps the account of
     /// unprotected time. The reason is cut to 256 bytes.
     pub fn set_state(&self, state: State, reason: &str) {
-        let now_ns = monotonic_ns();
+        let now_ns = now_ns();
         let since_ns = self.get(Word::UnprotectedSinceNs);
         match (since_ns, state.is_exposed()) {
             (0, true) => self.set(Word::UnprotectedSinceNs, now_ns),
@@ -299,6 +299,26 @@ impl Board {
     pub fn set_standby_pid(&self, pid: i32) {
         self.set(Word::StandbyPid, u64::from(pid.cast_unsigned()));
         self.changed();
+    }
+
+    /// 0 when there is none.
+    pub fn front_pid(&self) -> i32 {
+        self.get(Word::FrontPid) as i32
+    }
+
+    /// 0 when there is none.
+    pub fn primary_pid(&self) -> i32 {
+        self.get(Word::PrimaryPid) as i32
+    }
+
+    /// 0 when there is none.
+    pub fn standby_pid(&self) -> i32 {
+        self.get(Word::StandbyPid) as i32
+    }
+
+    /// Why the state is as it is; empty when there is nothing to say.
+    pub fn reason(&self) -> String {
+        self.text(layout::REASON)
     }
 
     /// The service's live processes as the host sees them; those after the 64th are left out.

@@ -69,9 +69,9 @@ impl Board {
             reason: self.text(layout::REASON),
             term: self.term(),
             epoch: self.get(Word::Epoch),
-            front_pid: self.pid(Word::FrontPid),
-            primary_pid: self.pid(Word::PrimaryPid),
-            standby_pid: self.pid(Word::StandbyPid),
+            front_pid: some_pid(self.front_pid()),
+            primary_pid: some_pid(self.primary_pid()),
+            standby_pid: some_pid(self.standby_pid()),
             service_pids: self.service_pids(),
             takeovers,
             last_takeover_us: (takeovers > 0).then(|| self.get(Word::LastTakeoverUs)),
@@ -87,12 +87,8 @@ impl Board {
         }
     }
 
-    fn text(&self, place: TextPlace) -> String {
+    pub(super) fn text(&self, place: TextPlace) -> String {
         String::from_utf8_lossy(&text::read(self.words.words(), place)).into_owned()
-    }
-
-    fn pid(&self, word: Word) -> Option<i32> {
-        i32::try_from(self.get(word)).ok().filter(|pid| *pid > 0)
     }
 
     /// The service's processes as the host sees them.
@@ -121,6 +117,10 @@ impl Board {
             bytes_per_epoch: bytes as f64 / divisor.max(1) as f64,
         }
     }
+}
+
+fn some_pid(pid: i32) -> Option<i32> {
+    (pid > 0).then_some(pid)
 }
 
 /// Adds an epoch to the sums of the current second. One writer, so plain loads and stores do; a

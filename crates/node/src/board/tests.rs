@@ -33,9 +33,9 @@ fn another_mapping_reads_what_was_written() {
     board.set_connections(20);
     board.record_pause(50_000);
     board.record_hold(70_000);
-    board.record_epoch(8, 10, 4_000, monotonic_ns());
+    board.record_epoch(8, 10, 4_000, now_ns());
     let reader = Board::open_to_read(&directory).expect("open");
-    let seen = reader.snapshot(monotonic_ns());
+    let seen = reader.snapshot(now_ns());
     assert_eq!(seen.name, "x-1");
     assert_eq!(seen.command, "/bin/server --flag");
     assert_eq!(seen.address, "10.211.0.2");
@@ -65,10 +65,10 @@ fn unprotected_time_is_counted_once() {
     let during = board.snapshot(since + 5 * SECOND_NS);
     assert_eq!(during.unprotected_total_ns, 5 * SECOND_NS);
     board.set_state(State::Protected, "");
-    let total = board.snapshot(monotonic_ns()).unprotected_total_ns;
+    let total = board.snapshot(now_ns()).unprotected_total_ns;
     assert!(total > 0);
     board.set_state(State::Protected, "");
-    let after = board.snapshot(monotonic_ns() + SECOND_NS);
+    let after = board.snapshot(now_ns() + SECOND_NS);
     assert_eq!(after.unprotected_total_ns, total);
     assert_eq!(after.unprotected_for_ns, None);
 }
