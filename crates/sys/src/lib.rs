@@ -5,6 +5,7 @@
 //! the subject and adds it.
 #![deny(unsafe_op_in_unsafe_fn)]
 
+pub mod account;
 pub mod affinity;
 pub mod channel;
 pub mod clone;
@@ -17,6 +18,8 @@ pub mod kcmp;
 pub mod limits;
 pub mod lock;
 pub mod memfd;
+pub mod local_route;
+pub mod mapped;
 pub mod memory;
 pub mod mount;
 pub mod namespace;
