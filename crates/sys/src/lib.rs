@@ -20,6 +20,7 @@ pub mod pidfd;
 pub mod probe;
 pub mod process;
 pub mod ptrace;
+pub mod remote_code;
 pub mod seccomp;
 pub mod shared;
 pub mod signal;
