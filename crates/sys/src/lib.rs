@@ -30,6 +30,7 @@ pub mod pipe;
 pub mod probe;
 pub mod process;
 pub mod ptrace;
+pub mod remote_code;
 pub mod seccomp;
 pub mod shared;
 pub mod signal;
