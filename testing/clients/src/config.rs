@@ -132,14 +132,15 @@ pub fn redis(directory: &Path) -> Command {
     ])
 }
 
-/// One of our own small servers, which stand beside the running program, on `port`.
-pub fn own_server(name: &str, port: u16) -> io::Result<Command> {
-    let program = own_program(name)?;
-    Ok(words(&[&program.to_string_lossy(), &port.to_string()]))
+/// One of our own small programs, which stand beside the running one, with its one argument: the
+/// port of a server.
+pub fn own_program(name: &str, argument: impl ToString) -> io::Result<Command> {
+    let program = find_own_program(name)?;
+    Ok(words(&[&program.to_string_lossy(), &argument.to_string()]))
 }
 
 /// A program of this package. Test programs stand one directory deeper (`deps`) than programs.
-fn own_program(name: &str) -> io::Result<PathBuf> {
+fn find_own_program(name: &str) -> io::Result<PathBuf> {
     let this = std::env::current_exe()?;
     let found = this
         .ancestors()

@@ -74,6 +74,11 @@ impl Tally {
         self.started.elapsed().as_micros() as u64
     }
 
+    /// A moment in microseconds of this load's clock; zero for what was before it began.
+    pub fn us_at(&self, moment: Instant) -> u64 {
+        moment.saturating_duration_since(self.started).as_micros() as u64
+    }
+
     pub fn add_sent(&self, units: u64) {
         self.sent.fetch_add(units, Ordering::Relaxed);
     }
@@ -200,6 +205,22 @@ impl Report {
         moments_us.iter().map(gap_after).collect()
     }
 
+    /// The longest gap any connection saw that lies wholly outside the windows of `moments_us`: what
+    /// silence is usual for this load on this machine.
+    pub fn usual_gap_us(&self, moments_us: &[u64], window_us: u64) -> u64 {
+        let near_a_kill = |from_us: u64, until_us: u64| {
+            moments_us
+                .iter()
+                .any(|moment| until_us >= *moment && from_us <= moment + window_us)
+        };
+        let pairs = self
+            .timelines
+            .iter()
+            .flat_map(|line| line.received_us.windows(2));
+        let quiet = pairs.filter(|pair| !near_a_kill(pair[0], pair[1]));
+        quiet.map(|pair| pair[1] - pair[0]).max().unwrap_or(0)
+    }
+
     /// `Ok` when the load was clean and did something; otherwise what went wrong, in words.
     pub fn verdict(&self) -> Result<(), String> {
         let totals = &self.totals;
@@ -240,6 +261,21 @@ mod tests {
         assert_eq!(line.longest_gap_us(100, 200), 490);
         assert_eq!(line.longest_gap_us(505, 530), 10);
         assert_eq!(line.longest_gap_us(600, 700), 0);
+    }
+
+    #[test]
+    fn usual_gaps_are_those_away_from_kills() {
+        let line = Timeline {
+            received_us: vec![0, 10, 500, 510, 540],
+        };
+        let totals = Snapshot::default();
+        let report = Report {
+            name: "x".into(),
+            totals,
+            timelines: vec![line],
+        };
+        assert_eq!(report.gaps_us(&[20], 50), [490]);
+        assert_eq!(report.usual_gap_us(&[20], 50), 30);
     }
 
     #[test]

@@ -17,10 +17,10 @@ mod unbroken;
 pub use leftovers::{Marker, leftovers};
 pub use nix::sys::signal::Signal;
 pub use plain::Plain;
-pub use process::{Ended, wait_until};
+pub use process::{Ended, send, wait_until};
 pub use random::Random;
 pub use scratch::Scratch;
-pub use service::{Kill, KillPlan, Launch, Service, Target};
+pub use service::{Kill, KillEvent, KillPlan, Launch, Service, Target};
 pub use status::Status;
 pub use unbroken::{Outcome, program, run_to_end};
 

@@ -57,7 +57,7 @@ pub(crate) fn wait_for_end(child: &mut Child, what: &str, patience: Duration) ->
 }
 
 /// Sends a signal; `Ok(false)` when there is no such process any more.
-pub(crate) fn send(pid: i32, signal: Signal) -> Result<bool> {
+pub fn send(pid: i32, signal: Signal) -> Result<bool> {
     if pid <= 1 {
         bail!("refusing to send {signal} to pid {pid}");
     }

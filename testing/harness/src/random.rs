@@ -28,7 +28,7 @@ impl Random {
         Self { state: seed }
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.state ^ (self.state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -38,6 +38,6 @@ impl Random {
     /// A duration between the two, evenly.
     pub fn between(&mut self, least: Duration, most: Duration) -> Duration {
         let span_ns = most.saturating_sub(least).as_nanos() as u64 + 1;
-        least + Duration::from_nanos(self.next() % span_ns)
+        least + Duration::from_nanos(self.draw() % span_ns)
     }
 }

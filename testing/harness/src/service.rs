@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -62,6 +61,13 @@ pub struct Kill {
     pub takeover_ms: Option<f64>,
 }
 
+/// What a row of kills says while it goes on.
+#[derive(Debug)]
+pub enum KillEvent<'a> {
+    Killed,
+    Recovered(&'a Kill),
+}
+
 /// A row of kills at random moments.
 #[derive(Debug, Clone, Copy)]
 pub struct KillPlan {
@@ -117,8 +123,8 @@ impl Service {
             .stdin(Stdio::null())
             .stdout(File::create(scratch.path().join("stdout"))?)
             .stderr(File::create(scratch.path().join("stderr"))?)
-            // A test that is interrupted from the keyboard cleans up by itself, in order.
-            .process_group(0)
+            // In our process group: an interrupt from the keyboard reaches `run` too, which then
+            // ends the service in order.
             .spawn()
             .context("cannot start unbroken run")?;
         Ok(Self {
@@ -225,13 +231,14 @@ impl Service {
         &self,
         plan: &KillPlan,
         random: &mut Random,
-        mut after_each: impl FnMut(&Kill),
+        mut tell: impl FnMut(KillEvent<'_>),
     ) -> Result<Vec<Kill>> {
         let mut kills = Vec::new();
         for number in 1..=plan.times {
             std::thread::sleep(random.between(plan.wait.0, plan.wait.1));
             let at = Instant::now();
             let before = self.kill(plan.target, plan.signal)?;
+            tell(KillEvent::Killed);
             let after = self.wait_for(&format!("recovery from kill {number}"), |status| {
                 status.is_protected() && recovered(plan.target, &before, status)
             })?;
@@ -241,7 +248,7 @@ impl Service {
                 protected_again_ms: at.elapsed().as_secs_f64() * 1e3,
                 takeover_ms: after.last_takeover_ms.filter(|_| took_over),
             };
-            after_each(&kill);
+            tell(KillEvent::Recovered(&kill));
             kills.push(kill);
         }
         Ok(kills)

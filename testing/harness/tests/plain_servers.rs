@@ -134,7 +134,7 @@ fn counters_notice_a_server_that_forgot() -> Result<()> {
 fn churn_is_answered() -> Result<()> {
     namespace::enter_new()?;
     let scratch = Scratch::new("churn")?;
-    let mut plain = Plain::start(&config::own_server("churn-server", PORT)?, PORT, &scratch)?;
+    let mut plain = Plain::start(&config::own_program("churn-server", PORT)?, PORT, &scratch)?;
     let report = finish_clean(churn::start(plain.address(), 6)?)?;
     ensure!(report.totals.received > 100, "{:?}", report.totals);
     let running = churn::start(plain.address(), 2)?;
@@ -148,7 +148,7 @@ fn churn_is_answered() -> Result<()> {
 fn transfers_arrive_whole_in_both_directions() -> Result<()> {
     namespace::enter_new()?;
     let scratch = Scratch::new("bulk")?;
-    let plain = Plain::start(&config::own_server("bulk-server", PORT)?, PORT, &scratch)?;
+    let plain = Plain::start(&config::own_program("bulk-server", PORT)?, PORT, &scratch)?;
     for direction in [bulk::Direction::Download, bulk::Direction::Upload] {
         let report = bulk::start(plain.address(), direction, 2, 20_000_001)?.wait();
         verdict(&report)?;
@@ -161,7 +161,7 @@ fn transfers_arrive_whole_in_both_directions() -> Result<()> {
 fn latency_is_measured() -> Result<()> {
     namespace::enter_new()?;
     let scratch = Scratch::new("latency")?;
-    let plain = Plain::start(&config::own_server("echo-server", PORT)?, PORT, &scratch)?;
+    let plain = Plain::start(&config::own_program("echo-server", PORT)?, PORT, &scratch)?;
     let found = latency::measure(plain.address(), 500, 64)?;
     ensure!(found.samples == 500 && found.p50_us > 0.0 && found.p50_us <= found.max_us);
     Ok(())
