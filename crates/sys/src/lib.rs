@@ -8,6 +8,7 @@
 pub mod account;
 pub mod affinity;
 pub mod channel;
+pub mod claim_lock;
 pub mod clone;
 pub mod descriptor;
 pub mod epoll;
