@@ -39,6 +39,10 @@ impl Stopped<'_> {
         })?;
         let host_pid = process.host_pid;
         let notice = choose_notice(host_pid)?;
+        if self.take_over_blob(tid)? {
+            self.tree.set_notice(host_pid, notice);
+            return Ok(());
+        }
         let instruction = find_syscall_instruction(self, tid, host_pid)?;
         let map = [
             RANGE.start,
@@ -51,9 +55,10 @@ impl Stopped<'_> {
         match self.inject_call(tid, instruction, libc::SYS_mmap, &map)? {
             address if address == RANGE.start => {}
             result if result as i64 == -i64::from(libc::EEXIST) => {
-                self.take_over_blob(tid)?;
-                self.tree.set_notice(host_pid, notice);
-                return Ok(());
+                return Err(TraceError::BlobAddressTaken {
+                    tid,
+                    address: RANGE.start,
+                });
             }
             result => return Err(remote_error("mmap of the blob", tid, result)),
         }
@@ -99,24 +104,58 @@ impl Stopped<'_> {
             .is_some_and(|(process, _)| process.notice.is_some())
     }
 
-    /// What is mapped at the blob's address is ours if it holds our code. Threads that a dead
-    /// tracer left in it come out by themselves; they are let run until they have.
-    fn take_over_blob(&mut self, tid: HostTid) -> Result<(), TraceError> {
+    /// Whether what is mapped at the blob's address is ours: it then holds our code. Threads that a
+    /// dead tracer left in it come out by themselves; they are let run until they have.
+    fn take_over_blob(&mut self, tid: HostTid) -> Result<bool, TraceError> {
+        let data = RANGE.end - remote_code::DATA;
+        let protect = [
+            remote_code::DATA,
+            data,
+            (libc::PROT_READ | libc::PROT_WRITE) as u64,
+        ];
+        let result = self.inject_call(tid, instruction, libc::SYS_mprotect, &protect)?;
+        if result != 0 {
+            return Err(remote_error("mprotect of the blob", tid, result));
+        }
+        // The code last: where it stands, everything does.
+        self.tree.set_notice(host_pid, notice);
+        // EINVAL where the kernel lacks names: nothing but /proc/PID/maps shows it.
+        let set_name = [
+            libc::PR_SET_VMA as u64,
+            libc::PR_SET_VMA_ANON_NAME as u64,
+            RANGE.start,
+            RANGE.length_bytes(),
+            name,
+        ];
+        let mut batch = self.remote(tid);
+        batch.call(libc::SYS_prctl, &set_name)?;
+        batch.run()?;
+        Ok(())
+    }
+
+    /// Whether the process of `tid` is known to have a blob.
+    pub fn has_blob(&self, tid: HostTid) -> bool {
+        self.thread(tid)
+            .is_some_and(|(process, _)| process.notice.is_some())
+    }
+
+    /// Whether what is mapped at the blob's address is ours: it then holds our code. Threads that a
+    /// dead tracer left in it come out by themselves; they are let run until they have.
+    fn take_over_blob(&mut self, tid: HostTid) -> Result<bool, TraceError> {
         let (process, _) = self.thread(tid).ok_or(TraceError::Died {
             tid,
             operation: "find the thread",
         })?;
         let code = remote_code::code();
         let mut found = vec![0; code.len()];
-        process
+        // EIO where nothing is mapped.
+        if process
             .memory()
             .read_exact_at(&mut found, RANGE.start)
-            .map_err(TraceError::of_thread("read the blob", tid))?;
-        if found != code {
-            return Err(TraceError::BlobAddressTaken {
-                tid,
-                address: RANGE.start,
-            });
+            .is_err()
+            || found != code
+        {
+            return Ok(false);
         }
         let threads: Vec<HostTid> = process.threads().map(|thread| thread.host_tid).collect();
         for thread in threads {
@@ -124,7 +163,7 @@ impl Stopped<'_> {
                 self.run_a_little(thread)?;
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn run_a_little(&mut self, tid: HostTid) -> Result<(), TraceError> {
