@@ -33,10 +33,7 @@ impl Stopped<'_> {
     /// Maps the blob into the process of thread `tid`, or takes over the one that an earlier
     /// tracer left there. Needed once for each new program (exec); a forked child inherits it.
     pub fn install_blob(&mut self, tid: HostTid) -> Result<(), TraceError> {
-        let (process, _) = self.thread(tid).ok_or(TraceError::Died {
-            tid,
-            operation: "find the thread",
-        })?;
+        let (process, _) = self.thread(tid).ok_or(TraceError::gone(tid))?;
         let host_pid = process.host_pid;
         let notice = choose_notice(host_pid)?;
         if self.take_over_blob(tid)? {
@@ -62,51 +59,6 @@ impl Stopped<'_> {
             }
             result => return Err(remote_error("mmap of the blob", tid, result)),
         }
-        let (process, _) = self.thread(tid).ok_or(TraceError::Died {
-            tid,
-            operation: "find the thread",
-        })?;
-        let mut page = remote_code::code().to_vec();
-        let name = RANGE.start + page.len() as u64;
-        page.extend_from_slice(NAME);
-        process
-            .memory()
-            .write_all_at(&page, RANGE.start)
-            .map_err(TraceError::of_thread("write the blob", tid))?;
-        let data = RANGE.end - remote_code::DATA;
-        let protect = [
-            remote_code::DATA,
-            data,
-            (libc::PROT_READ | libc::PROT_WRITE) as u64,
-        ];
-        let result = self.inject_call(tid, instruction, libc::SYS_mprotect, &protect)?;
-        if result != 0 {
-            return Err(remote_error("mprotect of the blob", tid, result));
-        }
-        self.tree.set_notice(host_pid, notice);
-        // EINVAL where the kernel lacks names: nothing but /proc/PID/maps shows it.
-        let set_name = [
-            libc::PR_SET_VMA as u64,
-            libc::PR_SET_VMA_ANON_NAME as u64,
-            RANGE.start,
-            RANGE.length_bytes(),
-            name,
-        ];
-        let mut batch = self.remote(tid);
-        batch.call(libc::SYS_prctl, &set_name)?;
-        batch.run()?;
-        Ok(())
-    }
-
-    /// Whether the process of `tid` is known to have a blob.
-    pub fn has_blob(&self, tid: HostTid) -> bool {
-        self.thread(tid)
-            .is_some_and(|(process, _)| process.notice.is_some())
-    }
-
-    /// Whether what is mapped at the blob's address is ours: it then holds our code. Threads that a
-    /// dead tracer left in it come out by themselves; they are let run until they have.
-    fn take_over_blob(&mut self, tid: HostTid) -> Result<bool, TraceError> {
         let data = RANGE.end - remote_code::DATA;
         let protect = [
             remote_code::DATA,
@@ -118,6 +70,14 @@ impl Stopped<'_> {
             return Err(remote_error("mprotect of the blob", tid, result));
         }
         // The code last: where it stands, everything does.
+        let (process, _) = self.thread(tid).ok_or(TraceError::gone(tid))?;
+        let mut page = remote_code::code().to_vec();
+        let name = RANGE.start + page.len() as u64;
+        page.extend_from_slice(NAME);
+        process
+            .memory()
+            .write_all_at(&page, RANGE.start)
+            .map_err(TraceError::of_thread("write the blob", tid))?;
         self.tree.set_notice(host_pid, notice);
         // EINVAL where the kernel lacks names: nothing but /proc/PID/maps shows it.
         let set_name = [
@@ -142,10 +102,7 @@ impl Stopped<'_> {
     /// Whether what is mapped at the blob's address is ours: it then holds our code. Threads that a
     /// dead tracer left in it come out by themselves; they are let run until they have.
     fn take_over_blob(&mut self, tid: HostTid) -> Result<bool, TraceError> {
-        let (process, _) = self.thread(tid).ok_or(TraceError::Died {
-            tid,
-            operation: "find the thread",
-        })?;
+        let (process, _) = self.thread(tid).ok_or(TraceError::gone(tid))?;
         let code = remote_code::code();
         let mut found = vec![0; code.len()];
         // EIO where nothing is mapped.
@@ -308,10 +265,7 @@ fn find_syscall_instruction(
             path: path.clone(),
             what: "AT_SYSINFO_EHDR",
         })?;
-    let (process, _) = stopped.thread(tid).ok_or(TraceError::Died {
-        tid,
-        operation: "find the thread",
-    })?;
+    let (process, _) = stopped.thread(tid).ok_or(TraceError::gone(tid))?;
     let mut code = vec![0; VDSO_BYTES];
     let length = process
         .memory()
