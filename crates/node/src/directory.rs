@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use unbroken_sys::lock;
+use unbroken_sys::claim_lock as lock;
 
 /// Parent of every service's directory: a tmpfs, so a reboot empties it.
 pub const RUN_ROOT: &str = "/run/unbroken";

@@ -1,3 +1,4 @@
+//! The node: the one crate where the service, the wire, the epochs and the standby meet.
 #![forbid(unsafe_code)]
 //! The node: the only crate that meets everything.
 
@@ -10,6 +11,9 @@ pub mod control;
 pub mod directory;
 pub mod handshake;
 pub mod log;
+pub mod record;
+
+pub mod stage;
 pub mod notify;
 pub mod publish;
 #[cfg(test)]

@@ -306,14 +306,15 @@ pub struct Reservation<'a> {
     most_bytes: usize,
 }
 
-impl Reservation<'_> {
-    /// Makes the first `length_bytes` the next record, all at once; returns the position after
-    /// it. Panics when that is more than was reserved.
-    pub fn publish(self, length_bytes: usize) -> u64 {
+impl<'a> Reservation<'a> {
+    /// Makes the first `length_bytes` the next record, all at once, and shows it once more. Panics
+    /// when that is more than was reserved.
+    pub fn publish(self, length_bytes: usize) -> &'a [u8] {
         assert!(
             length_bytes <= self.most_bytes,
             "a record longer than its reservation"
         );
+        let data = self.data();
         self.producer
             .write_header(self.start, length_bytes, KIND_RECORD);
         let end = self
@@ -323,7 +324,9 @@ impl Reservation<'_> {
             .shared
             .published()
             .store(end, Ordering::Release);
-        end
+        // SAFETY: the range is inside the mapping. The consumer only reads it; the one who could
+        // write it again is the producer, which stays borrowed for `'a`.
+        unsafe { std::slice::from_raw_parts(data, length_bytes) }
     }
 
     fn data(&self) -> *mut u8 {
