@@ -26,8 +26,6 @@ pub(super) enum Word {
     Epochs,
     DirtyPages,
     Bytes,
-    Connections,
-    ResidentBytes,
     /// `CLOCK_MONOTONIC`; 0 while protected.
     UnprotectedSinceNs,
     /// Of the unprotected times that have ended.

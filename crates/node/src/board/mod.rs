@@ -4,7 +4,8 @@
 //! go on across takeovers. Everything on it is a 64-bit atomic word or a text kept twice; a writer
 //! never waits, allocates or locks, and may die at any instruction. There is one writer of each
 //! thing at a time: the front writes `front_pid` and, when no node is left, the end; the primary
-//! everything else.
+//! everything else. What the kernel knows about the service (connections, resident memory) is not
+//! kept here: who wants it asks the kernel.
 
 mod histogram;
 mod layout;
@@ -372,14 +373,6 @@ impl Board {
     /// Counts how long one frame of output was held at the gate.
     pub fn record_hold(&self, duration_ns: u64) {
         histogram::record(self.holds(), duration_ns);
-    }
-
-    pub fn set_connections(&self, count: u64) {
-        self.set(Word::Connections, count);
-    }
-
-    pub fn set_resident_bytes(&self, bytes: u64) {
-        self.set(Word::ResidentBytes, bytes);
     }
 
     /// How the service ended: its exit code, or 128 + the signal's number.

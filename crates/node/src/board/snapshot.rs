@@ -45,8 +45,6 @@ pub struct Snapshot {
     pub recent: Recent,
     pub pause: Percentiles,
     pub hold: Percentiles,
-    pub connections: u64,
-    pub resident_bytes: u64,
     /// How long it is unprotected by now; `None` while it is protected.
     pub unprotected_for_ns: Option<u64>,
     /// All unprotected time, this one included.
@@ -78,8 +76,6 @@ impl Board {
             recent: self.recent(now_ns),
             pause: histogram::read(self.pauses()),
             hold: histogram::read(self.holds()),
-            connections: self.get(Word::Connections),
-            resident_bytes: self.get(Word::ResidentBytes),
             unprotected_for_ns,
             unprotected_total_ns: self.get(Word::UnprotectedTotalNs)
                 + unprotected_for_ns.unwrap_or(0),

@@ -30,7 +30,6 @@ fn another_mapping_reads_what_was_written() {
     board.set_primary_pid(11);
     board.set_service_pids(&[21, 22]);
     board.record_takeover(900);
-    board.set_connections(20);
     board.record_pause(50_000);
     board.record_hold(70_000);
     board.record_epoch(8, 10, 4_000, now_ns());
