@@ -5,9 +5,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
-use crate::leftovers::{Marker, leftovers};
+use crate::leftovers::{Marker, assert_gone, assert_none_left, leftovers_of_service};
 use crate::process::{Ended, send, wait_for_end, wait_until};
 use crate::random::Random;
 use crate::scratch::unique;
@@ -184,6 +184,7 @@ impl Service {
             }
             Err(cause) => {
                 last = format!("{cause:#}");
+                ensure!(self.is_alive(), "everything of the service has ended");
                 Ok(None)
             }
         });
@@ -194,6 +195,11 @@ impl Service {
                 self.name
             )
         })
+    }
+
+    /// Whether any process of the service or of ours for it is left.
+    fn is_alive(&self) -> bool {
+        !self.marker.processes().is_empty()
     }
 
     pub fn wait_protected(&self) -> Result<Status> {
@@ -292,7 +298,7 @@ impl Service {
 fn recovered(target: Target, before: &Status, after: &Status) -> bool {
     match target {
         Target::Service | Target::Primary => after.takeovers > before.takeovers,
-        Target::Standby => after.standby_pid != before.standby_pid,
+        Target::Standby => after.standby_pid.is_some() && after.standby_pid != before.standby_pid,
         Target::Front => true,
     }
 }

@@ -194,7 +194,9 @@ fn the_death_of_one_service_is_nothing_to_another() -> Result<()> {
         "{}",
         status.whole
     );
-    survive(second, load, &plan, &mut random)?;
+    second.kill_repeatedly(&plan, &mut random, |_| {})?;
+    clean(&load.finish())?;
+    second.stop_beside_others()?;
     first.stop()?;
     Ok(())
 }
