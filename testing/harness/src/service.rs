@@ -269,7 +269,23 @@ impl Service {
 
     /// `unbroken stop`, then the end of `run`, then nothing may be left.
     pub fn stop(mut self) -> Result<Ended> {
-        let outcome = self.ask(&["stop", &self.name.clone()], PATIENCE)?;
+        let ended = self.end()?;
+        self.assert_gone()?;
+        Ok(ended)
+    }
+
+    /// As [`Service::stop`], where other services go on in the same namespace: its devices and
+    /// routes may be theirs and are not looked at.
+    pub fn stop_beside_others(mut self) -> Result<Ended> {
+        let ended = self.end()?;
+        assert_none_left(&self.name, || {
+            Ok(leftovers_of_service(&self.name, &self.marker))
+        })?;
+        Ok(ended)
+    }
+
+    fn end(&mut self) -> Result<Ended> {
+        let outcome = self.ask(&["stop", &self.name], PATIENCE)?;
         if outcome.code() != Some(0) {
             bail!(
                 "stop {}: {:?}: {}",
@@ -278,20 +294,20 @@ impl Service {
                 outcome.stderr.trim()
             );
         }
-        let ended = self.wait_end()?;
-        self.assert_gone()?;
-        Ok(ended)
+        self.wait_end()
     }
 
     /// Waits until nothing is left of the service.
     pub fn assert_gone(&self) -> Result<()> {
-        let mut found = Vec::new();
-        let waited = wait_until("nothing left behind", PATIENCE, || {
-            found = leftovers(&self.name, &self.marker)?;
-            Ok(found.is_empty().then_some(()))
-        });
-        waited.with_context(|| format!("left behind by {}: {}", self.name, found.join("; ")))
+        assert_gone(&self.name, &self.marker)
     }
+}
+
+/// The end of what was printed: enough to see why, short enough to read.
+fn last_lines(text: &str) -> String {
+    const LINES_SHOWN: usize = 12;
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n")
 }
 
 /// Whether `after` shows that the loss of `target` has been made good.
