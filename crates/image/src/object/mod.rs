@@ -6,8 +6,8 @@ mod notify;
 mod pipe;
 mod socket;
 
-pub use file::{CharacterDevice, Directory, MemoryFile, RegularFile};
-pub use notify::{Epoll, EpollEntry, EventCounter, SignalDescriptor, TimerDescriptor};
+pub use file::{CharacterDevice, Directory, FileLock, LockOwner, MemoryFile, RegularFile};
+pub use notify::{BusyPoll, Epoll, EpollEntry, EventCounter, SignalDescriptor, TimerDescriptor};
 pub use pipe::{Pipe, PipeEnd};
 pub use socket::{
     SocketAddress, SocketOption, TcpConnection, TcpListener, TcpPhase, TcpWindow, UdpSocket,
@@ -31,6 +31,6 @@ pub enum Object {
     TcpConnection(TcpConnection),
     UdpSocket(UdpSocket),
     UnixSocket(UnixSocket),
-    /// The service's standard output (1) or error (2): a pipe whose other end is ours.
-    Output(u8),
+    /// The service's standard output (`stream` 1) or error (2): a pipe whose other end is ours.
+    Output { stream: u8, flags: i32 },
 }
