@@ -190,6 +190,7 @@ impl Service {
         });
         waited.with_context(|| {
             let (out, err) = self.printed();
+            let (out, err) = (last_lines(&out), last_lines(&err));
             format!(
                 "{}: last seen: {last}\nstdout: {out}\nstderr: {err}",
                 self.name
