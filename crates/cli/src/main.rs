@@ -5,6 +5,7 @@ mod check;
 mod command;
 mod exit;
 mod flags;
+mod launch;
 mod run;
 mod status;
 

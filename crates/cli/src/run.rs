@@ -1,15 +1,28 @@
 //! `unbroken run`: everything that can be found wrong is found before anything is started.
 
+use crate::check;
 use crate::command;
 use crate::exit::{Exit, Failure};
 use crate::flags::RunFlags;
+use crate::launch;
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::os::unix::ffi::OsStrExt;
+use std::process::ExitCode;
 use unbroken_node::config::UserIds;
 use unbroken_node::directory::ServiceName;
 use unbroken_node::notify;
 use unbroken_node::publish::PublishedPort;
+
+/// Carries out `unbroken run`.
+///
+/// # Errors
+/// What is wrong with the flags, the machine or the name, before anything is started.
+pub fn run(flags: RunFlags) -> Result<ExitCode, Failure> {
+    let plan = Plan::new(flags, std::env::var_os("PATH"))?;
+    check::before_run()?;
+    launch::launch(plan)
+}
 
 /// What is to be run, checked as far as that goes without starting it.
 #[derive(Debug, PartialEq)]
@@ -136,12 +149,20 @@ mod tests {
     #[test]
     fn each_mistake_has_its_code_and_names_its_subject() {
         let cases = [
-            ("--standby other:7000 -- sh", Exit::NotAvailable, "other:7000"),
+            (
+                "--standby other:7000 -- sh",
+                Exit::NotAvailable,
+                "other:7000",
+            ),
             ("--standby remote -- sh", Exit::Usage, "remote"),
             ("--user no-such-user -- sh", Exit::Usage, "no-such-user"),
             ("-- no-such-command", Exit::Command, "no-such-command"),
             ("-- /etc/passwd", Exit::Command, "/etc/passwd"),
-            ("--publish 80 --publish 127.0.0.1:80 -- sh", Exit::Usage, "127.0.0.1:80"),
+            (
+                "--publish 80 --publish 127.0.0.1:80 -- sh",
+                Exit::Usage,
+                "127.0.0.1:80",
+            ),
         ];
         for (flags, exit, subject) in cases {
             let (code, message) = refused(&format!("unbroken run {flags}"));
