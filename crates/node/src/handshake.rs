@@ -45,7 +45,8 @@ impl Step {
 pub struct Handshake {
     step: AtomicU32,
     input_position: AtomicU64,
-    sequence: AtomicU64,
+    pages: AtomicU64,
+    bytes: AtomicU64,
     pause_ns: AtomicU64,
     main_sleeps: AtomicBool,
 }
@@ -101,10 +102,11 @@ impl Handshake {
         self.main_sleeps.load(Ordering::SeqCst)
     }
 
-    /// Tracer: the epoch is committed.
+    /// Tracer: the epoch is committed; it has so many pages and bytes.
     #[must_use = "when it is true the main thread sleeps and must be woken"]
-    pub fn published(&self, sequence: u64) -> bool {
-        self.sequence.store(sequence, Ordering::Relaxed);
+    pub fn published(&self, pages: u64, bytes: u64) -> bool {
+        self.pages.store(pages, Ordering::Relaxed);
+        self.bytes.store(bytes, Ordering::Relaxed);
         self.set(Step::Published);
         self.main_sleeps.load(Ordering::SeqCst)
     }
@@ -121,9 +123,9 @@ impl Handshake {
         self.pause_ns.load(Ordering::Relaxed)
     }
 
-    /// Main, after `Published`: which epoch it was.
-    pub fn sequence(&self) -> u64 {
-        self.sequence.load(Ordering::Relaxed)
+    /// Main, after `Published`: pages and bytes of the epoch.
+    pub fn size(&self) -> (u64, u64) {
+        (self.pages.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
     }
 
     /// Main: about to sleep while the step is `seen`. False when the step moved meanwhile: do not

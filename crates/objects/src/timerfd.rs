@@ -21,7 +21,7 @@ const LATE_INTERRUPT_READS: usize = 16;
 /// The clock that the kernel runs a timer on: `CLOCK_REALTIME` timers that are not absolute are
 /// `CLOCK_MONOTONIC` ones inside (kernel/time/hrtimer.c `__hrtimer_setup`), alarm clocks are their
 /// base clock.
-fn counting_clock(clock: i32, set_flags: u32) -> i32 {
+pub(crate) fn counting_clock(clock: i32, set_flags: u32) -> i32 {
     match clock {
         libc::CLOCK_REALTIME if set_flags & ABSOLUTE == 0 => libc::CLOCK_MONOTONIC,
         libc::CLOCK_REALTIME_ALARM => libc::CLOCK_REALTIME,

@@ -33,12 +33,13 @@ impl Stopped<'_> {
     /// Maps the blob into the process of thread `tid`, or takes over the one that an earlier
     /// tracer left there. Needed once for each new program (exec); a forked child inherits it.
     pub fn install_blob(&mut self, tid: HostTid) -> Result<(), TraceError> {
-        let (process, _) = self.thread(tid).ok_or(TraceError::Died {
-            tid,
-            operation: "find the thread",
-        })?;
+        let (process, _) = self.thread(tid).ok_or(TraceError::gone(tid))?;
         let host_pid = process.host_pid;
         let notice = choose_notice(host_pid)?;
+        if self.take_over_blob(tid)? {
+            self.tree.set_notice(host_pid, notice);
+            return Ok(());
+        }
         let instruction = find_syscall_instruction(self, tid, host_pid)?;
         let map = [
             RANGE.start,
@@ -51,23 +52,13 @@ impl Stopped<'_> {
         match self.inject_call(tid, instruction, libc::SYS_mmap, &map)? {
             address if address == RANGE.start => {}
             result if result as i64 == -i64::from(libc::EEXIST) => {
-                self.take_over_blob(tid)?;
-                self.tree.set_notice(host_pid, notice);
-                return Ok(());
+                return Err(TraceError::BlobAddressTaken {
+                    tid,
+                    address: RANGE.start,
+                });
             }
             result => return Err(remote_error("mmap of the blob", tid, result)),
         }
-        let (process, _) = self.thread(tid).ok_or(TraceError::Died {
-            tid,
-            operation: "find the thread",
-        })?;
-        let mut page = remote_code::code().to_vec();
-        let name = RANGE.start + page.len() as u64;
-        page.extend_from_slice(NAME);
-        process
-            .memory()
-            .write_all_at(&page, RANGE.start)
-            .map_err(TraceError::of_thread("write the blob", tid))?;
         let data = RANGE.end - remote_code::DATA;
         let protect = [
             remote_code::DATA,
@@ -78,6 +69,15 @@ impl Stopped<'_> {
         if result != 0 {
             return Err(remote_error("mprotect of the blob", tid, result));
         }
+        // The code last: where it stands, everything does.
+        let (process, _) = self.thread(tid).ok_or(TraceError::gone(tid))?;
+        let mut page = remote_code::code().to_vec();
+        let name = RANGE.start + page.len() as u64;
+        page.extend_from_slice(NAME);
+        process
+            .memory()
+            .write_all_at(&page, RANGE.start)
+            .map_err(TraceError::of_thread("write the blob", tid))?;
         self.tree.set_notice(host_pid, notice);
         // EINVAL where the kernel lacks names: nothing but /proc/PID/maps shows it.
         let set_name = [
@@ -99,24 +99,20 @@ impl Stopped<'_> {
             .is_some_and(|(process, _)| process.notice.is_some())
     }
 
-    /// What is mapped at the blob's address is ours if it holds our code. Threads that a dead
-    /// tracer left in it come out by themselves; they are let run until they have.
-    fn take_over_blob(&mut self, tid: HostTid) -> Result<(), TraceError> {
-        let (process, _) = self.thread(tid).ok_or(TraceError::Died {
-            tid,
-            operation: "find the thread",
-        })?;
+    /// Whether what is mapped at the blob's address is ours: it then holds our code. Threads that a
+    /// dead tracer left in it come out by themselves; they are let run until they have.
+    fn take_over_blob(&mut self, tid: HostTid) -> Result<bool, TraceError> {
+        let (process, _) = self.thread(tid).ok_or(TraceError::gone(tid))?;
         let code = remote_code::code();
         let mut found = vec![0; code.len()];
-        process
+        // EIO where nothing is mapped.
+        if process
             .memory()
             .read_exact_at(&mut found, RANGE.start)
-            .map_err(TraceError::of_thread("read the blob", tid))?;
-        if found != code {
-            return Err(TraceError::BlobAddressTaken {
-                tid,
-                address: RANGE.start,
-            });
+            .is_err()
+            || found != code
+        {
+            return Ok(false);
         }
         let threads: Vec<HostTid> = process.threads().map(|thread| thread.host_tid).collect();
         for thread in threads {
@@ -124,7 +120,7 @@ impl Stopped<'_> {
                 self.run_a_little(thread)?;
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn run_a_little(&mut self, tid: HostTid) -> Result<(), TraceError> {
@@ -269,10 +265,7 @@ fn find_syscall_instruction(
             path: path.clone(),
             what: "AT_SYSINFO_EHDR",
         })?;
-    let (process, _) = stopped.thread(tid).ok_or(TraceError::Died {
-        tid,
-        operation: "find the thread",
-    })?;
+    let (process, _) = stopped.thread(tid).ok_or(TraceError::gone(tid))?;
     let mut code = vec![0; VDSO_BYTES];
     let length = process
         .memory()

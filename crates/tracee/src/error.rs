@@ -75,6 +75,14 @@ impl TraceError {
         matches!(self, TraceError::Died { .. } | TraceError::Ended)
     }
 
+    /// The tree does not know the thread (any more).
+    pub(crate) fn gone(tid: HostTid) -> TraceError {
+        TraceError::Died {
+            tid,
+            operation: "the search for it",
+        }
+    }
+
     /// The mapper for a ptrace request on `tid`.
     pub(crate) fn of_thread(
         operation: &'static str,

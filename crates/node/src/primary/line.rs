@@ -4,20 +4,28 @@
 //! queues. A message to the tracer is followed by its bell, one to main by the eventfd.
 
 use crate::handshake::Handshake;
+use crate::record::Cause;
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
-use unbroken_sys::shared::RingMemory;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use unbroken_tracee::{Bell, Death};
+use unbroken_wire::commit::Publication;
+use unbroken_wire::log::JournalWriter;
 
 /// From main to the tracer.
 pub enum Command {
-    /// Fill the standby that reads this ring. An earlier link is let go.
-    Fill(RingMemory),
-    /// The standby is gone: let its ring go.
+    /// Fill the standby that reads this journal. An earlier link is let go.
+    Fill(JournalWriter),
+    /// The standby is gone: let its journal go.
     Unlink,
+    /// This thread releases nothing more: let the standby take over, and end the process.
+    HandOver(Cause),
+    /// The service ends by itself: the standby is not to take over.
+    Retire,
+    /// The service dies and nobody can take over.
+    Continue,
     /// End the tracer thread; the service runs on or dies as it will.
     Quit,
 }
@@ -40,14 +48,16 @@ pub enum Report {
     Pids(Vec<i32>),
     /// Something that should not happen; the standby is given up and filled anew.
     Broken(String),
-    /// Figures of the epoch that was just published.
-    Figures { dirty_pages: u64, bytes: u64, connections: u64, resident_bytes: u64 },
+    /// How much the service holds.
+    Figures { connections: u64, resident_bytes: u64 },
 }
 
 /// Shared by both threads.
 pub struct Line {
     pub handshake: Handshake,
     commands: Mutex<VecDeque<Command>>,
+    command_came: Condvar,
+    publication: Mutex<Option<Publication>>,
     reports: Mutex<VecDeque<Report>>,
     main_bell: OwnedFd,
 }
@@ -57,6 +67,8 @@ impl Line {
         Ok(Arc::new(Line {
             handshake: Handshake::default(),
             commands: Mutex::default(),
+            command_came: Condvar::new(),
+            publication: Mutex::default(),
             reports: Mutex::default(),
             main_bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         }))
@@ -65,12 +77,34 @@ impl Line {
     /// Main: leaves a command and rings.
     pub fn command(&self, command: Command, bell: &Bell) {
         lock(&self.commands).push_back(command);
+        self.command_came.notify_one();
         bell.ring();
     }
 
     /// Tracer: the next command.
     pub fn next_command(&self) -> Option<Command> {
         lock(&self.commands).pop_front()
+    }
+
+    /// Tracer: blocks until main has a command; deaf to the bell meanwhile.
+    pub fn await_command(&self) -> Command {
+        let mut commands = lock(&self.commands);
+        loop {
+            if let Some(command) = commands.pop_front() {
+                return command;
+            }
+            commands = self.command_came.wait(commands).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Tracer: leaves the proof of an epoch's commit, before the step `Published`.
+    pub fn leave_publication(&self, publication: Publication) {
+        *lock(&self.publication) = Some(publication);
+    }
+
+    /// Main, after the step `Published`: takes it.
+    pub fn take_publication(&self) -> Option<Publication> {
+        lock(&self.publication).take()
     }
 
     /// Tracer: leaves a report and rings.

@@ -172,7 +172,7 @@ fn page_range(start: u64, length: u64) -> AddressRange {
     let end = start.saturating_add(length).checked_next_multiple_of(page);
     AddressRange {
         start: start & !(page - 1),
-        end: end.unwrap_or(u64::MAX & !(page - 1)),
+        end: end.unwrap_or(!(page - 1)),
     }
 }
 

@@ -10,12 +10,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 use unbroken_image::object::TcpConnection;
-use unbroken_sys::tcp::{self, Queue, Repair};
+use unbroken_sys::tcp::{self, Queue, Repair, RepairWindow};
 use unbroken_sys::{socket, sockopt};
 
 /// Both ends talk to each other alone, so any numbers do.
 const SERVICE_SEQUENCE: u32 = 0x1000_0000;
 const PEER_SEQUENCE: u32 = 0x2000_0000;
+
+const WINDOW_BYTES: u32 = 16 * 1024;
 
 /// The peer's hanging up takes microseconds on the loopback device.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -34,7 +36,8 @@ pub(super) fn restore(connection: &TcpConnection) -> Result<OwnedFd, SocketError
     join(peer.as_fd(), service.as_fd(), read, SERVICE_SEQUENCE)?;
     tcp::select_queue(service.as_fd(), Queue::Receive).context("select receive queue", SUBJECT)?;
     fill_queue(service.as_fd(), &connection.receive_queue)?;
-    for end in [&service, &peer] {
+    for (end, receive_next) in [(&service, read), (&peer, SERVICE_SEQUENCE)] {
+        open_window(end.as_fd(), receive_next)?;
         tcp::repair(end.as_fd(), Repair::OffSilently).context("leave TCP repair mode", SUBJECT)?;
     }
     hang_up(service.as_fd(), peer, connection.error != 0)?;
@@ -79,6 +82,18 @@ fn join(
     let to = socket::local_address(to).context("getsockname", SUBJECT)?;
     socket::connect(from, &to)
         .context("connect over loopback (the namespace's lo must be up)", SUBJECT)
+}
+
+/// Without a handshake there is no window, and a FIN does not fit into none.
+fn open_window(end: BorrowedFd<'_>, receive_next: u32) -> Result<(), SocketError> {
+    let window = RepairWindow {
+        snd_wl1: receive_next,
+        snd_wnd: WINDOW_BYTES,
+        max_window: WINDOW_BYTES,
+        rcv_wnd: WINDOW_BYTES,
+        rcv_wup: receive_next,
+    };
+    tcp::set_repair_window(end, &window).context("set TCP_REPAIR_WINDOW", SUBJECT)
 }
 
 /// Ends the connection by a reset when there is an error to report, by FINs when not.

@@ -151,6 +151,11 @@ impl Net {
         ]);
     }
 
+    /// What the service sends is lost from now on; the client still reaches it.
+    pub fn cut_towards_client(&self) {
+        self.client.ip(&["link set c0 master closed"]);
+    }
+
     /// After a cut, the client reaches the replica.
     pub fn connect_replica(&self) {
         self.client.ip(&[
