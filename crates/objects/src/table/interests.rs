@@ -227,7 +227,7 @@ impl Mirror {
         let host = self.processes.get(&pid).map_or(0, |process| process.source.host_pid);
         let compare = |id| {
             let (owner, slot) = self.certain_slot(id);
-            kcmp::kcmp_epoll_target(owner, slot, host, instance.0, raw.fd.0, raw.nth)
+            kcmp::epoll_target(owner, slot, host, instance.0, raw.fd.0, raw.nth)
         };
         if let Ok(id) = self.order.find(compare)? {
             return Ok(id);
