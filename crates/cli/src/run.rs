@@ -7,11 +7,9 @@ use crate::flags::RunFlags;
 use crate::launch;
 use std::ffi::OsString;
 use std::net::IpAddr;
-use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 use unbroken_node::config::UserIds;
 use unbroken_node::directory::ServiceName;
-use unbroken_node::notify;
 use unbroken_node::publish::PublishedPort;
 
 /// Carries out `unbroken run`.
@@ -107,16 +105,6 @@ fn check_ports(ports: &[PublishedPort]) -> Result<(), Failure> {
         }
     }
     Ok(())
-}
-
-/// The environment that the service gets: ours, without the way to the service manager, to which
-/// it would report in our name.
-pub fn service_environment() -> Vec<(Vec<u8>, Vec<u8>)> {
-    let bytes = |text: OsString| text.as_bytes().to_vec();
-    std::env::vars_os()
-        .filter(|(name, _)| name != notify::ENVIRONMENT_VARIABLE)
-        .map(|(name, value)| (bytes(name), bytes(value)))
-        .collect()
 }
 
 #[cfg(test)]

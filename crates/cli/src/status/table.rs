@@ -44,7 +44,7 @@ fn row(service: &Service) -> [String; 9] {
     [
         board.name.clone(),
         board.state.name().into(),
-        board.address.clone(),
+        board.address.split(", ").next().unwrap_or_default().into(),
         service.connections.to_string(),
         board.takeovers.to_string(),
         board.last_takeover_us.map_or("-".into(), duration_us),

@@ -105,7 +105,7 @@ pub enum BoardError {
 #[derive(Clone, Copy, Debug)]
 pub struct Identity<'a> {
     pub command: &'a str,
-    /// The service's addresses, separated by ", ".
+    /// The service's addresses, separated by ", ", first the one that users are told.
     pub address: &'a str,
     /// The published ports, separated by ", ".
     pub published: &'a str,
