@@ -4,9 +4,10 @@ use crate::exit::{Exit, Failure};
 use crate::run::Plan;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::process::ExitCode;
 use unbroken_node::config::{Config, choose_cores};
-use unbroken_node::directory::{ClaimError, RunDirectory};
+use unbroken_node::directory::{ClaimError, RUN_ROOT, RunDirectory};
 use unbroken_node::front::{self, Ending, FrontError, Order};
 use unbroken_node::publish::{self, Target};
 use unbroken_node::stage;
@@ -94,7 +95,8 @@ fn publish_ports(plan: &Plan, link: &HostLink) -> Result<(), Failure> {
         ipv4: Some(link.addresses.service_v4),
         ipv6: link.addresses.v6.map(|(_, service)| service),
     };
-    let warnings = publish::publish(&plan.name, &target, &plan.published)
+    let warnings = publish::check_other_services(Path::new(RUN_ROOT), &plan.name, &plan.published)
+        .and_then(|()| publish::publish(&plan.name, &target, &plan.published))
         .map_err(|error| Failure::new(Exit::Network, error))?;
     warnings.iter().for_each(|warning| warn(warning));
     Ok(())

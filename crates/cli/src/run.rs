@@ -8,6 +8,7 @@ use crate::launch;
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::process::ExitCode;
+use unbroken_node::board::PUBLISHED_BYTES_MAX;
 use unbroken_node::config::UserIds;
 use unbroken_node::directory::ServiceName;
 use unbroken_node::publish::PublishedPort;
@@ -47,14 +48,21 @@ impl Plan {
             .name
             .unwrap_or_else(|| ServiceName::from_command(&program.to_string_lossy()));
         check_ports(&flags.publish)?;
-        Ok(Plan {
+        let plan = Plan {
             name,
             address: flags.address,
             published: flags.publish,
             user: flags.user.as_deref().map(command::user).transpose()?,
             detach: flags.detach,
             command: flags.command,
-        })
+        };
+        // Other services read there which ports are taken: it must not be cut.
+        if plan.published_text().len() > PUBLISHED_BYTES_MAX {
+            let message =
+                format!("--publish: the ports take more than {PUBLISHED_BYTES_MAX} bytes");
+            return Err(Failure::new(Exit::Usage, message));
+        }
+        Ok(plan)
     }
 
     /// The command as a reader would type it.
@@ -90,13 +98,7 @@ fn check_standby(standby: &str) -> Result<(), Failure> {
 /// The same port of the same address cannot lead to two places.
 fn check_ports(ports: &[PublishedPort]) -> Result<(), Failure> {
     for (index, port) in ports.iter().enumerate() {
-        let clashes = |other: &&PublishedPort| {
-            let same_address = match (port.address, other.address) {
-                (Some(one), Some(two)) => one == two,
-                _ => true,
-            };
-            port.port == other.port && same_address
-        };
+        let clashes = |other: &&PublishedPort| port.overlaps(other);
         if let Some(other) = ports[..index].iter().find(clashes) {
             return Err(Failure::new(
                 Exit::Usage,
