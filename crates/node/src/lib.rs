@@ -9,6 +9,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod directory;
+pub mod front;
 pub mod handshake;
 pub mod log;
 pub mod record;
