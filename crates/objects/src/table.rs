@@ -316,7 +316,7 @@ impl Mirror {
             let host_pid = process.source.host_pid;
             self.order.find(|id| {
                 let (host, slot) = self.certain_slot(id);
-                kcmp::kcmp_file(host, slot, host_pid, fd.0)
+                kcmp::files(host, slot, host_pid, fd.0)
             })?
         };
         let id = match known {

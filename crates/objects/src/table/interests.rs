@@ -267,7 +267,7 @@ impl Mirror {
             .map_or(0, |process| process.source.host_pid);
         let compare = |id| {
             let (owner, slot) = self.certain_slot(id);
-            kcmp::kcmp_epoll_target(owner, slot, host, instance.0, raw.fd.0, raw.nth)
+            kcmp::epoll_target(owner, slot, host, instance.0, raw.fd.0, raw.nth)
         };
         if let Ok(id) = self.order.find(compare)? {
             return Ok(id);
