@@ -26,7 +26,6 @@ pub enum Start {
 /// What a descriptor is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Purpose {
-    Board,
     Lock,
     Control,
     /// Rung when the front should look at the board.
@@ -40,6 +39,8 @@ pub enum Purpose {
     Inputs,
     /// pidfd of pid 1 of the running service's namespace.
     StageInit,
+    /// The connection to it.
+    StageControl,
     /// pidfd of the primary.
     Primary,
     /// What another node needs to adopt the running service.
@@ -72,6 +73,11 @@ impl Bundle {
                 "the starting process sent no {purpose:?} descriptor"
             ))
         })
+    }
+
+    /// As [`Bundle::take`], for one that may be missing.
+    pub fn take_if_sent(&mut self, purpose: Purpose) -> Option<OwnedFd> {
+        self.descriptors.remove(&purpose)
     }
 
     /// Receives the bundle that `spawn` sent over `channel`.
