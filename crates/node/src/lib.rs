@@ -1,9 +1,9 @@
 //! The node: the one crate where the service, the wire, the epochs and the standby meet.
 #![forbid(unsafe_code)]
-//! The node: the only crate that meets everything.
 
 pub mod board;
 pub mod bundle;
+pub mod capture;
 pub mod channel;
 pub mod clock;
 pub mod config;
@@ -12,10 +12,10 @@ pub mod directory;
 pub mod front;
 pub mod handshake;
 pub mod log;
-pub mod record;
-
 pub mod notify;
+pub mod primary;
 pub mod publish;
+pub mod record;
 pub mod stage;
 #[cfg(test)]
 mod test_root;

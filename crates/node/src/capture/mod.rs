@@ -13,7 +13,7 @@ mod threads;
 
 use crate::clock::now_ns;
 use crate::config::Config;
-use crate::primary::line::{Line, Report};
+use crate::primary::line::Line;
 use crate::record::{Cause, Record};
 use crate::stage::announcement::Announcement;
 use crate::stage::notifier::Announcements;
@@ -302,18 +302,7 @@ impl Capture {
             line.wake_main();
         }
         let _ = link.journal.wake_reader();
-        if next.sequence % 64 == 1 {
-            self.report_size(line);
-        }
         Ok(())
-    }
-
-    fn report_size(&self, line: &Line) {
-        let Some(followed) = &self.followed else { return };
-        line.report(Report::Figures {
-            connections: self.objects.connection_count(),
-            resident_bytes: resident_bytes(followed.host_pid),
-        });
     }
 
     /// Takes what was announced since the last epoch.
@@ -462,11 +451,4 @@ fn only_process(stopped: &Stopped<'_>) -> Result<(Pid, HostPid, HostTid), Captur
 /// Bytes that queues of sockets and pipes put into a description, at most.
 fn description_bound(delta: &ObjectsDelta) -> usize {
     delta.objects.iter().map(|(_, object)| object.content_bytes() + 512).sum()
-}
-
-fn resident_bytes(host_pid: HostPid) -> u64 {
-    let pages = std::fs::read_to_string(format!("/proc/{host_pid}/statm"))
-        .ok()
-        .and_then(|text| text.split_whitespace().nth(1)?.parse::<u64>().ok());
-    pages.unwrap_or(0) * PAGE_SIZE
 }

@@ -9,7 +9,6 @@ use unbroken_image::{DescriptorChange, Object, ObjectId, Pid};
 use unbroken_objects::table::{Announcement, Changes, Mirror, Source};
 use unbroken_objects::tcp::Tracker;
 use unbroken_objects::{Kind, listener, tcp, udp, unix};
-use unbroken_wire::flows::NamedConnection;
 
 /// What the primary remembers of one TCP connection.
 struct Connection {
@@ -74,13 +73,13 @@ impl Objects {
         self.collect(delta)
     }
 
-    pub fn connection_count(&self) -> u64 {
-        self.connections.len() as u64
-    }
-
-    /// The connections that stand in the tables, as the wire names them.
-    pub fn named_connections(&self) -> impl Iterator<Item = NamedConnection> + '_ {
-        self.connections.values().map(|connection| NamedConnection::from(&connection.state))
+    /// I7: compares the mirror with the kernel.
+    pub fn verify(&mut self) -> Result<(), CaptureError> {
+        let differences = self.mirror.verify()?;
+        if differences.is_empty() {
+            return Ok(());
+        }
+        Err(CaptureError::Mirror(differences.join("; ")))
     }
 
     fn collect(&mut self, delta: &mut ObjectsDelta) -> Result<(), CaptureError> {

@@ -10,6 +10,8 @@ use unbroken_tracee::{HostTid, Process, Stopped};
 struct Known {
     extended_state: Vec<u8>,
     blocked: BlockedMemory,
+    /// The captures in which it was seen first and last.
+    first: u64,
     seen: u64,
 }
 
@@ -24,6 +26,11 @@ impl Threads {
     /// Forgets what was sent: everything goes with the next epoch.
     pub fn forget(&mut self) {
         self.known.clear();
+    }
+
+    /// Whether the thread was not there at the capture before the last.
+    pub fn is_new(&self, tid: Tid) -> bool {
+        self.known.get(&tid).is_none_or(|known| known.first == self.round)
     }
 
     /// The states of all threads of `process`; `shared` are the signals pending for the process.
@@ -65,6 +72,7 @@ impl Threads {
         let known = self.known.entry(tid).or_insert_with(|| Known {
             extended_state: Vec::new(),
             blocked: BlockedMemory::default(),
+            first: round,
             seen: round,
         });
         known.seen = round;

@@ -73,7 +73,7 @@ impl Primary {
         let state = self.role.state();
         let cause = match death {
             Death::Killed(libc::SIGKILL) | Death::Exited(_) => Cause::Killed,
-            Death::Killed(signal) => Cause::Crashed(signal),
+            Death::Killed(_) => Cause::Crashed,
         };
         self.apply(Event::ServiceDied(cause))?;
         if state == State::Protected {
