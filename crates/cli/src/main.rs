@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 use unbroken_node::control::{self, ControlError, Request};
 use unbroken_node::directory::RunDirectory;
-use unbroken_node::stage;
+use unbroken_node::{program, stage};
 
 /// A switchover waits for a standby that is being filled and for one epoch.
 const SWITCHOVER_PATIENCE: Duration = Duration::from_secs(60);
@@ -25,11 +25,10 @@ const STOP_PATIENCE: Duration = Duration::from_secs(120);
 
 fn main() -> ExitCode {
     // What we start ourselves: not for users, so not in the table of flags.
-    if std::env::args_os()
-        .nth(1)
-        .is_some_and(|word| word == "__init")
-    {
-        stage::init::main(std::env::args_os().skip(2));
+    match std::env::args_os().nth(1) {
+        Some(word) if word == "__init" => stage::init::main(std::env::args_os().skip(2)),
+        Some(word) if word == "__node" => std::process::exit(program::main()),
+        _ => {}
     }
     let done = flags::parse(std::env::args_os()).and_then(|wish| match wish {
         Wish::Show(text) => show(&text),

@@ -14,6 +14,7 @@ pub mod handshake;
 pub mod log;
 pub mod notify;
 pub mod primary;
+pub mod program;
 pub mod publish;
 pub mod record;
 pub mod stage;

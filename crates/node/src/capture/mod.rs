@@ -10,6 +10,7 @@ mod fill;
 mod memory;
 mod objects;
 mod threads;
+mod shim;
 
 use crate::clock::now_ns;
 use crate::config::Config;
@@ -391,7 +392,7 @@ impl Followed {
         if !(due.process_state || due.everything || is_new || pending_changed || has_timers) {
             return Ok(None);
         }
-        let mut state = stopped.survey_process(self.pid)?;
+        let mut state = shim::p()?;
         state.shared_pending = shared_pending.to_vec();
         self.state = Some(state.clone());
         Ok(Some(state))
@@ -411,11 +412,11 @@ impl Followed {
             let Some(host_tid) = stopped.host_tid(thread.tid) else { continue };
             let announced = due.threads.contains(&host_tid.0.cast_unsigned());
             if is_new || due.everything || announced || self.threads.is_new(thread.tid) {
-                thread.attributes = Some(stopped.survey_thread(host_tid)?);
+                thread.attributes = Some(shim::t()?);
             }
         }
         if is_new || due.everything || due.process_state || delta.memory.mappings.is_some() {
-            delta.memory.layout = Some(stopped.survey_memory_layout(self.pid)?);
+            delta.memory.layout = Some(shim::l()?);
         }
         Ok(())
     }

@@ -100,8 +100,10 @@ impl Traffic {
                 let _ = self.clients.send_crafted(&answer)?;
                 continue;
             }
-            if let Some(log) = &mut self.log {
-                log.append(self.input_position, frame);
+            if let Some(log) = &mut self.log
+                && !log.append(self.input_position, frame)
+            {
+                return Err(io::Error::other("the input log has no room for a frame that fits"));
             }
             self.flows.input(self.input_position, frame, now);
             self.input_position += 1;
