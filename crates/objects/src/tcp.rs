@@ -8,7 +8,7 @@ mod capture;
 mod closed;
 mod restore;
 
-pub use capture::{Fingerprint, Tracker, capture, fingerprint};
+pub use capture::{Fingerprint, Tracker, capture, capture_accepted, fingerprint};
 pub use restore::{Inject, Live, Prepared, Resend, View, prepare};
 
 use unbroken_image::object::TcpPhase;

@@ -439,7 +439,7 @@ fn a_full_window_both_ways_goes_on() {
 #[test]
 fn options_are_put_back() {
     let net = Net::new();
-    let (_listener, mut pair) = connect(&net, Family::Mapped);
+    let (_listener, pair) = connect(&net, Family::Mapped);
     let set = [
         (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
         (libc::SOL_SOCKET, libc::SO_OOBINLINE, 1),

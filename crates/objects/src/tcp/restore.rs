@@ -85,8 +85,8 @@ struct Plan {
     /// Bytes at the front of the queue that the client has acknowledged.
     dropped_bytes: usize,
     own_fin: OwnFin,
-    /// The send buffer to put back: as the kernel chose it (doubled).
-    send_buffer_bytes: i32,
+    /// The send buffer to put back, as the kernel chose it (doubled), when it had to be raised.
+    send_buffer_raised_from: Option<i32>,
 }
 
 /// This side's FIN.
@@ -112,7 +112,7 @@ pub struct Live {
 /// address and a route to the peer. Sends nothing. Listeners must be restored before.
 pub fn prepare(connection: &TcpConnection, view: View) -> Result<Prepared<'_>, SocketError> {
     let own_fin = own_fin(connection);
-    let mut plan = Plan { view, dropped_bytes: 0, own_fin, send_buffer_bytes: 0 };
+    let mut plan = Plan { view, dropped_bytes: 0, own_fin, send_buffer_raised_from: None };
     if connection.phase == TcpPhase::Closed {
         let fd = closed::restore(connection)?;
         return Ok(Prepared { fd, connection, plan });
@@ -127,8 +127,9 @@ pub fn prepare(connection: &TcpConnection, view: View) -> Result<Prepared<'_>, S
     }
     plan.drop_acknowledged(connection);
     connect(socket, connection, &plan)?;
-    plan.send_buffer_bytes = sockopt::get_i32(socket, libc::SOL_SOCKET, libc::SO_SNDBUF)
-        .context("read SO_SNDBUF", SUBJECT)?;
+    let send_room = connection.send_queue.len() * 2;
+    plan.send_buffer_raised_from =
+        force_buffer(socket, libc::SO_SNDBUFFORCE, send_room)?;
     fill_queues(socket, connection, &plan)?;
     set_window(socket, connection)?;
     socket_options::apply(socket, &connection.socket_options, Moment::AfterConnect, SUBJECT)?;
@@ -171,7 +172,7 @@ impl Prepared<'_> {
         if connection.receive_shut && !peer_fin_arrived(connection.phase) {
             socket::shutdown(socket, libc::SHUT_RD).context("shut down reading", SUBJECT)?;
         }
-        settle(socket, connection, plan.send_buffer_bytes)?;
+        settle(socket, connection, plan.send_buffer_raised_from)?;
         let (inject, resend) = packets(socket, connection, &plan)?;
         Ok(Live { fd, inject, resend: Some(resend) })
     }
@@ -222,32 +223,22 @@ fn own_fin(connection: &TcpConnection) -> OwnFin {
 
 /// Binds beside the listener and the other connections of the port, which repair mode's forced
 /// reuse allows.
-pub(super) fn bind(
-    socket: BorrowedFd<'_>,
-    connection: &TcpConnection,
-) -> Result<(), SocketError> {
+fn bind(socket: BorrowedFd<'_>, connection: &TcpConnection) -> Result<(), SocketError> {
     socket_options::apply(socket, &connection.socket_options, Moment::BeforeBind, SUBJECT)?;
-    // An IPv6 address may still be tentative.
-    let transient = socket_options::find(
-        &connection.socket_options,
-        libc::IPPROTO_IP,
-        libc::IP_FREEBIND,
-    )
-    .is_none();
-    if transient {
-        set_free_bind(socket, 1)?;
+    match socket::bind(socket, &connection.local) {
+        // An IPv6 address may still be tentative. IPV6_FREEBIND is the same bit of the socket
+        // (net/ipv6/ipv6_sockglue.c).
+        Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {
+            let free_bind = |value| {
+                sockopt::set_i32(socket, libc::IPPROTO_IP, libc::IP_FREEBIND, value)
+                    .context("set IP_FREEBIND", SUBJECT)
+            };
+            free_bind(1)?;
+            socket::bind(socket, &connection.local).context("bind", SUBJECT)?;
+            free_bind(0)
+        }
+        other => other.context("bind", SUBJECT),
     }
-    socket::bind(socket, &connection.local).context("bind", SUBJECT)?;
-    if transient {
-        set_free_bind(socket, 0)?;
-    }
-    Ok(())
-}
-
-fn set_free_bind(socket: BorrowedFd<'_>, value: i32) -> Result<(), SocketError> {
-    // IPV6_FREEBIND is the same bit of the socket (net/ipv6/ipv6_sockglue.c).
-    sockopt::set_i32(socket, libc::IPPROTO_IP, libc::IP_FREEBIND, value)
-        .context("set IP_FREEBIND", SUBJECT)
 }
 
 /// Sequence numbers and the connection itself, then what its handshake had negotiated.
@@ -280,21 +271,26 @@ fn set_negotiated(
     clock_offset_ns: i64,
 ) -> Result<(), SocketError> {
     let has = |bit: u8| connection.options & u32::from(bit) != 0;
-    let set = |option| {
-        tcp::set_repair_option(socket, option).context("set TCP_REPAIR_OPTIONS", SUBJECT)
+    let clamp = connection.mss_clamp.min(u32::from(u16::MAX)) as u16;
+    let mut options = [RepairOption::MaximumSegment(clamp); 4];
+    let mut count = 1;
+    let scales = RepairOption::WindowScale {
+        send: connection.send_window_scale,
+        receive: connection.receive_window_scale,
     };
-    set(RepairOption::MaximumSegment(connection.mss_clamp.min(u32::from(u16::MAX)) as u16))?;
-    if has(negotiated::WINDOW_SCALE) {
-        set(RepairOption::WindowScale {
-            send: connection.send_window_scale,
-            receive: connection.receive_window_scale,
-        })?;
+    for (bit, option) in [
+        (negotiated::WINDOW_SCALE, scales),
+        (negotiated::SACK, RepairOption::SackPermitted),
+        (negotiated::TIMESTAMPS, RepairOption::Timestamps),
+    ] {
+        if has(bit) {
+            options[count] = option;
+            count += 1;
+        }
     }
-    if has(negotiated::SACK) {
-        set(RepairOption::SackPermitted)?;
-    }
+    tcp::set_repair_options(socket, &options[..count])
+        .context("set TCP_REPAIR_OPTIONS", SUBJECT)?;
     if has(negotiated::TIMESTAMPS) {
-        set(RepairOption::Timestamps)?;
         let now_ns = tcp::clock_ns().wrapping_add_signed(clock_offset_ns);
         tcp::set_timestamp(socket, timestamp_at(connection, now_ns))
             .context("set TCP_TIMESTAMP", SUBJECT)?;
@@ -321,15 +317,16 @@ fn fill_queues(
     connection: &TcpConnection,
     plan: &Plan,
 ) -> Result<(), SocketError> {
-    force_buffer(socket, libc::SO_SNDBUFFORCE, connection.send_queue.len() * 2)?;
     let sent = &connection.send_queue[plan.dropped_bytes..connection.sent_bytes as usize];
     for (queue, bytes) in
         [(Queue::Receive, connection.receive_queue.as_slice()), (Queue::Send, sent)]
     {
-        tcp::select_queue(socket, queue).context("select a queue", SUBJECT)?;
-        fill_queue(socket, bytes)?;
+        if !bytes.is_empty() {
+            tcp::select_queue(socket, queue).context("select a queue", SUBJECT)?;
+            fill_queue(socket, bytes)?;
+        }
     }
-    tcp::select_queue(socket, Queue::None).context("select no queue", SUBJECT)
+    Ok(())
 }
 
 pub(super) fn fill_queue(
@@ -380,12 +377,13 @@ fn receive_room_bytes(connection: &TcpConnection) -> usize {
     2 * (connection.receive_queue.len() + connection.window.rcv_wnd as usize)
 }
 
-/// Raises a buffer to at least twice `bytes`, the kernel's measure of room for `bytes`.
+/// Raises a buffer to at least twice `bytes`, the kernel's measure of room for `bytes`. Returns
+/// what `SO_SNDBUF` or `SO_RCVBUF` read before, when it was too small.
 fn force_buffer(
     socket: BorrowedFd<'_>,
     name: i32,
     bytes: usize,
-) -> Result<(), SocketError> {
+) -> Result<Option<i32>, SocketError> {
     let (read, operation) = if name == libc::SO_RCVBUFFORCE {
         (libc::SO_RCVBUF, "raise SO_RCVBUF")
     } else {
@@ -395,9 +393,10 @@ fn force_buffer(
         sockopt::get_i32(socket, libc::SOL_SOCKET, read).context(operation, SUBJECT)?;
     let wanted = i32::try_from(bytes).unwrap_or(i32::MAX / 2).min(i32::MAX / 2);
     if current / 2 >= wanted {
-        return Ok(());
+        return Ok(None);
     }
-    sockopt::set_i32(socket, libc::SOL_SOCKET, name, wanted).context(operation, SUBJECT)
+    sockopt::set_i32(socket, libc::SOL_SOCKET, name, wanted).context(operation, SUBJECT)?;
+    Ok(Some(current))
 }
 
 fn write_unsent(socket: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), SocketError> {
@@ -414,19 +413,23 @@ fn write_unsent(socket: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), SocketEr
 fn settle(
     socket: BorrowedFd<'_>,
     connection: &TcpConnection,
-    send_buffer_bytes: i32,
+    send_buffer_raised_from: Option<i32>,
 ) -> Result<(), SocketError> {
     let options = &connection.socket_options;
-    sockopt::set_i32(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, send_buffer_bytes / 2)
-        .context("put SO_SNDBUF back", SUBJECT)?;
+    if let Some(doubled_bytes) = send_buffer_raised_from {
+        sockopt::set_i32(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, doubled_bytes / 2)
+            .context("put SO_SNDBUF back", SUBJECT)?;
+    }
     socket_options::apply(socket, options, Moment::Last, SUBJECT)?;
-    // Room for the queue and the window even where the service had locked less.
-    force_buffer(socket, libc::SO_RCVBUFFORCE, receive_room_bytes(connection))?;
-    let locked = |name, bit| {
-        if socket_options::find(options, libc::SOL_SOCKET, name).is_some() { bit } else { 0 }
-    };
-    let lock = locked(libc::SO_SNDBUFFORCE, sockopt::SEND_BUFFER_LOCKED)
-        | locked(libc::SO_RCVBUFFORCE, sockopt::RECEIVE_BUFFER_LOCKED);
+    let locked =
+        |name, bit| socket_options::find(options, libc::SOL_SOCKET, name).map_or(0, |_| bit);
+    let send_lock = locked(libc::SO_SNDBUFFORCE, sockopt::SEND_BUFFER_LOCKED);
+    let receive_lock = locked(libc::SO_RCVBUFFORCE, sockopt::RECEIVE_BUFFER_LOCKED);
+    if receive_lock != 0 {
+        // Room for the queue and the window even where the service had locked less.
+        force_buffer(socket, libc::SO_RCVBUFFORCE, receive_room_bytes(connection))?;
+    }
+    let lock = send_lock | receive_lock;
     sockopt::set_i32(socket, libc::SOL_SOCKET, sockopt::SO_BUF_LOCK, lock)
         .context("put SO_BUF_LOCK back", SUBJECT)?;
     socket::set_status_flags(socket, connection.flags).context("F_SETFL", SUBJECT)
