@@ -4,3 +4,5 @@ pub mod listener;
 pub mod socket;
 pub mod socket_options;
 pub mod tcp;
+pub mod udp;
+pub mod unix;

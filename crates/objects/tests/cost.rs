@@ -21,20 +21,30 @@ fn print_cost(what: &str, rounds: u32, mut work: impl FnMut()) {
         })
         .collect();
     costs.sort_unstable();
-    println!("{what}: median {:?}, best {:?}", costs[costs.len() / 2], costs[0]);
+    println!(
+        "{what}: median {:?}, best {:?}",
+        costs[costs.len() / 2],
+        costs[0]
+    );
 }
 
 #[test]
 #[ignore = "prints figures"]
 fn costs() {
     let net = Net::new();
-    let listener = net.service.run(|| TcpListener::bind(Family::V4.listen_on()).unwrap());
+    let listener = net
+        .service
+        .run(|| TcpListener::bind(Family::V4.listen_on()).unwrap());
     let address = listener.local_addr().unwrap();
     let mut client = net.client.run(move || TcpStream::connect(address).unwrap());
     let (mut service, _) = listener.accept().unwrap();
     let (mut state, mut tracker) = tcp::capture(service.as_fd()).unwrap();
-    print_cost("fingerprint", ROUNDS, || drop(tcp::fingerprint(service.as_fd()).unwrap()));
-    print_cost("first capture, quiet", ROUNDS, || drop(tcp::capture(service.as_fd()).unwrap()));
+    print_cost("fingerprint", ROUNDS, || {
+        std::hint::black_box(tcp::fingerprint(service.as_fd()).unwrap());
+    });
+    print_cost("first capture, quiet", ROUNDS, || {
+        drop(tcp::capture(service.as_fd()).unwrap())
+    });
     let options = state.socket_options.clone();
     print_cost("first capture, accepted", ROUNDS, || {
         drop(tcp::capture_accepted(service.as_fd(), &options).unwrap());
@@ -43,18 +53,28 @@ fn costs() {
         drop(socket_options::capture(service.as_fd(), libc::AF_INET, libc::SOCK_STREAM).unwrap());
     });
     print_cost("capture again, quiet", ROUNDS, || {
-        tracker.capture_into(service.as_fd(), &mut state, false).unwrap();
+        tracker
+            .capture_into(service.as_fd(), &mut state, false)
+            .unwrap();
     });
     client.write_all(&[1; 1000]).unwrap();
     service.peek(&mut [0]).unwrap();
     print_cost("capture again, 1 kB unread", ROUNDS, || {
-        tracker.capture_into(service.as_fd(), &mut state, false).unwrap();
+        tracker
+            .capture_into(service.as_fd(), &mut state, false)
+            .unwrap();
     });
     net.cut();
     service.write_all(&[1; 1000]).unwrap();
-    print_cost("capture again, 1 kB unread, 1 kB unacknowledged", ROUNDS, || {
-        tracker.capture_into(service.as_fd(), &mut state, false).unwrap();
-    });
+    print_cost(
+        "capture again, 1 kB unread, 1 kB unacknowledged",
+        ROUNDS,
+        || {
+            tracker
+                .capture_into(service.as_fd(), &mut state, false)
+                .unwrap();
+        },
+    );
     drop((service, client));
     net.replica.run(move || {
         let states: Vec<_> = (0..1_000u16)
@@ -70,6 +90,8 @@ fn costs() {
             prepared.push(tcp::prepare(rest.next().unwrap(), tcp::View::default()).unwrap());
         });
         let mut live = Vec::with_capacity(states.len());
-        print_cost("go live", 1_000, || live.push(prepared.pop().unwrap().go_live().unwrap()));
+        print_cost("go live", 1_000, || {
+            live.push(prepared.pop().unwrap().go_live().unwrap())
+        });
     });
 }

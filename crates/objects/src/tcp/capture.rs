@@ -46,8 +46,7 @@ fn fingerprint_from(fd: BorrowedFd<'_>, info: &Info) -> Result<Fingerprint, Sock
         send_window: info.send_window,
         receive_window: info.receive_window,
         unread_bytes: socket::unread_bytes(fd).context("read SIOCINQ", SUBJECT)?,
-        unacknowledged_bytes: socket::unacknowledged_bytes(fd)
-            .context("read SIOCOUTQ", SUBJECT)?,
+        unacknowledged_bytes: socket::unacknowledged_bytes(fd).context("read SIOCOUTQ", SUBJECT)?,
     })
 }
 
@@ -118,8 +117,12 @@ fn capture_with(
         socket_options: Vec::new(),
     };
     let fingerprint = fingerprint_from(fd, &info)?;
-    let mut tracker =
-        Tracker { send_base: 0, receive_base: 0, max_window: 0, fingerprint };
+    let mut tracker = Tracker {
+        send_base: 0,
+        receive_base: 0,
+        max_window: 0,
+        fingerprint,
+    };
     match inherited {
         None => read_attributes(fd, &mut connection)?,
         Some(options) => {
@@ -191,8 +194,7 @@ impl Tracker {
             Ok((receive_next, write_sequence, window, mss_clamp))
         })?;
         let (receive_next, write_sequence, window, mss_clamp) = numbers;
-        let unacknowledged =
-            socket::unacknowledged_bytes(fd).context("read SIOCOUTQ", SUBJECT)?;
+        let unacknowledged = socket::unacknowledged_bytes(fd).context("read SIOCOUTQ", SUBJECT)?;
         let first = write_sequence.wrapping_sub(unacknowledged);
         self.send_base = first.wrapping_sub(info.bytes_acked as u32);
         self.receive_base = receive_next.wrapping_sub(info.bytes_received as u32);
@@ -296,7 +298,11 @@ impl Tracker {
         let queued = self.fingerprint.unacknowledged_bytes.saturating_sub(fin) as usize;
         // The FIN is the last to be sent, so nothing unsent means that it went out too.
         connection.fin_sent = fin == 1 && info.not_sent_bytes == 0;
-        let not_sent = if info.not_sent_bytes == 0 { 0 } else { info.not_sent_bytes - fin };
+        let not_sent = if info.not_sent_bytes == 0 {
+            0
+        } else {
+            info.not_sent_bytes - fin
+        };
         connection.sent_bytes = (queued as u32).saturating_sub(not_sent);
         if queued == 0 {
             return Ok(());
@@ -315,18 +321,14 @@ fn ready(fd: BorrowedFd<'_>, events: i16) -> Result<i16, SocketError> {
 }
 
 /// Reads what only announced calls of the service change.
-fn read_attributes(
-    fd: BorrowedFd<'_>,
-    connection: &mut TcpConnection,
-) -> Result<(), SocketError> {
+fn read_attributes(fd: BorrowedFd<'_>, connection: &mut TcpConnection) -> Result<(), SocketError> {
     refuse_layers(fd)?;
     connection.flags = socket::status_flags(fd).context("F_GETFL", SUBJECT)?;
     connection.receive_shut = ready(fd, libc::POLLRDHUP)? & libc::POLLRDHUP != 0;
     connection.corked = sockopt::get_i32(fd, libc::IPPROTO_TCP, libc::TCP_CORK)
         .context("read TCP_CORK", SUBJECT)?
         != 0;
-    connection.socket_options =
-        socket_options::capture(fd, connection.family, libc::SOCK_STREAM)?;
+    connection.socket_options = socket_options::capture(fd, connection.family, libc::SOCK_STREAM)?;
     Ok(())
 }
 

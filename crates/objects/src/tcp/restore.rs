@@ -104,35 +104,59 @@ pub struct Live {
     pub fd: OwnedFd,
     /// To inject into the service's device before anything of the client reaches it.
     pub inject: Option<Inject>,
-    /// To send to the client. `None` for a connection that is still to be made, or is closed.
+    /// To send to the client. `None` for a connection that is still to be made, or is closed, or
+    /// whose other end is in the same namespace.
     pub resend: Option<Resend>,
 }
 
 /// Builds `connection` on the calling thread's network namespace, which must have the local
 /// address and a route to the peer. Sends nothing. Listeners must be restored before.
 pub fn prepare(connection: &TcpConnection, view: View) -> Result<Prepared<'_>, SocketError> {
-    let own_fin = own_fin(connection);
-    let mut plan = Plan { view, dropped_bytes: 0, own_fin, send_buffer_raised_from: None };
+    let mut own_fin = own_fin(connection);
+    if is_inside(connection) && own_fin != OwnFin::None {
+        // Nothing can be injected between two sockets of one namespace, and nothing needs to be:
+        // each end shuts down once more and its FIN goes over the loopback device.
+        own_fin = OwnFin::Unsent;
+    }
+    let mut plan = Plan {
+        view,
+        dropped_bytes: 0,
+        own_fin,
+        send_buffer_raised_from: None,
+    };
     if connection.phase == TcpPhase::Closed {
         let fd = closed::restore(connection)?;
-        return Ok(Prepared { fd, connection, plan });
+        return Ok(Prepared {
+            fd,
+            connection,
+            plan,
+        });
     }
     let fd = socket::open(connection.family, libc::SOCK_STREAM, libc::IPPROTO_TCP)
         .context("create", SUBJECT)?;
     let socket = fd.as_fd();
-    tcp::repair(socket, Repair::On).context("enter TCP repair mode (needs CAP_NET_ADMIN)", SUBJECT)?;
+    tcp::repair(socket, Repair::On)
+        .context("enter TCP repair mode (needs CAP_NET_ADMIN)", SUBJECT)?;
     bind(socket, connection)?;
     if connection.phase == TcpPhase::SynSent {
-        return Ok(Prepared { fd, connection, plan });
+        return Ok(Prepared {
+            fd,
+            connection,
+            plan,
+        });
     }
     plan.drop_acknowledged(connection);
     connect(socket, connection, &plan)?;
     let send_room = connection.send_queue.len() * 2;
-    plan.send_buffer_raised_from =
-        force_buffer(socket, libc::SO_SNDBUFFORCE, send_room)?;
+    plan.send_buffer_raised_from = force_buffer(socket, libc::SO_SNDBUFFORCE, send_room)?;
     fill_queues(socket, connection, &plan)?;
     set_window(socket, connection)?;
-    socket_options::apply(socket, &connection.socket_options, Moment::AfterConnect, SUBJECT)?;
+    socket_options::apply(
+        socket,
+        &connection.socket_options,
+        Moment::AfterConnect,
+        SUBJECT,
+    )?;
     if connection.corked {
         sockopt::set_i32(socket, libc::IPPROTO_TCP, libc::TCP_CORK, 1)
             .context("set TCP_CORK", SUBJECT)?;
@@ -143,7 +167,11 @@ pub fn prepare(connection: &TcpConnection, view: View) -> Result<Prepared<'_>, S
         tcp::select_queue(socket, Queue::Send).context("select send queue", SUBJECT)?;
         socket::shutdown(socket, libc::SHUT_WR).context("shut down writing", SUBJECT)?;
     }
-    Ok(Prepared { fd, connection, plan })
+    Ok(Prepared {
+        fd,
+        connection,
+        plan,
+    })
 }
 
 impl Prepared<'_> {
@@ -154,14 +182,26 @@ impl Prepared<'_> {
 
     /// Leaves repair mode and writes what had not been sent, which may go out at once.
     pub fn go_live(self) -> Result<Live, SocketError> {
-        let Prepared { fd, connection, plan } = self;
+        let Prepared {
+            fd,
+            connection,
+            plan,
+        } = self;
         let socket = fd.as_fd();
         if connection.phase == TcpPhase::Closed {
-            return Ok(Live { fd, inject: None, resend: None });
+            return Ok(Live {
+                fd,
+                inject: None,
+                resend: None,
+            });
         }
         if connection.phase == TcpPhase::SynSent {
             connect_again(socket, connection)?;
-            return Ok(Live { fd, inject: None, resend: None });
+            return Ok(Live {
+                fd,
+                inject: None,
+                resend: None,
+            });
         }
         tcp::repair(socket, Repair::OffSilently).context("leave TCP repair mode", SUBJECT)?;
         let unsent = &connection.send_queue[connection.sent_bytes as usize..];
@@ -173,8 +213,19 @@ impl Prepared<'_> {
             socket::shutdown(socket, libc::SHUT_RD).context("shut down reading", SUBJECT)?;
         }
         settle(socket, connection, plan.send_buffer_raised_from)?;
+        if is_inside(connection) {
+            return Ok(Live {
+                fd,
+                inject: None,
+                resend: None,
+            });
+        }
         let (inject, resend) = packets(socket, connection, &plan)?;
-        Ok(Live { fd, inject, resend: Some(resend) })
+        Ok(Live {
+            fd,
+            inject,
+            resend: Some(resend),
+        })
     }
 }
 
@@ -199,7 +250,10 @@ impl Plan {
     fn first_sequence(&self, connection: &TcpConnection) -> u32 {
         // In FIN_WAIT2 snd_una is behind the FIN, which the restored socket goes through again.
         let fin = u32::from(connection.phase == TcpPhase::FinWait2);
-        connection.send_sequence.wrapping_sub(fin).wrapping_add(self.dropped_bytes as u32)
+        connection
+            .send_sequence
+            .wrapping_sub(fin)
+            .wrapping_add(self.dropped_bytes as u32)
     }
 
     /// What the client has acknowledged as far as this side may show it.
@@ -221,10 +275,21 @@ fn own_fin(connection: &TcpConnection) -> OwnFin {
     }
 }
 
+/// Both ends are in the service's namespace.
+fn is_inside(connection: &TcpConnection) -> bool {
+    let remote = connection.remote.ip().to_canonical();
+    remote.is_loopback() || remote == connection.local.ip().to_canonical()
+}
+
 /// Binds beside the listener and the other connections of the port, which repair mode's forced
 /// reuse allows.
 fn bind(socket: BorrowedFd<'_>, connection: &TcpConnection) -> Result<(), SocketError> {
-    socket_options::apply(socket, &connection.socket_options, Moment::BeforeBind, SUBJECT)?;
+    socket_options::apply(
+        socket,
+        &connection.socket_options,
+        Moment::BeforeBind,
+        SUBJECT,
+    )?;
     match socket::bind(socket, &connection.local) {
         // An IPv6 address may still be tentative. IPV6_FREEBIND is the same bit of the socket
         // (net/ipv6/ipv6_sockglue.c).
@@ -249,9 +314,16 @@ fn connect(
 ) -> Result<(), SocketError> {
     // The segment size is computed in connect, from the clamp that TCP_MAXSEG sets. Set later, the
     // first writes would be cut to the default of 536.
-    let segment = connection.mss_clamp.clamp(*MSS_RANGE.start(), *MSS_RANGE.end());
-    sockopt::set_i32(socket, libc::IPPROTO_TCP, libc::TCP_MAXSEG, segment.cast_signed())
-        .context("set TCP_MAXSEG", SUBJECT)?;
+    let segment = connection
+        .mss_clamp
+        .clamp(*MSS_RANGE.start(), *MSS_RANGE.end());
+    sockopt::set_i32(
+        socket,
+        libc::IPPROTO_TCP,
+        libc::TCP_MAXSEG,
+        segment.cast_signed(),
+    )
+    .context("set TCP_MAXSEG", SUBJECT)?;
     // The window clamp is computed in connect from the buffer's size.
     force_buffer(socket, libc::SO_RCVBUFFORCE, receive_room_bytes(connection))?;
     for (queue, sequence) in [
@@ -303,12 +375,15 @@ fn set_negotiated(
 /// (PAWS).
 fn timestamp_at(connection: &TcpConnection, now_ns: u64) -> u32 {
     let elapsed_ns = now_ns.saturating_sub(connection.timestamp_read_at_ns);
-    let microseconds =
-        connection.options & u32::from(negotiated::MICROSECOND_TIMESTAMPS) != 0;
+    let microseconds = connection.options & u32::from(negotiated::MICROSECOND_TIMESTAMPS) != 0;
     let ticks = elapsed_ns / if microseconds { 1_000 } else { 1_000_000 } + 2;
     let now = connection.timestamp.wrapping_add(ticks as u32);
     // The lowest bit is the kernel's mark for microseconds.
-    if microseconds { now | 1 } else { now.wrapping_add(1) & !1 }
+    if microseconds {
+        now | 1
+    } else {
+        now.wrapping_add(1) & !1
+    }
 }
 
 /// Everything that the peer was told to have been received, and everything that was sent.
@@ -318,9 +393,10 @@ fn fill_queues(
     plan: &Plan,
 ) -> Result<(), SocketError> {
     let sent = &connection.send_queue[plan.dropped_bytes..connection.sent_bytes as usize];
-    for (queue, bytes) in
-        [(Queue::Receive, connection.receive_queue.as_slice()), (Queue::Send, sent)]
-    {
+    for (queue, bytes) in [
+        (Queue::Receive, connection.receive_queue.as_slice()),
+        (Queue::Send, sent),
+    ] {
         if !bytes.is_empty() {
             tcp::select_queue(socket, queue).context("select a queue", SUBJECT)?;
             fill_queue(socket, bytes)?;
@@ -329,10 +405,7 @@ fn fill_queues(
     Ok(())
 }
 
-pub(super) fn fill_queue(
-    socket: BorrowedFd<'_>,
-    mut bytes: &[u8],
-) -> Result<(), SocketError> {
+pub(super) fn fill_queue(socket: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), SocketError> {
     let mut chunk = QUEUE_CHUNK_BYTES;
     while !bytes.is_empty() {
         match socket::send(socket, &bytes[..bytes.len().min(chunk)], libc::MSG_DONTWAIT) {
@@ -347,12 +420,10 @@ pub(super) fn fill_queue(
     Ok(())
 }
 
-fn set_window(
-    socket: BorrowedFd<'_>,
-    connection: &TcpConnection,
-) -> Result<(), SocketError> {
-    let receive_next =
-        connection.receive_sequence.wrapping_add(connection.receive_queue.len() as u32);
+fn set_window(socket: BorrowedFd<'_>, connection: &TcpConnection) -> Result<(), SocketError> {
+    let receive_next = connection
+        .receive_sequence
+        .wrapping_add(connection.receive_queue.len() as u32);
     let window = &connection.window;
     // A FIN to come takes one number out of the window that it had been received in.
     let fin = u32::from(peer_fin_arrived(connection.phase));
@@ -389,9 +460,10 @@ fn force_buffer(
     } else {
         (libc::SO_SNDBUF, "raise SO_SNDBUF")
     };
-    let current =
-        sockopt::get_i32(socket, libc::SOL_SOCKET, read).context(operation, SUBJECT)?;
-    let wanted = i32::try_from(bytes).unwrap_or(i32::MAX / 2).min(i32::MAX / 2);
+    let current = sockopt::get_i32(socket, libc::SOL_SOCKET, read).context(operation, SUBJECT)?;
+    let wanted = i32::try_from(bytes)
+        .unwrap_or(i32::MAX / 2)
+        .min(i32::MAX / 2);
     if current / 2 >= wanted {
         return Ok(None);
     }
@@ -417,8 +489,13 @@ fn settle(
 ) -> Result<(), SocketError> {
     let options = &connection.socket_options;
     if let Some(doubled_bytes) = send_buffer_raised_from {
-        sockopt::set_i32(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, doubled_bytes / 2)
-            .context("put SO_SNDBUF back", SUBJECT)?;
+        sockopt::set_i32(
+            socket,
+            libc::SOL_SOCKET,
+            libc::SO_SNDBUFFORCE,
+            doubled_bytes / 2,
+        )
+        .context("put SO_SNDBUF back", SUBJECT)?;
     }
     socket_options::apply(socket, options, Moment::Last, SUBJECT)?;
     let locked =
@@ -437,10 +514,7 @@ fn settle(
 
 /// A handshake that was under way starts again with the same first sequence number, so that an
 /// answer to the first SYN still fits.
-fn connect_again(
-    socket: BorrowedFd<'_>,
-    connection: &TcpConnection,
-) -> Result<(), SocketError> {
+fn connect_again(socket: BorrowedFd<'_>, connection: &TcpConnection) -> Result<(), SocketError> {
     tcp::select_queue(socket, Queue::Send).context("select send queue", SUBJECT)?;
     tcp::set_queue_sequence(socket, connection.send_sequence)
         .context("set TCP_QUEUE_SEQ", SUBJECT)?;
@@ -476,9 +550,10 @@ fn packets(
     // of the client's clock could make it drop the client's real ones.
     let client = plan.view.client_timestamp;
     let peer_fin = peer_fin_arrived(connection.phase);
-    let end = connection.receive_sequence.wrapping_add(connection.receive_queue.len() as u32);
-    let window_field =
-        |bytes: u32, scale: u8| (bytes >> scale).min(u32::from(u16::MAX)) as u16;
+    let end = connection
+        .receive_sequence
+        .wrapping_add(connection.receive_queue.len() as u32);
+    let window_field = |bytes: u32, scale: u8| (bytes >> scale).min(u32::from(u16::MAX)) as u16;
     let (local, remote) = (on_wire(connection.local), on_wire(connection.remote));
 
     let inject = (peer_fin || plan.own_fin == OwnFin::Acknowledged).then(|| Inject {
