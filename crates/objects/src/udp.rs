@@ -9,6 +9,7 @@ use crate::socket_options::{self, Moment};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 use unbroken_image::object::UdpSocket;
 use unbroken_sys::{socket, sockopt};
 
@@ -58,16 +59,39 @@ pub fn capture(fd: BorrowedFd<'_>) -> Result<UdpSocket, SocketError> {
     Ok(state)
 }
 
-/// Reads the unread datagrams again, as after input.
-pub fn capture_queue(
+/// Reads again what may have changed since the last capture of the same socket into the same
+/// `state`; everything when `attributes_changed`, as the announced calls say (`bind`, `connect`,
+/// `setsockopt`, `fcntl`), else the unread datagrams. Says whether anything did change.
+pub fn capture_into(
+    fd: BorrowedFd<'_>,
+    state: &mut UdpSocket,
+    attributes_changed: bool,
+) -> Result<bool, SocketError> {
+    if attributes_changed {
+        let now = capture(fd)?;
+        let changed = *state != now;
+        *state = now;
+        return Ok(changed);
+    }
+    if state.queue.is_empty() && !has_input(fd)? {
+        return Ok(false);
+    }
+    let before = std::mem::take(&mut state.queue);
+    capture_queue(fd, &mut state.queue)?;
+    Ok(state.queue != before)
+}
+
+/// SIOCINQ would not do: it is the first datagram's length, and 0 also for an empty one.
+fn has_input(fd: BorrowedFd<'_>) -> Result<bool, SocketError> {
+    let ready = socket::poll(fd, libc::POLLIN, Duration::ZERO).context("poll", SUBJECT)?;
+    Ok(ready & libc::POLLIN != 0)
+}
+
+fn capture_queue(
     fd: BorrowedFd<'_>,
     queue: &mut Vec<(SocketAddr, Vec<u8>)>,
 ) -> Result<(), SocketError> {
-    queue.clear();
-    // SIOCINQ is the first datagram's length, and 0 also for an empty one.
-    let ready =
-        socket::poll(fd, libc::POLLIN, std::time::Duration::ZERO).context("poll", SUBJECT)?;
-    if ready & libc::POLLIN == 0 {
+    if !has_input(fd)? {
         return Ok(());
     }
     let before = sockopt::get_i32(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF)

@@ -12,6 +12,7 @@ use crate::socket::{Context, SocketError};
 use crate::socket_options;
 use std::collections::HashSet;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 use unbroken_image::object::{UnixAddress, UnixKind, UnixMessage, UnixSocket};
 use unbroken_sys::unix::{self, Diag, Name};
 use unbroken_sys::{socket, sockopt};
@@ -23,7 +24,7 @@ const SUBJECT: &str = "Unix socket";
 const PEEK_BYTES: usize = 64 * 1024;
 
 /// Reads a socket, unread messages included, and leaves it as it is. `diag` was opened in the
-/// service's network namespace.
+/// service's network namespace ([`Diag::of_namespace`]).
 ///
 /// `Refused` when unread messages carry descriptors, or bytes wait in a connection that nobody has
 /// accepted. Whether the peer is in the tree shows only when all sockets are known: [`check`].
@@ -59,6 +60,37 @@ pub fn capture(fd: BorrowedFd<'_>, diag: &mut Diag) -> Result<UnixSocket, Socket
         });
     }
     Ok(state)
+}
+
+/// Reads again what may have changed since the last capture of the same socket into the same
+/// `state`: everything when `attributes_changed`, as the announced calls say, or when the peer may
+/// have done something, else nothing. Says whether anything did change. A socket at rest costs one
+/// `poll`.
+pub fn capture_into(
+    fd: BorrowedFd<'_>,
+    diag: &mut Diag,
+    state: &mut UnixSocket,
+    attributes_changed: bool,
+) -> Result<bool, SocketError> {
+    let at_rest = state.queue.is_empty()
+        && state.shutdown == 0
+        && (!state.connected || state.peer_inode.is_some());
+    if at_rest && !attributes_changed {
+        // A listener's input is connections to accept, which are not its state.
+        let events = if state.backlog.is_some() {
+            0
+        } else {
+            libc::POLLIN | libc::POLLRDHUP
+        };
+        let ready = socket::poll(fd, events, Duration::ZERO).context("poll", SUBJECT)?;
+        if ready & (libc::POLLIN | libc::POLLRDHUP) == 0 {
+            return Ok(false);
+        }
+    }
+    let now = capture(fd, diag)?;
+    let changed = *state != now;
+    *state = now;
+    Ok(changed)
 }
 
 /// Says whether these sockets, all of the tree, can be restored together.

@@ -64,6 +64,24 @@ fn unread_datagrams_come_back() {
 }
 
 #[test]
+fn a_second_capture_sees_what_changed() {
+    let net = Net::new();
+    let service = net.service.run(|| UdpSocket::bind("127.0.0.1:0").unwrap());
+    let mut state = udp::capture(service.as_fd()).unwrap();
+    assert!(!udp::capture_into(service.as_fd(), &mut state, false).unwrap());
+    service
+        .send_to(b"to myself", service.local_addr().unwrap())
+        .unwrap();
+    service.peek(&mut [0]).unwrap();
+    assert!(udp::capture_into(service.as_fd(), &mut state, false).unwrap());
+    assert!(!udp::capture_into(service.as_fd(), &mut state, false).unwrap());
+    assert_eq!(udp::capture(service.as_fd()).unwrap(), state);
+    service.recv(&mut [0]).unwrap();
+    assert!(udp::capture_into(service.as_fd(), &mut state, false).unwrap());
+    assert!(state.queue.is_empty());
+}
+
+#[test]
 fn a_fresh_socket_comes_back() {
     let socket =
         unbroken_sys::socket::open(libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP).unwrap();

@@ -116,6 +116,30 @@ fn messages_keep_their_borders() {
 }
 
 #[test]
+fn a_second_capture_sees_what_changed() {
+    let (one, other) = UnixStream::pair().unwrap();
+    let mut diag = Diag::of_namespace(one.as_fd()).unwrap();
+    let mut state = unix::capture(one.as_fd(), &mut diag).unwrap();
+    let mut look = |changed: bool| {
+        assert_eq!(
+            unix::capture_into(one.as_fd(), &mut diag, &mut state, false).unwrap(),
+            changed
+        );
+        assert_eq!(unix::capture(one.as_fd(), &mut diag).unwrap(), state);
+    };
+    look(false);
+    (&other).write_all(b"x").unwrap();
+    look(true);
+    look(false);
+    (&one).read_exact(&mut [0]).unwrap();
+    look(true);
+    look(false);
+    drop(other);
+    look(true);
+    look(false);
+}
+
+#[test]
 fn the_end_of_a_closed_peer() {
     let (mut one, other) = UnixStream::pair().unwrap();
     (&other).write_all(b"last words").unwrap();

@@ -213,6 +213,26 @@ impl Diag {
         })
     }
 
+    /// Opens it in the network namespace of the socket behind `fd`, wherever the caller stands.
+    /// Needs `CAP_SYS_ADMIN`. A thread enters the namespace for the purpose and ends.
+    pub fn of_namespace(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        // From include/uapi/linux/sockios.h: the namespace of a socket, as a descriptor.
+        const SIOCGSKNS: libc::Ioctl = 0x894C;
+        // SAFETY: the request takes no argument.
+        let namespace = check(unsafe { libc::ioctl(fd.as_raw_fd(), SIOCGSKNS) })?;
+        // SAFETY: a new descriptor that nobody else owns.
+        let namespace = unsafe { OwnedFd::from_raw_fd(namespace) };
+        let enter_and_open = move || {
+            // SAFETY: no pointers; only this short-lived thread changes namespace.
+            check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) })?;
+            Self::open()
+        };
+        let thread = std::thread::Builder::new().spawn(enter_and_open)?;
+        thread
+            .join()
+            .map_err(|_| io::Error::other("the thread that enters a namespace died"))?
+    }
+
     /// Asks for the socket with `inode`. `NotFound` when the namespace has none.
     pub fn query(&mut self, inode: u64) -> io::Result<Facts> {
         let inode = u32::try_from(inode).map_err(|_| io::ErrorKind::NotFound)?;
