@@ -6,10 +6,12 @@
 
 mod capture;
 mod closed;
+mod packets;
 mod restore;
 
-pub use capture::{Fingerprint, Tracker, capture, fingerprint};
-pub use restore::{Inject, Live, Prepared, Resend, View, prepare};
+pub use capture::{Fingerprint, Tracker, capture, capture_accepted, fingerprint};
+pub use packets::{Inject, Resend};
+pub use restore::{Live, Prepared, View, prepare};
 
 use unbroken_image::object::TcpPhase;
 use unbroken_sys::tcp::state;

@@ -119,6 +119,35 @@ pub fn receive_into(
     Ok(received)
 }
 
+/// Like [`receive_into`] for one datagram; returns who sent it.
+pub fn receive_from(
+    fd: BorrowedFd<'_>,
+    buffer: &mut Vec<u8>,
+    limit: usize,
+    flags: i32,
+) -> io::Result<SocketAddr> {
+    buffer.reserve(limit);
+    let room = &mut buffer.spare_capacity_mut()[..limit];
+    // SAFETY: an all-zero sockaddr_storage is valid.
+    let mut storage: libc::sockaddr_storage = unsafe { zeroed() };
+    let mut length = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+    // SAFETY: `room` and `storage` are writable for the lengths given.
+    let result = unsafe {
+        libc::recvfrom(
+            fd.as_raw_fd(),
+            room.as_mut_ptr().cast(),
+            room.len(),
+            flags,
+            (&raw mut storage).cast(),
+            &mut length,
+        )
+    };
+    let written = check_length(result)?.min(limit);
+    // SAFETY: the kernel initialised `written` bytes behind the old end.
+    unsafe { buffer.set_len(buffer.len() + written) };
+    decode(&storage)
+}
+
 /// Bytes that a read would find (`SIOCINQ`); a TCP FIN is not counted.
 pub fn unread_bytes(fd: BorrowedFd<'_>) -> io::Result<u32> {
     ioctl_i32(fd, SIOCINQ)

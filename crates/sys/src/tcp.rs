@@ -153,6 +153,10 @@ pub enum RepairOption {
     Timestamps,
 }
 
+impl RepairOption {
+    const KINDS: usize = 4;
+}
+
 /// `TCP_INFO`. `InvalidData` on a kernel whose answer ends before `tcpi_rcv_wnd`.
 pub fn info(fd: BorrowedFd<'_>) -> io::Result<Info> {
     // SAFETY: Info is plain integers.
@@ -225,20 +229,31 @@ pub fn set_repair_window(fd: BorrowedFd<'_>, window: &RepairWindow) -> io::Resul
 }
 
 /// Sets what the handshake had negotiated; in repair mode, connected, before anything is sent.
-pub fn set_repair_option(fd: BorrowedFd<'_>, option: RepairOption) -> io::Result<()> {
-    // Codes are TCPOPT_* of include/net/tcp.h.
-    let (code, value): (u32, u32) = match option {
-        RepairOption::MaximumSegment(bytes) => (2, u32::from(bytes)),
-        RepairOption::WindowScale { send, receive } => {
-            (3, u32::from(send) | u32::from(receive) << 16)
-        }
-        RepairOption::SackPermitted => (4, 0),
-        RepairOption::Timestamps => (8, 0),
-    };
-    let mut bytes = [0; 8];
-    bytes[..4].copy_from_slice(&code.to_ne_bytes());
-    bytes[4..].copy_from_slice(&value.to_ne_bytes());
-    sockopt::set(fd, libc::IPPROTO_TCP, TCP_REPAIR_OPTIONS, &bytes)
+pub fn set_repair_options(fd: BorrowedFd<'_>, options: &[RepairOption]) -> io::Result<()> {
+    let mut bytes = [0; 8 * RepairOption::KINDS];
+    let room = bytes.chunks_exact_mut(8);
+    if options.len() > room.len() {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    for (entry, option) in room.zip(options) {
+        // Codes are TCPOPT_* of include/net/tcp.h.
+        let (code, value): (u32, u32) = match *option {
+            RepairOption::MaximumSegment(bytes) => (2, u32::from(bytes)),
+            RepairOption::WindowScale { send, receive } => {
+                (3, u32::from(send) | u32::from(receive) << 16)
+            }
+            RepairOption::SackPermitted => (4, 0),
+            RepairOption::Timestamps => (8, 0),
+        };
+        entry[..4].copy_from_slice(&code.to_ne_bytes());
+        entry[4..].copy_from_slice(&value.to_ne_bytes());
+    }
+    sockopt::set(
+        fd,
+        libc::IPPROTO_TCP,
+        TCP_REPAIR_OPTIONS,
+        &bytes[..8 * options.len()],
+    )
 }
 
 /// The socket's timestamp clock now. The lowest bit says that it counts microseconds, not

@@ -2,6 +2,7 @@
 //! which one at a time is reachable. Everything ends with the threads.
 #![allow(dead_code)]
 
+pub mod connection;
 pub mod packet;
 
 use std::cell::Cell;
