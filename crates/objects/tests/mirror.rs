@@ -58,7 +58,7 @@ impl Scene {
         self.changes.clear();
         self.mirror.update(&self.announced, &mut self.changes).expect("update");
         let differences = self.mirror.verify().expect("verify");
-        assert!(differences.is_empty(), "{differences:#?}\nafter {:#?}", self.announced);
+        assert!(differences.is_empty(), "{differences:#?}\nafter {:?}", self.announced);
         self.announced.clear();
         &self.changes
     }

@@ -42,6 +42,8 @@ def read_line(fd):
     return line.decode().split()
 
 
+# What the shell of whoever runs the test left open is no part of it.
+os.closerange(3, 1024)
 source, sink = 0, 1
 while True:
     words = read_line(source)
