@@ -10,17 +10,20 @@ mod classify;
 pub mod device;
 pub mod directory;
 pub mod epoll;
+mod error;
 pub mod eventfd;
 pub mod file;
+pub mod listener;
 pub mod memfd;
 pub mod pipe;
 pub mod refuse;
 pub mod signalfd;
+pub mod socket;
+pub mod socket_options;
 pub mod table;
+pub mod tcp;
 pub mod timerfd;
 
-mod error;
-
 pub use classify::{Kind, classify};
-pub use error::Error;
 pub(crate) use error::Context;
+pub use error::Error;

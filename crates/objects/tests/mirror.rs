@@ -1,8 +1,8 @@
 //! The mirror against a live process: updates by announcements must end where a survey does.
 
-mod common;
+mod guest;
 
-use common::Guest;
+use guest::Guest;
 use std::collections::BTreeMap;
 use unbroken_image::{Fd, Object, ObjectId, Pid};
 use unbroken_objects::Kind;

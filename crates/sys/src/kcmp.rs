@@ -11,6 +11,7 @@ use std::io;
 
 // include/uapi/linux/kcmp.h
 const KCMP_FILE: libc::c_int = 0;
+const KCMP_VM: libc::c_int = 1;
 const KCMP_FILES: libc::c_int = 2;
 const KCMP_EPOLL_TFD: libc::c_int = 7;
 
@@ -37,19 +38,19 @@ fn compare(pid1: i32, pid2: i32, kind: libc::c_int, one: u64, two: u64) -> io::R
 
 /// Compares the description behind `fd1` of process `pid1` with that behind `fd2` of `pid2`.
 /// `EBADF` when either is closed.
-pub fn kcmp_file(pid1: i32, fd1: i32, pid2: i32, fd2: i32) -> io::Result<Ordering> {
+pub fn files(pid1: i32, fd1: i32, pid2: i32, fd2: i32) -> io::Result<Ordering> {
     compare(pid1, pid2, KCMP_FILE, fd1 as u64, fd2 as u64)
 }
 
-/// Compares the descriptor tables of two tasks: equal when they share one (`CLONE_FILES`).
-pub fn kcmp_table(pid1: i32, pid2: i32) -> io::Result<Ordering> {
-    compare(pid1, pid2, KCMP_FILES, 0, 0)
+/// Whether two tasks share one descriptor table (`CLONE_FILES`).
+pub fn share_descriptor_table(pid1: i32, pid2: i32) -> io::Result<bool> {
+    compare(pid1, pid2, KCMP_FILES, 0, 0).map(Ordering::is_eq)
 }
 
 /// Compares the description behind `fd` of `pid` with the target of an epoll entry: the `nth`
 /// (from 0) that was added under the number `target_fd` to `epoll_fd` of `epoll_pid`. The order is
-/// that of [`kcmp_file`]. `ENOENT` when there is no such entry.
-pub fn kcmp_epoll_target(
+/// that of [`files`]. `ENOENT` when there is no such entry.
+pub fn epoll_target(
     pid: i32,
     fd: i32,
     epoll_pid: i32,
@@ -59,4 +60,9 @@ pub fn kcmp_epoll_target(
 ) -> io::Result<Ordering> {
     let slot = EpollSlot { epoll_fd: epoll_fd as u32, target_fd: target_fd as u32, nth };
     compare(pid, epoll_pid, KCMP_EPOLL_TFD, fd as u64, &raw const slot as u64)
+}
+
+/// Whether two tasks share one address space (`CLONE_VM`).
+pub fn share_memory(pid1: i32, pid2: i32) -> io::Result<bool> {
+    compare(pid1, pid2, KCMP_VM, 0, 0).map(Ordering::is_eq)
 }

@@ -52,6 +52,9 @@ pub struct TcpConnection {
     pub send_queue: Vec<u8>,
     /// How many bytes of `send_queue` the kernel had handed to the network (`snd_nxt`).
     pub sent_bytes: u32,
+    /// In the phases with an unacknowledged FIN of this side: whether the kernel had handed that
+    /// FIN to the network. It is no byte of `send_queue`.
+    pub fin_sent: bool,
     /// Sequence number of the first byte of `receive_queue`.
     pub receive_sequence: u32,
     /// Bytes that the kernel acknowledged and the program has not read.
@@ -62,13 +65,18 @@ pub struct TcpConnection {
     pub mss_clamp: u32,
     pub send_window_scale: u8,
     pub receive_window_scale: u8,
-    /// The socket's timestamp clock at the capture (`TCP_TIMESTAMP`); 0 without timestamps.
+    /// The socket's timestamp clock (`TCP_TIMESTAMP`) at `timestamp_read_at_ns`; 0 without
+    /// timestamps.
     pub timestamp: u32,
-    /// The peer's latest timestamp, as this side echoes it; 0 without timestamps.
-    pub timestamp_echo: u32,
-    /// The pending error (`SO_ERROR`) of a closed socket.
+    /// `CLOCK_MONOTONIC` of the service when `timestamp` was read. The offset between the two
+    /// clocks never changes, so an old pair is as good as a new one.
+    pub timestamp_read_at_ns: u64,
+    /// The pending error of a closed socket, 0 for none. The kernel shows only that there is one
+    /// (`POLLERR`); reading which would take it from the service, so it is `ECONNRESET`.
     pub error: i32,
     pub corked: bool,
+    /// The service called `shutdown(SHUT_RD)`, or the peer's FIN did the same to its reads.
+    pub receive_shut: bool,
     pub socket_options: Vec<SocketOption>,
 }
 

@@ -43,20 +43,20 @@ impl Mirror {
         }
     }
 
-    /// Brings every epoll instance up to date after the slots are.
+    /// Brings every epoll instance up to date after the slots are. `named` are objects that a call
+    /// changed in ways that are not followed; `duplicated`: descriptions may have come to further
+    /// numbers.
     pub(super) fn follow_epolls(
         &mut self,
         announcements: &[Announcement],
         before: &[Before],
-        duplicated: bool,
+        (named, duplicated): (BTreeSet<ObjectId>, bool),
         changes: &mut Changes,
     ) -> Result<(), Error> {
-        let mut doubtful: BTreeSet<ObjectId> = changes
-            .appeared
-            .iter()
-            .chain(&changes.touched)
-            .copied()
-            .filter(|id| self.announced_epoll(*id, announcements, changes))
+        let mut doubtful: BTreeSet<ObjectId> = named
+            .into_iter()
+            .chain(changes.appeared.iter().copied())
+            .filter(|id| self.kind(*id) == Some(Kind::Epoll))
             .collect();
         self.doubt_moved_targets(before, changes, &mut doubtful);
         self.follow_calls(announcements, before, duplicated, changes, &mut doubtful);
@@ -66,24 +66,6 @@ impl Mirror {
             }
         }
         Ok(())
-    }
-
-    /// Whether an instance is new, or named by an announcement that may change it in a way that
-    /// is not followed.
-    fn announced_epoll(
-        &self,
-        id: ObjectId,
-        announcements: &[Announcement],
-        changes: &Changes,
-    ) -> bool {
-        let Some(entry) = self.objects.get(&id) else { return false };
-        let is_named = || {
-            announcements.iter().any(|announcement| match announcement.what {
-                Announced::Object { fd } => entry.slots.contains(&(announcement.pid, fd)),
-                _ => false,
-            })
-        };
-        entry.kind == Kind::Epoll && (changes.appeared.contains(&id) || is_named())
     }
 
     /// An object that counts as gone may only have moved to another slot, where it counts as new:
@@ -203,7 +185,7 @@ impl Mirror {
             state.entries.binary_search_by_key(&(target, slot.object), epoll::key).is_ok();
         let mut nth = 0;
         loop {
-            match kcmp::kcmp_epoll_target(host, target.0, host, epoll.0, target.0, nth) {
+            match kcmp::epoll_target(host, target.0, host, epoll.0, target.0, nth) {
                 Ok(order) if order.is_eq() => return expected,
                 Ok(_) => nth += 1,
                 Err(_) => return !expected,
@@ -276,7 +258,7 @@ impl Mirror {
         let host = self.processes.get(&pid).map_or(0, |process| process.source.host_pid);
         let compare = |id| {
             let (owner, slot) = self.certain_slot(id);
-            kcmp::kcmp_epoll_target(owner, slot, host, instance.0, raw.fd.0, raw.nth)
+            kcmp::epoll_target(owner, slot, host, instance.0, raw.fd.0, raw.nth)
         };
         if let Ok(id) = self.order.find(compare)? {
             return Ok(id);

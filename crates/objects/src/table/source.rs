@@ -20,14 +20,14 @@ pub struct Source {
 impl Source {
     /// Opens a process that is known to live, as one that is stopped under ptrace is.
     pub fn open(pid: Pid, host_pid: i32) -> Result<Source, Error> {
-        let pidfd = pidfd::pidfd_open(host_pid).during("open process", host_pid)?;
+        let pidfd = pidfd::open(host_pid).during("open process", host_pid)?;
         let directory = ProcessDirectory::open(host_pid).during("open /proc of", host_pid)?;
         Ok(Source { pid, host_pid, pidfd, directory })
     }
 
     /// A fresh duplicate of a descriptor; `None` when the slot is free.
     pub fn duplicate(&self, fd: Fd) -> Result<Option<OwnedFd>, Error> {
-        match pidfd::pidfd_getfd(self.pidfd.as_fd(), fd.0) {
+        match pidfd::get_descriptor(self.pidfd.as_fd(), fd.0) {
             Err(error) if error.raw_os_error() == Some(libc::EBADF) => Ok(None),
             other => other.during("take a duplicate of", self.subject(fd)).map(Some),
         }
@@ -71,9 +71,9 @@ impl Source {
         let mut threads = Vec::new();
         self.directory.threads(&mut threads).during("list the threads of", self.host_pid)?;
         for thread in threads {
-            let order = kcmp::kcmp_table(self.host_pid, thread)
+            let shared = kcmp::share_descriptor_table(self.host_pid, thread)
                 .during("compare the descriptor tables of threads of", self.host_pid)?;
-            if order.is_ne() {
+            if !shared {
                 return Err(Error::refused(
                     format!("thread {thread} with a descriptor table of its own"),
                     "all threads of a process must share one table",
@@ -81,9 +81,9 @@ impl Source {
             }
         }
         for other in others {
-            let order = kcmp::kcmp_table(self.host_pid, *other)
+            let shared = kcmp::share_descriptor_table(self.host_pid, *other)
                 .during("compare the descriptor tables of processes", self.host_pid)?;
-            if order.is_eq() {
+            if shared {
                 return Err(Error::refused(
                     format!("the descriptor table that processes {} and {other} share", self.host_pid),
                     "each process must have its own table",

@@ -82,5 +82,5 @@ impl Mirror {
 }
 
 fn is(owner: i32, fd: i32, other: i32, second: Fd, expected: Ordering) -> bool {
-    kcmp::kcmp_file(owner, fd, other, second.0).is_ok_and(|order| order == expected)
+    kcmp::files(owner, fd, other, second.0).is_ok_and(|order| order == expected)
 }

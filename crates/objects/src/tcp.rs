@@ -1,0 +1,45 @@
+//! TCP connections: every socket of `SOCK_STREAM` over IP that does not listen and is not fresh.
+//!
+//! [`capture`] reads a connection whole, [`Tracker::capture_into`] reads it again at the price of
+//! what is queued. [`prepare`] builds it in the replica's namespace without a packet, and
+//! [`Prepared::go_live`] lets it speak.
+
+mod capture;
+mod closed;
+mod restore;
+
+pub use capture::{Fingerprint, Tracker, capture, fingerprint};
+pub use restore::{Inject, Live, Prepared, Resend, View, prepare};
+
+use unbroken_image::object::TcpPhase;
+use unbroken_sys::tcp::state;
+
+/// How errors call a socket of this module.
+const SUBJECT: &str = "TCP connection";
+
+/// The phase of a socket in `state` (`TCP_INFO`); `None` for one that listens. A descriptor whose
+/// connection is in TIME_WAIT shows `CLOSE`: the kernel keeps that state apart from the socket.
+fn phase_of(state: u8) -> Option<TcpPhase> {
+    Some(match state {
+        state::ESTABLISHED | state::SYN_RECEIVED => TcpPhase::Established,
+        state::SYN_SENT => TcpPhase::SynSent,
+        state::FIN_WAIT1 => TcpPhase::FinWait1,
+        state::FIN_WAIT2 => TcpPhase::FinWait2,
+        state::CLOSE_WAIT => TcpPhase::CloseWait,
+        state::LAST_ACK => TcpPhase::LastAck,
+        state::CLOSING => TcpPhase::Closing,
+        state::CLOSE | state::TIME_WAIT => TcpPhase::Closed,
+        _ => return None,
+    })
+}
+
+/// This side has sent or queued a FIN that the peer has not acknowledged. It counts as one byte in
+/// `SIOCOUTQ` and in `tcpi_notsent_bytes`.
+fn own_fin_is_open(phase: TcpPhase) -> bool {
+    matches!(phase, TcpPhase::FinWait1 | TcpPhase::LastAck | TcpPhase::Closing)
+}
+
+/// The peer's FIN has arrived; it counts as one sequence number in `rcv_nxt`.
+fn peer_fin_arrived(phase: TcpPhase) -> bool {
+    matches!(phase, TcpPhase::CloseWait | TcpPhase::LastAck | TcpPhase::Closing)
+}

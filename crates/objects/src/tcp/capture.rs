@@ -1,0 +1,415 @@
+//! Reading a connection from our own duplicate of its descriptor, while the service is stopped and
+//! its input held.
+
+use super::{SUBJECT, own_fin_is_open, peer_fin_arrived, phase_of};
+use crate::socket::{Context, SocketError};
+use crate::socket_options;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+use unbroken_image::object::{TcpConnection, TcpPhase, TcpWindow};
+use unbroken_sys::tcp::{self, Info, Queue, Repair, negotiated};
+use unbroken_sys::{socket, sockopt};
+
+/// The most that a segment can hold of a queue's front that is acknowledged already.
+const LARGEST_SEGMENT_BYTES: usize = 65536;
+
+/// What must be equal for a connection to be as it was: everything that packets, reads and writes
+/// move. Options are not part of it; their changes are announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fingerprint {
+    state: u8,
+    bytes_acked: u64,
+    bytes_received: u64,
+    bytes_sent: u64,
+    bytes_retransmitted: u64,
+    not_sent_bytes: u32,
+    send_window: u32,
+    receive_window: u32,
+    unread_bytes: u32,
+    unacknowledged_bytes: u32,
+}
+
+/// Reads a fingerprint without repair mode (about a microsecond).
+pub fn fingerprint(fd: BorrowedFd<'_>) -> Result<Fingerprint, SocketError> {
+    let info = tcp::info(fd).context("read TCP_INFO", SUBJECT)?;
+    fingerprint_from(fd, &info)
+}
+
+fn fingerprint_from(fd: BorrowedFd<'_>, info: &Info) -> Result<Fingerprint, SocketError> {
+    Ok(Fingerprint {
+        state: info.state,
+        bytes_acked: info.bytes_acked,
+        bytes_received: info.bytes_received,
+        bytes_sent: info.bytes_sent,
+        bytes_retransmitted: info.bytes_retransmitted,
+        not_sent_bytes: info.not_sent_bytes,
+        send_window: info.send_window,
+        receive_window: info.receive_window,
+        unread_bytes: socket::unread_bytes(fd).context("read SIOCINQ", SUBJECT)?,
+        unacknowledged_bytes: socket::unacknowledged_bytes(fd)
+            .context("read SIOCOUTQ", SUBJECT)?,
+    })
+}
+
+/// What the primary remembers of one connection between captures. It belongs to one kernel socket
+/// and means nothing for another.
+#[derive(Clone, Debug)]
+pub struct Tracker {
+    /// `snd_una - bytes_acked` and `rcv_nxt - bytes_received`: the kernel moves each pair together
+    /// (net/ipv4/tcp_input.c, tcp_snd_una_update and tcp_rcv_nxt_update), so one reading of the
+    /// sequence numbers under repair mode serves for good.
+    send_base: u32,
+    receive_base: u32,
+    max_window: u32,
+    fingerprint: Fingerprint,
+}
+
+/// Reads a connection whole, options included. Uses repair mode for a moment, which sends nothing
+/// and is undone; a socket found in repair mode, left so by a node that died, is taken out of it.
+///
+/// `Refused` for kTLS and MPTCP. The socket must not listen.
+pub fn capture(fd: BorrowedFd<'_>) -> Result<(TcpConnection, Tracker), SocketError> {
+    refuse_layers(fd)?;
+    let info = tcp::info(fd).context("read TCP_INFO", SUBJECT)?;
+    let phase = phase_of(info.state).ok_or(SocketError::Refused {
+        what: "a listening socket captured as a connection",
+        why: "it has no peer; capture it as a listener",
+    })?;
+    let family = sockopt::get_i32(fd, libc::SOL_SOCKET, libc::SO_DOMAIN)
+        .context("read SO_DOMAIN", SUBJECT)?;
+    let mut connection = TcpConnection {
+        family,
+        flags: 0,
+        phase,
+        local: socket::local_address(fd).context("getsockname", SUBJECT)?,
+        remote: socket::peer_address(fd).context("read SO_PEERNAME", SUBJECT)?,
+        send_sequence: 0,
+        send_queue: Vec::new(),
+        sent_bytes: 0,
+        fin_sent: false,
+        receive_sequence: 0,
+        receive_queue: Vec::new(),
+        window: TcpWindow::default(),
+        options: u32::from(info.options),
+        mss_clamp: 0,
+        send_window_scale: info.send_scale(),
+        receive_window_scale: info.receive_scale(),
+        timestamp: 0,
+        timestamp_read_at_ns: 0,
+        error: 0,
+        corked: false,
+        receive_shut: false,
+        socket_options: Vec::new(),
+    };
+    let fingerprint = fingerprint_from(fd, &info)?;
+    let mut tracker =
+        Tracker { send_base: 0, receive_base: 0, max_window: 0, fingerprint };
+    if phase != TcpPhase::Closed {
+        tracker.synchronise(fd, &info, &mut connection)?;
+    }
+    tracker.read(fd, &info, &mut connection)?;
+    refresh_options(fd, &mut connection)?;
+    Ok((connection, tracker))
+}
+
+impl Tracker {
+    /// Reads again what packets, reads and writes may have changed since the last capture of the
+    /// same socket into the same `connection`, whose buffers are used again. Options are read only
+    /// when `options_changed`, as an announced `setsockopt` says.
+    pub fn capture_into(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        connection: &mut TcpConnection,
+        options_changed: bool,
+    ) -> Result<(), SocketError> {
+        let info = tcp::info(fd).context("read TCP_INFO", SUBJECT)?;
+        let phase = phase_of(info.state).ok_or(SocketError::Refused {
+            what: "a connection that became a listener",
+            why: "it is another kind of object now; capture it as a listener",
+        })?;
+        let was = std::mem::replace(&mut connection.phase, phase);
+        if was == TcpPhase::SynSent && phase != TcpPhase::SynSent && phase != TcpPhase::Closed {
+            // The handshake chose sequence numbers and options.
+            connection.options = u32::from(info.options);
+            connection.send_window_scale = info.send_scale();
+            connection.receive_window_scale = info.receive_scale();
+            self.synchronise(fd, &info, connection)?;
+        }
+        self.fingerprint = fingerprint_from(fd, &info)?;
+        self.read(fd, &info, connection)?;
+        if options_changed {
+            refresh_options(fd, connection)?;
+        }
+        Ok(())
+    }
+
+    /// The fingerprint at the last capture: while [`fingerprint`] gives an equal one, another
+    /// capture would read the same.
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
+    }
+
+    /// Reads what does not change, or moves in step with `TCP_INFO`.
+    fn synchronise(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        info: &Info,
+        connection: &mut TcpConnection,
+    ) -> Result<(), SocketError> {
+        let numbers = in_repair(fd, || {
+            tcp::select_queue(fd, Queue::Receive).context("select receive queue", SUBJECT)?;
+            let receive_next = tcp::queue_sequence(fd).context("read rcv_nxt", SUBJECT)?;
+            tcp::select_queue(fd, Queue::Send).context("select send queue", SUBJECT)?;
+            let write_sequence = tcp::queue_sequence(fd).context("read write_seq", SUBJECT)?;
+            let window = tcp::repair_window(fd).context("read TCP_REPAIR_WINDOW", SUBJECT)?;
+            // In repair mode TCP_MAXSEG shows the clamp instead of the current size.
+            let mss_clamp = sockopt::get_i32(fd, libc::IPPROTO_TCP, libc::TCP_MAXSEG)
+                .context("read TCP_MAXSEG", SUBJECT)?;
+            Ok((receive_next, write_sequence, window, mss_clamp))
+        })?;
+        let (receive_next, write_sequence, window, mss_clamp) = numbers;
+        let unacknowledged =
+            socket::unacknowledged_bytes(fd).context("read SIOCOUTQ", SUBJECT)?;
+        let first = write_sequence.wrapping_sub(unacknowledged);
+        self.send_base = first.wrapping_sub(info.bytes_acked as u32);
+        self.receive_base = receive_next.wrapping_sub(info.bytes_received as u32);
+        self.max_window = window.max_window;
+        connection.mss_clamp = mss_clamp.cast_unsigned();
+        if info.options & negotiated::TIMESTAMPS != 0 {
+            // In this order a preemption in between makes a restored clock run ahead, which the
+            // peer accepts, and never back, which it does not.
+            connection.timestamp_read_at_ns = tcp::clock_ns();
+            connection.timestamp = tcp::timestamp(fd).context("read TCP_TIMESTAMP", SUBJECT)?;
+        }
+        Ok(())
+    }
+
+    fn read(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        info: &Info,
+        connection: &mut TcpConnection,
+    ) -> Result<(), SocketError> {
+        connection.flags = socket::status_flags(fd).context("F_GETFL", SUBJECT)?;
+        let ready = socket::poll(fd, libc::POLLRDHUP | libc::POLLPRI, Duration::ZERO)
+            .context("poll", SUBJECT)?;
+        connection.receive_shut = ready & libc::POLLRDHUP != 0;
+        let urgent = ready & libc::POLLPRI != 0;
+        self.read_receive_queue(fd, connection, urgent)?;
+        match connection.phase {
+            TcpPhase::Closed => {
+                connection.send_queue.clear();
+                connection.sent_bytes = 0;
+                connection.fin_sent = false;
+                connection.error =
+                    if ready & libc::POLLERR != 0 { libc::ECONNRESET } else { 0 };
+                return Ok(());
+            }
+            TcpPhase::SynSent => {
+                // SIOCOUTQ reads 0 here; write_seq is behind the SYN (synchronise).
+                connection.send_queue.clear();
+                connection.sent_bytes = 0;
+                let sequence = self.send_base.wrapping_add(info.bytes_acked as u32);
+                connection.send_sequence = sequence.wrapping_sub(1);
+                return Ok(());
+            }
+            _ => {}
+        }
+        self.read_send_queue(fd, info, connection)?;
+        connection.corked = sockopt::get_i32(fd, libc::IPPROTO_TCP, libc::TCP_CORK)
+            .context("read TCP_CORK", SUBJECT)?
+            != 0;
+        self.read_sequences(info, connection);
+        Ok(())
+    }
+
+    fn read_sequences(&mut self, info: &Info, connection: &mut TcpConnection) {
+        connection.send_sequence = self.send_base.wrapping_add(info.bytes_acked as u32);
+        let receive_next = self.receive_base.wrapping_add(info.bytes_received as u32);
+        let fin = u32::from(peer_fin_arrived(connection.phase));
+        connection.receive_sequence = receive_next
+            .wrapping_sub(fin)
+            .wrapping_sub(connection.receive_queue.len() as u32);
+        self.max_window = self.max_window.max(info.send_window);
+        // snd_wl1 may lie past a hole, where TCP_REPAIR_WINDOW refuses it, and rcv_wup needs
+        // repair mode to read. At rcv_nxt both are legal: the peer's next segment may update the
+        // window, and the offered window ends at most one unsent acknowledgement further right.
+        connection.window = TcpWindow {
+            snd_wl1: receive_next,
+            snd_wnd: info.send_window,
+            max_window: self.max_window,
+            rcv_wnd: info.receive_window,
+            rcv_wup: receive_next,
+        };
+    }
+
+    fn read_receive_queue(
+        &self,
+        fd: BorrowedFd<'_>,
+        connection: &mut TcpConnection,
+        urgent: bool,
+    ) -> Result<(), SocketError> {
+        connection.receive_queue.clear();
+        if !urgent {
+            let expected = self.fingerprint.unread_bytes as usize;
+            return peek_stream(fd, &mut connection.receive_queue, expected);
+        }
+        // SIOCINQ and a read end at the urgent byte. Inline, the byte is one of the stream: its
+        // sequence number must be covered, and that it was urgent is lost.
+        let inline = sockopt::get_i32(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE)
+            .context("read SO_OOBINLINE", SUBJECT)?;
+        sockopt::set_i32(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE, 1)
+            .context("set SO_OOBINLINE", SUBJECT)?;
+        let result = socket::unread_bytes(fd)
+            .context("read SIOCINQ", SUBJECT)
+            .and_then(|bytes| peek_stream(fd, &mut connection.receive_queue, bytes as usize));
+        sockopt::set_i32(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE, inline)
+            .context("put SO_OOBINLINE back", SUBJECT)?;
+        result
+    }
+
+    fn read_send_queue(
+        &self,
+        fd: BorrowedFd<'_>,
+        info: &Info,
+        connection: &mut TcpConnection,
+    ) -> Result<(), SocketError> {
+        connection.send_queue.clear();
+        let fin = u32::from(own_fin_is_open(connection.phase));
+        let queued = self.fingerprint.unacknowledged_bytes.saturating_sub(fin) as usize;
+        // The FIN is the last to be sent, so nothing unsent means that it went out too.
+        connection.fin_sent = fin == 1 && info.not_sent_bytes == 0;
+        let not_sent = if info.not_sent_bytes == 0 { 0 } else { info.not_sent_bytes - fin };
+        connection.sent_bytes = (queued as u32).saturating_sub(not_sent);
+        if queued == 0 {
+            return Ok(());
+        }
+        in_repair(fd, || {
+            tcp::select_queue(fd, Queue::Send).context("select send queue", SUBJECT)?;
+            peek_send_queue(fd, &mut connection.send_queue, queued)
+        })
+    }
+}
+
+/// Reads the options again, as after an announced `setsockopt`.
+fn refresh_options(
+    fd: BorrowedFd<'_>,
+    connection: &mut TcpConnection,
+) -> Result<(), SocketError> {
+    connection.socket_options =
+        socket_options::capture(fd, connection.family, libc::SOCK_STREAM)?;
+    Ok(())
+}
+
+/// Runs `work` in repair mode. `SO_REUSEADDR`, which repair mode overwrites both ways, is put back.
+fn in_repair<T>(
+    fd: BorrowedFd<'_>,
+    work: impl FnOnce() -> Result<T, SocketError>,
+) -> Result<T, SocketError> {
+    let reuse = sockopt::get_i32(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR)
+        .context("read SO_REUSEADDR", SUBJECT)?;
+    tcp::repair(fd, Repair::On).context("enter TCP repair mode (needs CAP_NET_ADMIN)", SUBJECT)?;
+    let result = work();
+    tcp::repair(fd, Repair::OffSilently).context("leave TCP repair mode", SUBJECT)?;
+    if reuse != 0 {
+        sockopt::set_i32(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)
+            .context("put SO_REUSEADDR back", SUBJECT)?;
+    }
+    result
+}
+
+/// Peeks `expected` bytes of the receive queue into `buffer`, and notices one byte more.
+fn peek_stream(
+    fd: BorrowedFd<'_>,
+    buffer: &mut Vec<u8>,
+    expected: usize,
+) -> Result<(), SocketError> {
+    if expected == 0 {
+        return Ok(());
+    }
+    // A peek offset that the service set (SO_PEEK_OFF; TCP has it since Linux 6.10) would start
+    // the peek there, and move. One that is off reads -1, one that is unknown fails.
+    let offset = sockopt::get_i32(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF).unwrap_or(-1);
+    if offset >= 0 {
+        set_peek_offset(fd, 0)?;
+    }
+    let mut peeked = peek(fd, buffer, expected + 1);
+    let mut short = offset;
+    // A peek ends at an urgent byte even when bytes follow it.
+    while let Ok(1..) = peeked
+        && buffer.len() < expected
+    {
+        short = 0;
+        set_peek_offset(fd, buffer.len() as i32)?;
+        peeked = peek(fd, buffer, expected + 1 - buffer.len());
+    }
+    if offset >= 0 || short >= 0 {
+        set_peek_offset(fd, offset)?;
+    }
+    peeked.context("peek at the receive queue", SUBJECT)?;
+    if buffer.len() != expected {
+        return Err(SocketError::Changed {
+            what: "receive queue of a TCP connection",
+            expected_bytes: expected,
+            found_bytes: buffer.len(),
+        });
+    }
+    Ok(())
+}
+
+fn peek(fd: BorrowedFd<'_>, buffer: &mut Vec<u8>, limit: usize) -> std::io::Result<usize> {
+    socket::receive_into(fd, buffer, limit, libc::MSG_PEEK | libc::MSG_DONTWAIT)
+}
+
+fn set_peek_offset(fd: BorrowedFd<'_>, offset: i32) -> Result<(), SocketError> {
+    sockopt::set_i32(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset)
+        .context("set SO_PEEK_OFF", SUBJECT)
+}
+
+/// Peeks the selected send queue into `buffer`. The kernel copies whole segments, whose first may
+/// begin with bytes that are acknowledged already, and fails when they do not fit.
+fn peek_send_queue(
+    fd: BorrowedFd<'_>,
+    buffer: &mut Vec<u8>,
+    expected: usize,
+) -> Result<(), SocketError> {
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    let found = match socket::receive_into(fd, buffer, expected, flags) {
+        Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {
+            socket::receive_into(fd, buffer, expected + LARGEST_SEGMENT_BYTES, flags)
+        }
+        other => other,
+    }
+    .context("peek at the send queue", SUBJECT)?;
+    if found < expected {
+        return Err(SocketError::Changed {
+            what: "send queue of a TCP connection",
+            expected_bytes: expected,
+            found_bytes: found,
+        });
+    }
+    buffer.drain(..found - expected);
+    Ok(())
+}
+
+/// Layers over or under TCP whose state no interface gives out.
+fn refuse_layers(fd: BorrowedFd<'_>) -> Result<(), SocketError> {
+    let protocol = sockopt::get_i32(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL)
+        .context("read SO_PROTOCOL", SUBJECT)?;
+    if protocol != libc::IPPROTO_TCP {
+        return Err(SocketError::Refused {
+            what: "a stream socket of a protocol other than TCP (as MPTCP or SCTP)",
+            why: "the kernel has no repair mode for it",
+        });
+    }
+    let mut name = [0; 16];
+    // TCP_ULP answers no bytes when there is none, and fails on a kernel without them.
+    if sockopt::get(fd, libc::IPPROTO_TCP, libc::TCP_ULP, &mut name).is_ok_and(|length| length > 0)
+    {
+        return Err(SocketError::Refused {
+            what: "a TCP connection with an upper layer protocol (kernel TLS)",
+            why: "its keys and record state cannot be read back",
+        });
+    }
+    Ok(())
+}
