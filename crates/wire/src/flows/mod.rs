@@ -446,7 +446,7 @@ impl Flows {
         if replaced {
             self.close(named.tuple, now_ns);
             self.close(named.tuple, now_ns);
-        } else if waits(flow.current.stage) {
+        } else if waits(flow.current.stage) && flow.current.may_own(named.client_sequence) {
             self.close(named.tuple, now_ns);
         }
     }

@@ -166,6 +166,20 @@ fn a_port_used_again_before_the_epoch_keeps_only_the_new_connection() {
 }
 
 #[test]
+fn of_three_connections_from_one_port_in_one_epoch_only_the_last_waits() {
+    let mut feed = standby();
+    let named = |client_sequence| NamedConnection {
+        tuple: tuple(1),
+        client_sequence,
+    };
+    feed.opens(1, 100);
+    feed.opens(1, 200);
+    let last = feed.opens(1, 300);
+    feed.commit_named(&[], &[], &[named(101), named(201)]);
+    assert_eq!(feed.replayed(), [last]);
+}
+
+#[test]
 fn a_handshake_whose_syn_came_before_the_log_is_kept_too() {
     let mut feed = standby();
     let first = feed.says(1, 101, 500);
