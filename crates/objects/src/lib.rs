@@ -23,7 +23,6 @@ pub mod timerfd;
 
 
 pub use classify::{Kind, classify};
-pub(crate) use error::Context;
 pub use error::Error;
 pub mod socket;
 pub mod socket_options;
