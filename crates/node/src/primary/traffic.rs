@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use unbroken_core::role::Role;
 use unbroken_wire::commit::Committed;
-use unbroken_wire::flows::{Flows, NamedConnection};
+use unbroken_wire::flows::{Flows, LatePacket, NamedConnection};
 use unbroken_wire::gate::{Gate, OutputKind};
 use unbroken_wire::log::InputLogWriter;
 use unbroken_wire::tun::{ClientSide, ServiceSide};
@@ -96,9 +96,13 @@ impl Traffic {
             }
             let Some(length) = self.clients.read(&mut self.buffer)? else { break };
             let frame = &self.buffer[..length];
-            if let Some(answer) = self.flows.answer_for_closed(frame) {
-                let _ = self.clients.send_crafted(&answer)?;
-                continue;
+            match self.flows.answer_for_closed(frame) {
+                LatePacket::ForTheKernel => {}
+                LatePacket::Swallow => continue,
+                LatePacket::Answer(answer) => {
+                    let _ = self.clients.send_crafted(&answer)?;
+                    continue;
+                }
             }
             if let Some(log) = &mut self.log
                 && !log.append(self.input_position, frame)
