@@ -18,5 +18,7 @@ pub mod program;
 pub mod publish;
 pub mod record;
 pub mod stage;
+pub mod standby;
+pub mod takeover;
 #[cfg(test)]
 mod test_root;

@@ -1,7 +1,7 @@
 //! The program of a node: what `unbroken __node` does.
 
 use crate::bundle::{Bundle, Start};
-use crate::primary;
+use crate::{primary, standby};
 use rustix::fs::{Mode, OFlags, open};
 use std::io;
 use std::os::fd::AsFd;
@@ -25,6 +25,6 @@ fn run() -> io::Result<()> {
     let bundle = Bundle::receive(channel)?;
     match bundle.start {
         Start::Launch => primary::launch::run(bundle),
-        Start::Standby { .. } => Err(io::Error::other("not yet")),
+        Start::Standby { .. } => standby::run(bundle),
     }
 }

@@ -109,11 +109,12 @@ impl Capture {
     /// `outputs` are the read ends of the service's standard output and error.
     pub fn new(
         announcements: Announcements,
-        outputs: &[OwnedFd; 2],
+        outputs: &[Option<OwnedFd>; 2],
         config: &Config,
     ) -> Result<Capture, CaptureError> {
         let mut inodes = Vec::new();
         for (stream, output) in (1..).zip(outputs) {
+            let Some(output) = output else { continue };
             let status = rustix::fs::fstat(output).map_err(io::Error::from)?;
             inodes.push((status.st_ino, stream));
         }

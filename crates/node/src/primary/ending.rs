@@ -1,6 +1,6 @@
 //! How a service ends, and how this node lets it go.
 
-use super::Primary;
+use super::{Common, Primary};
 use super::standby::kill_stage;
 use crate::board::State as BoardState;
 use crate::clock::now_ns;
@@ -173,10 +173,7 @@ impl Primary {
         kill_stage(&self.stage);
         self.stop_standby();
         let (death, _) = self.ending.end.unwrap_or((Death::Exited(0), 0));
-        let code = match death {
-            Death::Exited(code) => code as u8,
-            Death::Killed(signal) => 128u8.wrapping_add(signal as u8),
-        };
+        let code = exit_code_of(death);
         let common = &self.common;
         if let Some(failure) = self.ending.failure {
             common.board.set_state(BoardState::Failed, &failure_text(failure, death));
@@ -185,6 +182,7 @@ impl Primary {
         for asker in &self.ending.stoppers {
             common.control.answer(asker, Ok(()));
         }
+        // Its last address goes with it: whoever asks now asks nobody.
         common.directory.remove()?;
         common.ring_front();
         Ok(())
@@ -195,6 +193,23 @@ fn death_cause(death: Death) -> record::Cause {
     match death {
         Death::Killed(signal) => record::Cause::Killed(signal),
         Death::Exited(_) => record::Cause::Killed(libc::SIGKILL),
+    }
+}
+
+/// A node that never became a primary reports that the service is lost, and cleans up.
+pub fn close_failed(common: &Common, failure: Failure, death: Death) -> io::Result<()> {
+    common.board.set_state(BoardState::Failed, &failure_text(failure, death));
+    common.board.set_exit(exit_code_of(death));
+    common.directory.remove()?;
+    common.ring_front();
+    Ok(())
+}
+
+/// As shells have it: 128 + n for death by signal n.
+fn exit_code_of(death: Death) -> u8 {
+    match death {
+        Death::Exited(code) => code as u8,
+        Death::Killed(signal) => 128u8.wrapping_add(signal as u8),
     }
 }
 

@@ -105,13 +105,13 @@ fn start(
     start_notifier(notify.clone(), announcements.clone(), config.service_core)?;
     let host_pid = pending.host_pid;
     pending.execute()?;
-    let outputs = [nonblocking(output.stdout)?, nonblocking(output.stderr)?];
+    let outputs = [Some(nonblocking(output.stdout)?), Some(nonblocking(output.stderr)?)];
     let capture = Capture::new(announcements, &outputs, config)?;
     let bell = tree.bell();
     let init_pid = Pid::from_raw(init.host_pid).ok_or_else(|| io::Error::other("no init"))?;
     let ends = ServiceEnds {
         tun: stage.tun().try_clone_to_owned()?,
-        outputs: outputs.map(Some),
+        outputs,
         stage: pidfd_open(init_pid, PidfdFlags::empty()).map_err(io::Error::from)?,
         init,
         notify,

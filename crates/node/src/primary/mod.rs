@@ -26,6 +26,7 @@ use rustix::event::{Timespec, epoll};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+pub use ending::close_failed;
 pub use standby::Notice;
 pub use traffic::Input;
 use traffic::Traffic;

@@ -90,26 +90,21 @@ impl Follower {
     /// Follows until the end, and says on `sender` what came of it. When the replica lives, the
     /// thread goes on as the tracer of a primary.
     pub fn run(self, sender: &mpsc::Sender<Outcome>) {
-        let line = self.line.clone();
-        match self.follow() {
-            Ok(Some((live, tracer))) => {
-                if sender.send(live).is_ok() {
-                    tracer.run();
-                }
-            }
-            Ok(None) => drop(sender.send(Outcome::Void)),
-            Err(error) => {
-                log!("the standby fails: {error}");
-                drop(sender.send(Outcome::Void));
-            }
+        let watch = self.watch.clone();
+        let (outcome, tracer) = self.follow().unwrap_or_else(|error| {
+            log!("the standby fails: {error}");
+            (Outcome::Void, None)
+        });
+        let sent = sender.send(outcome).is_ok();
+        let _ = rustix::io::write(&watch.bell, &1u64.to_ne_bytes());
+        if let (true, Some(tracer)) = (sent, tracer) {
+            tracer.run();
         }
-        drop(line);
     }
 
-    fn follow(self) -> Result<Option<(Outcome, Tracer)>, FollowError> {
-        let Follower { journal, watch, tell, line, .. } = &self;
-        let (journal, watch, tell, line) =
-            (journal.clone(), watch.clone(), tell.try_clone()?, line.clone());
+    fn follow(self) -> Result<(Outcome, Option<Tracer>), FollowError> {
+        let (journal, watch) = (self.journal.clone(), self.watch.clone());
+        let (tell, line) = (self.tell.try_clone()?, self.line.clone());
         let term = self.role.term();
         let mut reader = JournalReader::new(journal.consumer()?, term);
         let mut following = Following::prepare(self)?;
@@ -123,10 +118,10 @@ impl Follower {
             }
         };
         match end {
-            End::Retired => Ok(None),
-            End::TakeOver(cause) => following.take_over(cause, line).map(Some),
+            End::Retired => Ok((Outcome::Void, None)),
+            End::TakeOver(cause) => following.take_over(cause, line),
             End::PrimaryDied if following.role.state() == State::Warm => {
-                following.take_over(Cause::PrimaryDied, line).map(Some)
+                following.take_over(Cause::PrimaryDied, line)
             }
             End::PrimaryDied => following.adopt(line),
         }

@@ -5,33 +5,29 @@
 //! applies, and brings the replica to life; from then on it is a primary's tracer. The main thread
 //! watches the primary and, after a takeover, carries the wire.
 
-mod follow;
+pub mod follow;
+pub mod image;
 
-use crate::board::Board;
 use crate::bundle::{Bundle, Purpose, Start};
-use crate::channel;
-use crate::clock::now_ns;
-use crate::config::Config;
-use crate::control::Control;
-use crate::directory::{Claim, RunDirectory};
 use crate::log;
 use crate::primary::line::Line;
-use crate::primary::{Common, Notice, Primary, ServiceEnds};
+use crate::primary::{Common, Primary, ServiceEnds};
 use crate::record::Cause;
 use crate::stage::launch::Init;
 use follow::Follower;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
-use unbroken_core::role::{Action, Role};
+use unbroken_core::give_up::{GiveUp, GiveUpLimits};
+use unbroken_core::role::{Action, Failure, Role};
+use unbroken_sys::affinity;
 use unbroken_sys::shared::RingMemory;
-use unbroken_tracee::Bell;
+use unbroken_tracee::{Bell, Death};
 
 /// What the other node, the primary, left in our hands for the day it dies.
 pub struct Predecessor {
-    pub primary: OwnedFd,
     /// The connection to its stage init; the service lives while anybody holds one.
     pub init: Init,
     /// pidfd of that init.
@@ -44,79 +40,136 @@ pub struct Predecessor {
 
 /// How the following of a primary ended.
 pub enum Outcome {
-    /// The replica lives: this node is the primary now.
-    Live { ends: ServiceEnds, role: Role, actions: Vec<Action>, bell: Bell, took_ns: u64 },
+    /// The service lives in this node's hands, which is the primary now.
+    Live {
+        ends: ServiceEnds,
+        role: Role,
+        actions: Vec<Action>,
+        bell: Bell,
+        /// How long the takeover took; `None` when the running service was adopted.
+        took_ns: Option<u64>,
+        cause: Cause,
+    },
+    /// The service is lost.
+    Failed { failure: Failure, cause: Cause },
     /// The replica is of no use any more.
     Void,
 }
 
 /// Shared with the tracer thread.
 pub struct Watch {
-    /// The primary died.
     pub primary_died: AtomicBool,
+    /// Rung when the tracer thread has an outcome.
+    pub bell: OwnedFd,
 }
 
 /// Runs a standby until it has become a primary and that has ended, or it is of no use.
 pub fn run(mut bundle: Bundle) -> io::Result<()> {
-    let Start::Standby { term, service_pid, give_up, .. } = bundle.start.clone() else {
-        return Err(io::Error::other("not started as a standby"));
-    };
-    let common = common_of(&mut bundle)?;
+    let common = Common::of(&mut bundle)?;
     log::open(common.directory.path(), "standby")?;
-    let predecessor = predecessor_of(&mut bundle, service_pid)?;
+    affinity::bind(0, &[common.config.spare_core])?;
+    let role = role_of(&bundle)?;
+    let primary = bundle.take(Purpose::Primary)?;
     let journal = RingMemory::from_fd(bundle.take(Purpose::Epochs)?)?;
-    let inputs = RingMemory::from_fd(bundle.take(Purpose::Inputs)?)?;
-    let primary = predecessor.primary.try_clone()?;
-    let channel = bundle.channel;
-    let tell = channel.try_clone()?;
-    let watch = Arc::new(Watch { primary_died: AtomicBool::new(false) });
+    let watch = Arc::new(Watch {
+        primary_died: AtomicBool::new(false),
+        bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+    });
     let line = Line::new()?;
-    let (sender, outcome) = mpsc::channel();
     let follower = Follower {
         config: common.config.clone(),
-        directory: common.directory.clone(),
         host_tun: common.host_tun.try_clone()?,
-        role: Role::standby(term, give_up.into()),
+        role,
         journal: journal.clone(),
-        inputs,
-        predecessor,
-        tell,
+        inputs: RingMemory::from_fd(bundle.take(Purpose::Inputs)?)?,
+        predecessor: predecessor_of(&mut bundle)?,
+        tell: bundle.channel.try_clone()?,
         watch: watch.clone(),
         line: line.clone(),
     };
+    let (sender, outcomes) = mpsc::channel();
     let tracer = std::thread::Builder::new()
         .name("tracer".to_owned())
         .spawn(move || follower.run(&sender))?;
-    await_end_of(&primary, &outcome, &watch, &journal)?;
-    match outcome.recv() {
-        Ok(Outcome::Live { ends, role, actions, bell, took_ns }) => {
-            common.board.record_takeover(took_ns / 1000);
-            Primary::new(common, ends, role, line, bell)?.run(actions)?;
+    let outcome = await_outcome(&primary, &outcomes, &watch, &journal)?;
+    // The primary that this node may become must not seem to be one that watches itself.
+    drop(primary);
+    match outcome {
+        Outcome::Live { ends, role, actions, bell, took_ns, cause } => {
+            if let Some(took_ns) = took_ns {
+                common.board.record_takeover(took_ns / 1000);
+            }
+            if let Cause::Switchover(asker) = &cause {
+                common.control.answer(asker, Ok(()));
+            }
+            drop(bundle);
+            Primary::new(common, ends, role, line, bell)?.run(actions)
         }
-        Ok(Outcome::Void) | Err(_) => log!("the replica is void"),
+        Outcome::Failed { failure, cause } => {
+            let death = match cause {
+                Cause::Killed(signal) => Death::Killed(signal),
+                Cause::PrimaryDied | Cause::Switchover(_) => Death::Killed(libc::SIGKILL),
+            };
+            crate::primary::close_failed(&common, failure, death)
+        }
+        Outcome::Void => {
+            log!("the replica is void");
+            let _ = tracer.join();
+            Ok(())
+        }
     }
-    // The primary's last act was to end the tracer; a panic there has been logged.
-    let _ = tracer.join();
-    Ok(())
 }
 
-/// Blocks until the primary has died or the tracer thread has an outcome of its own.
-fn await_end_of(
+fn role_of(bundle: &Bundle) -> io::Result<Role> {
+    match bundle.start {
+        Start::Standby { term, early_deaths, live_since_ns, .. } => {
+            let limits = GiveUpLimits::default();
+            Ok(Role::standby(term, GiveUp::continued(limits, early_deaths, live_since_ns)))
+        }
+        Start::Launch => Err(io::Error::other("not started as a standby")),
+    }
+}
+
+fn predecessor_of(bundle: &mut Bundle) -> io::Result<Predecessor> {
+    let Start::Standby { service_pid, init_pid, .. } = bundle.start else {
+        return Err(io::Error::other("not started as a standby"));
+    };
+    Ok(Predecessor {
+        init: Init::adopt(bundle.take(Purpose::StageControl)?, init_pid),
+        stage: bundle.take(Purpose::StageInit)?,
+        tun: bundle.take(Purpose::ServiceTun)?,
+        notify: bundle.take(Purpose::ServiceNotify)?,
+        outputs: [
+            bundle.take_if_sent(Purpose::ServiceOutput),
+            bundle.take_if_sent(Purpose::ServiceErrorOutput),
+        ],
+        service_pid,
+    })
+}
+
+/// Blocks until the tracer thread has an outcome; tells it when the primary has died.
+fn await_outcome(
     primary: &OwnedFd,
-    outcome: &mpsc::Receiver<Outcome>,
+    outcomes: &mpsc::Receiver<Outcome>,
     watch: &Watch,
     journal: &RingMemory,
-) -> io::Result<()> {
-    let _ = outcome;
-    let mut watched = [PollFd::new(primary, PollFlags::IN)];
+) -> io::Result<Outcome> {
+    let mut watched =
+        vec![PollFd::new(&watch.bell, PollFlags::IN), PollFd::new(primary, PollFlags::IN)];
     loop {
         match poll(&mut watched, None) {
-            Ok(0) | Err(rustix::io::Errno::INTR) => {}
-            Ok(_) => break,
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
+        if watched.get(1).is_some_and(|primary| !primary.revents().is_empty()) {
+            watch.primary_died.store(true, Ordering::SeqCst);
+            journal.wake_consumer()?;
+            watched.truncate(1);
+        }
+        match outcomes.try_recv() {
+            Ok(outcome) => return Ok(outcome),
+            Err(mpsc::TryRecvError::Empty) => {}
+            Err(mpsc::TryRecvError::Disconnected) => return Ok(Outcome::Void),
+        }
     }
-    watch.primary_died.store(true, Ordering::SeqCst);
-    journal.wake_consumer()?;
-    Ok(())
 }
