@@ -1,1 +1,42 @@
-fn main() {}
+//! Every developer's chore: `cargo xtask TASK`.
+
+mod demo;
+mod packages;
+mod suite;
+mod table;
+mod tools;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask TASK
+
+  demo   a chat server with 20 clients and a streaming server with 10 listeners, each killed ten
+         times under load, with a live table of what the clients see
+  test   formatting, lints, unit tests, and the scenario suite over real servers
+
+Both run as root, install the Debian packages they lack, and build what they need.";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let outcome = match words.as_slice() {
+        ["demo"] => demo::run(),
+        ["test"] => suite::run(),
+        ["--help" | "-h" | "help"] => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(cause) => {
+            eprintln!("xtask: {cause:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

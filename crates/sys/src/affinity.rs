@@ -1,1 +1,53 @@
+//! On which cores, and how urgently, a thread runs.
+//!
+//! The blocks rely on: the set is a live local of the size that is passed.
+#![allow(unsafe_code)]
 
+use std::io;
+
+fn check(result: i32) -> io::Result<()> {
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// The cores on which thread `tid` (0: the caller) may run, ascending.
+pub fn cores(tid: i32) -> io::Result<Vec<usize>> {
+    // SAFETY: zero is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `set` lives through the call and has the size given.
+    check(unsafe { libc::sched_getaffinity(tid, size_of_val(&set), &raw mut set) })?;
+    let count = libc::CPU_SETSIZE as usize;
+    // SAFETY: `core` stays below CPU_SETSIZE.
+    Ok((0..count)
+        .filter(|&core| unsafe { libc::CPU_ISSET(core, &set) })
+        .collect())
+}
+
+/// Binds thread `tid` (0: the caller) to `cores`; those that do not exist are ignored.
+pub fn bind(tid: i32, cores: &[usize]) -> io::Result<()> {
+    // SAFETY: zero is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    for &core in cores
+        .iter()
+        .filter(|&&core| core < libc::CPU_SETSIZE as usize)
+    {
+        // SAFETY: `core` is below CPU_SETSIZE.
+        unsafe { libc::CPU_SET(core, &mut set) };
+    }
+    // SAFETY: `set` lives through the call and has the size given.
+    check(unsafe { libc::sched_setaffinity(tid, size_of_val(&set), &raw const set) })
+}
+
+/// Makes thread `tid` (0: the caller) run before all ordinary ones (`SCHED_FIFO`, priority 1 to
+/// 99). Children of it do not inherit this.
+pub fn make_urgent(tid: i32, priority: i32) -> io::Result<()> {
+    let parameter = libc::sched_param {
+        sched_priority: priority,
+    };
+    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: `parameter` lives through the call.
+    check(unsafe { libc::sched_setscheduler(tid, policy, &raw const parameter) })
+}

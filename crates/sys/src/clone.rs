@@ -77,6 +77,23 @@ pub fn child_signal() -> io::Result<OwnedFd> {
     own(unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) })
 }
 
+/// Lets every signal through again: a mask outlives fork and exec, and the service must not
+/// inherit what a thread of ours had blocked.
+pub fn unblock_signals() -> io::Result<()> {
+    // SAFETY: sigset_t is plain data, initialised by sigemptyset before use.
+    let mut set: libc::sigset_t = unsafe { mem::zeroed() };
+    // SAFETY: `set` lives across both calls; the old mask is not asked for.
+    let result = unsafe {
+        libc::sigemptyset(&raw mut set);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut())
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(result))
+    }
+}
+
 /// Waits until one of two descriptors can be read or has hung up. Says which.
 pub fn wait_readable(first: BorrowedFd<'_>, second: BorrowedFd<'_>) -> io::Result<(bool, bool)> {
     let mut polled = [first, second].map(|descriptor| libc::pollfd {
@@ -94,6 +111,12 @@ pub fn wait_readable(first: BorrowedFd<'_>, second: BorrowedFd<'_>) -> io::Resul
             return Err(error);
         }
     }
+}
+
+/// A pidfd of a process.
+pub fn open_process(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers.
+    own(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) } as RawFd)
 }
 
 /// Makes the caller the leader of a new session and process group.

@@ -5,25 +5,36 @@
 //! the subject and adds it.
 #![deny(unsafe_op_in_unsafe_fn)]
 
+pub mod account;
 pub mod affinity;
 pub mod channel;
+pub mod claim_lock;
 pub mod clone;
+pub mod descriptor;
+pub mod epoll;
+pub mod event;
 pub mod fdinfo;
 pub mod futex;
 pub mod kcmp;
-pub mod limits;
+pub mod lock;
+pub mod memfd;
+pub mod local_route;
+pub mod mapped;
 pub mod memory;
 pub mod mount;
 pub mod namespace;
 pub mod netlink;
 pub mod pagemap;
 pub mod pidfd;
+pub mod pipe;
 pub mod probe;
 pub mod process;
 pub mod ptrace;
+pub mod remote_code;
 pub mod seccomp;
 pub mod shared;
 pub mod signal;
+pub mod signalfd;
 pub mod socket;
 pub mod sockopt;
 pub mod tcp;

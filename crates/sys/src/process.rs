@@ -1,1 +1,57 @@
+//! Facts and limits of processes and threads.
+//!
+//! The blocks rely on: plain numbers, and pointers to live locals of the type that the call fills.
+#![allow(unsafe_code)]
 
+use std::io;
+
+/// The number of the calling thread in its pid namespace.
+pub fn this_thread() -> i32 {
+    // SAFETY: no arguments.
+    unsafe { libc::gettid() }
+}
+
+/// Limit `resource` (`RLIMIT_*`) of process `pid`: (soft, hard).
+pub fn limit(pid: i32, resource: u32) -> io::Result<(u64, u64)> {
+    let mut limit = libc::rlimit64 {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` lives through the call; no new limit is given.
+    let result = unsafe { libc::prlimit64(pid, resource, std::ptr::null(), &raw mut limit) };
+    if result == 0 {
+        Ok((limit.rlim_cur, limit.rlim_max))
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// The nice value of thread `tid`, -20 to 19.
+pub fn nice(tid: i32) -> io::Result<i32> {
+    // SAFETY: plain numbers. The raw call gives 20 - nice, so that errors can be told apart.
+    let result = unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, tid) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(20 - result as i32)
+    }
+}
+
+/// The robust list that thread `tid` registered: head and length in bytes.
+pub fn robust_list(tid: i32) -> io::Result<(u64, u64)> {
+    let (mut head, mut length) = (0_u64, 0_u64);
+    // SAFETY: both live through the call, which fills one word each.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_get_robust_list,
+            tid,
+            &raw mut head,
+            &raw mut length,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok((head, length))
+    }
+}

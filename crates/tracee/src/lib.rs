@@ -1,1 +1,30 @@
+//! Holds a live, traced process tree: stop it, read and change its threads, run system calls in
+//! it, follow its memory.
+//!
+//! Everything here belongs to one thread, the *tracer*: the kernel takes ptrace requests only from
+//! the thread that seized. The types are therefore not `Send`; what other threads may do is ring
+//! the [`Bell`].
+//!
+//! - [`Tree`] knows every process and thread and [waits](Tree::wait) for what they do.
+//! - [`Stopped`] is the tree while none of it runs; what needs a stopped thread exists only there.
+//! - [`Batch`] runs system calls in a stopped thread, through the [`blob`].
 #![forbid(unsafe_code)]
+
+pub mod blob;
+pub mod dirty;
+mod error;
+pub mod memory_map;
+mod proc;
+mod remote;
+mod seize;
+mod stop;
+mod thread;
+mod tree;
+
+pub use dirty::DirtyTracker;
+pub use error::TraceError;
+pub use remote::{Batch, RemoteAddr, Results, Slot};
+pub use stop::Stopped;
+pub use thread::{HostPid, HostTid, Process, Thread};
+pub use tree::{Event, Tree};
+pub use unbroken_sys::wait::{Bell, Death};

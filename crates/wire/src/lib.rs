@@ -1,1 +1,19 @@
+//! The service's only way to the network, and the logs beside it.
+//!
+//! Packets come and go over two TUN devices, each behind a virtio network header. [`gate`] holds
+//! output until its epoch is committed; [`flows`] knows what each client was told; [`craft`] builds
+//! the packets that a takeover needs; [`log`] gives input and epochs to the standby.
 #![forbid(unsafe_code)]
+
+pub mod commit;
+pub mod craft;
+pub mod flows;
+pub mod frames;
+pub mod gate;
+pub mod log;
+pub mod packet;
+pub mod serial;
+pub mod tun;
+mod tuple;
+
+pub use tuple::Tuple;

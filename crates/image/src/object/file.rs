@@ -1,5 +1,26 @@
-use crate::FileIdentity;
+use crate::{FileIdentity, Pid};
 use serde::{Deserialize, Serialize};
+
+/// Whose a file lock is: this decides what releases it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LockOwner {
+    /// `flock(2)`: the open file description's.
+    Description,
+    /// `F_OFD_SETLK`: the open file description's, on a range.
+    DescriptionRange,
+    /// `F_SETLK`: the process's, on a range.
+    Process(Pid),
+}
+
+/// A lock held on a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileLock {
+    pub owner: LockOwner,
+    pub exclusive: bool,
+    pub start: u64,
+    /// 0 reaches to the end of the file, wherever that moves.
+    pub length_bytes: u64,
+}
 
 /// A regular file, reached by path in the service's mount namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,6 +33,7 @@ pub struct RegularFile {
     /// The file's length at the epoch, when the description can write: what a takeover cuts it
     /// back to.
     pub length_bytes: Option<u64>,
+    pub locks: Vec<FileLock>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,7 +53,7 @@ pub struct CharacterDevice {
     pub flags: i32,
 }
 
-/// A memfd. Its mapped pages travel with memory; `content` is set when it is not mapped.
+/// A memfd. Its mapped pages travel with memory; `content` is filled when it is not mapped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryFile {
     pub name: String,
@@ -40,5 +62,6 @@ pub struct MemoryFile {
     pub position: u64,
     pub length_bytes: u64,
     pub seals: i32,
-    pub content: Vec<u8>,
+    /// Where there is data, and the data; the rest is holes.
+    pub content: Vec<(u64, Vec<u8>)>,
 }

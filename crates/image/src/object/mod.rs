@@ -6,8 +6,8 @@ mod notify;
 mod pipe;
 mod socket;
 
-pub use file::{CharacterDevice, Directory, MemoryFile, RegularFile};
-pub use notify::{Epoll, EpollEntry, EventCounter, SignalDescriptor, TimerDescriptor};
+pub use file::{CharacterDevice, Directory, FileLock, LockOwner, MemoryFile, RegularFile};
+pub use notify::{BusyPoll, Epoll, EpollEntry, EventCounter, SignalDescriptor, TimerDescriptor};
 pub use pipe::{Pipe, PipeEnd};
 pub use socket::{
     SocketAddress, SocketOption, TcpConnection, TcpListener, TcpPhase, TcpWindow, UdpSocket,
@@ -31,6 +31,32 @@ pub enum Object {
     TcpConnection(TcpConnection),
     UdpSocket(UdpSocket),
     UnixSocket(UnixSocket),
-    /// The service's standard output (1) or error (2): a pipe whose other end is ours.
-    Output(u8),
+    /// The service's standard output (`stream` 1) or error (2): a pipe whose other end is ours.
+    Output {
+        stream: u8,
+        flags: i32,
+    },
+}
+
+impl Object {
+    /// Bytes of queues and content that the state carries, about: what makes it large.
+    pub fn content_bytes(&self) -> usize {
+        match self {
+            Object::MemoryFile(file) => file.content.len(),
+            Object::PipeEnd(end) => {
+                end.pipe.iter().flat_map(|pipe| &pipe.content).map(|entry| entry.len() + 8).sum()
+            }
+            Object::TcpConnection(connection) => {
+                connection.send_queue.len() + connection.receive_queue.len()
+            }
+            Object::UdpSocket(socket) => {
+                socket.queue.iter().map(|(_, datagram)| datagram.len() + 64).sum()
+            }
+            Object::UnixSocket(socket) => {
+                socket.queue.iter().map(|message| message.bytes.len() + 64).sum()
+            }
+            Object::Epoll(epoll) => epoll.entries.len() * 32,
+            _ => 0,
+        }
+    }
 }

@@ -13,9 +13,20 @@ pub struct EpollEntry {
     pub data: u64,
 }
 
+/// `EPIOCSPARAMS`: how long an epoll instance polls its network devices before it sleeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BusyPoll {
+    pub duration_us: u32,
+    /// Packets in one round.
+    pub budget: u16,
+    pub prefer: bool,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Epoll {
     pub flags: i32,
+    pub busy_poll: BusyPoll,
+    /// Ordered by number, then target.
     pub entries: Vec<EpollEntry>,
 }
 
@@ -36,7 +47,8 @@ pub struct TimerDescriptor {
     pub set_flags: u32,
     /// Unread expirations.
     pub ticks: u64,
-    /// Absolute on the timer's own clock; 0 is disarmed.
+    /// Absolute; 0 is disarmed. On the timer's own clock, but `CLOCK_MONOTONIC` for a
+    /// `CLOCK_REALTIME` timer set without `TFD_TIMER_ABSTIME`, as the kernel counts that one.
     pub expiry_ns: u64,
     pub interval_ns: u64,
 }

@@ -7,6 +7,8 @@ pub struct Pipe {
     /// Unread content. One entry holds a whole byte stream; a packet-mode pipe (`O_DIRECT`) has
     /// one entry a packet.
     pub content: Vec<Vec<u8>>,
+    /// Whether each entry of `content` is a packet: what a short read leaves of it is lost.
+    pub packets: bool,
 }
 
 /// One open end of a pipe.
@@ -18,6 +20,7 @@ pub struct PipeEnd {
     pub flags: i32,
     /// Set on a read end; a pipe whose read end is closed has no content that matters.
     pub pipe: Option<Pipe>,
-    /// The path of a FIFO in the filesystem; `None` for `pipe(2)`.
+    /// The path in the service's mount namespace of a FIFO; `None` for
+    /// `pipe(2)`.
     pub fifo_path: Option<String>,
 }

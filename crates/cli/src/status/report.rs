@@ -1,0 +1,96 @@
+//! `status --json`: a contract with the scripts of others. Keys are only ever added.
+
+use super::Service;
+use serde_json::{Value, json};
+use unbroken_node::board::Percentiles;
+
+/// One service as an object. What is not there (a standby, a takeover) is null.
+pub fn json(service: &Service) -> Value {
+    let board = &service.board;
+    let addresses: Vec<&str> = board.address.split(", ").collect();
+    json!({
+        "name": board.name,
+        "address": addresses.first(),
+        "addresses": addresses,
+        "published": board.published,
+        "command": board.command,
+        "state": board.state.name(),
+        "reason": board.reason,
+        "term": board.term,
+        "epoch": board.epoch,
+        "service_pids": board.service_pids,
+        "front_pid": board.front_pid,
+        "primary_pid": board.primary_pid,
+        "standby_pid": board.standby_pid,
+        "takeovers": board.takeovers,
+        "last_takeover_ms": board.last_takeover_us.map(|us| us as f64 / 1e3),
+        "epochs_per_s": board.recent.epochs_per_s,
+        "pause_us": percentiles(&board.pause),
+        "hold_us": percentiles(&board.hold),
+        "dirty_pages_per_epoch": board.recent.dirty_pages_per_epoch,
+        "bytes_per_epoch": board.recent.bytes_per_epoch,
+        "connections": service.connections,
+        "resident_bytes": service.resident_bytes,
+        "unprotected_seconds": board.unprotected_total_ns as f64 / 1e9,
+        "unprotected_for_seconds": board.unprotected_for_ns.map(|ns| ns as f64 / 1e9),
+        "exit_code": board.exit,
+    })
+}
+
+fn percentiles(times: &Percentiles) -> Value {
+    let us = |ns: u64| ns as f64 / 1e3;
+    json!({ "p50": us(times.p50_ns), "p99": us(times.p99_ns), "max": us(times.max_ns) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples;
+    use super::*;
+
+    #[test]
+    fn every_key_of_the_contract_is_there() {
+        let object = json(&samples::protected());
+        for key in [
+            "name",
+            "address",
+            "command",
+            "state",
+            "term",
+            "epoch",
+            "service_pids",
+            "primary_pid",
+            "standby_pid",
+            "takeovers",
+            "last_takeover_ms",
+            "epochs_per_s",
+            "pause_us",
+            "hold_us",
+            "dirty_pages_per_epoch",
+            "bytes_per_epoch",
+            "connections",
+            "resident_bytes",
+            "unprotected_seconds",
+        ] {
+            assert!(!object[key].is_null(), "{key}");
+        }
+        for times in ["pause_us", "hold_us"] {
+            for key in ["p50", "p99", "max"] {
+                assert!(object[times][key].is_f64(), "{times}.{key}");
+            }
+        }
+        assert_eq!(object["address"], "10.211.0.2");
+        assert_eq!(object["addresses"], json!(["10.211.0.2", "fd75::2"]));
+        assert_eq!(object["last_takeover_ms"], 0.875);
+        assert_eq!(object["pause_us"]["p50"], 48.1);
+        assert_eq!(object["unprotected_seconds"], 1.5);
+    }
+
+    #[test]
+    fn what_is_not_there_is_null() {
+        let object = json(&samples::unprotected());
+        for key in ["standby_pid", "last_takeover_ms", "exit_code"] {
+            assert!(object[key].is_null(), "{key}");
+        }
+        assert_eq!(object["unprotected_for_seconds"], 12.3);
+    }
+}

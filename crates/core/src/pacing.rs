@@ -1,0 +1,236 @@
+//! When the next epoch starts: a closed loop around output that waits, so that load makes epochs
+//! larger and not the queue longer.
+
+/// What pacing keeps to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PacingLimits {
+    /// The share of time that the service may spend stopped, in thousandths; 1 to 1000.
+    pub paused_permille: u32,
+    /// State that changed without giving output is in an epoch this soon.
+    pub dirty_interval_ns: u64,
+    /// How many epochs may be started and not yet committed.
+    pub under_way: u32,
+}
+
+impl Default for PacingLimits {
+    fn default() -> Self {
+        Self {
+            paused_permille: 200,
+            dirty_interval_ns: 20_000_000,
+            under_way: 1,
+        }
+    }
+}
+
+/// The loop's state. Every method takes the time at which the event happened, in nanoseconds of
+/// one monotonic clock; an idle service needs no call at all.
+#[derive(Clone, Copy, Debug)]
+pub struct Pacing {
+    limits: PacingLimits,
+    /// Since when output waits that no started epoch covers.
+    waiting_since_ns: Option<u64>,
+    /// Since when state has changed that no started epoch covers.
+    dirty_since_ns: Option<u64>,
+    under_way: u32,
+    stopped: bool,
+    /// Before this the budget allows no further pause.
+    earliest_ns: u64,
+}
+
+impl Pacing {
+    pub fn new(limits: PacingLimits) -> Self {
+        let paused_permille = limits.paused_permille.clamp(1, 1000);
+        let under_way = limits.under_way.max(1);
+        Self {
+            limits: PacingLimits {
+                paused_permille,
+                under_way,
+                ..limits
+            },
+            waiting_since_ns: None,
+            dirty_since_ns: None,
+            under_way: 0,
+            stopped: false,
+            earliest_ns: 0,
+        }
+    }
+
+    /// The gate holds output that was read after the last epoch's mark.
+    pub fn output_waits(&mut self, now_ns: u64) {
+        self.waiting_since_ns.get_or_insert(now_ns);
+    }
+
+    /// The service was given input, or changed for another reason that was noticed.
+    pub fn input_arrived(&mut self, now_ns: u64) {
+        self.dirty_since_ns.get_or_insert(now_ns);
+    }
+
+    /// The service is being stopped; output and changes so far will be in this epoch.
+    pub fn epoch_started(&mut self, _now_ns: u64) {
+        self.waiting_since_ns = None;
+        self.dirty_since_ns = None;
+        self.under_way += 1;
+        self.stopped = true;
+    }
+
+    /// The service runs again after `pause_ns`.
+    pub fn resumed(&mut self, now_ns: u64, pause_ns: u64) {
+        self.stopped = false;
+        let share = u128::from(self.limits.paused_permille);
+        let rest_ns = (u128::from(pause_ns) * (1000 - share)).div_ceil(share);
+        let rest_ns = u64::try_from(rest_ns).unwrap_or(u64::MAX);
+        self.earliest_ns = now_ns.saturating_add(rest_ns);
+    }
+
+    /// The oldest epoch under way is safe.
+    pub fn committed(&mut self, _now_ns: u64) {
+        self.under_way = self.under_way.saturating_sub(1);
+    }
+
+    /// The newest epoch under way came to nothing: what it was to cover waits again.
+    pub fn abandoned(&mut self, now_ns: u64) {
+        self.under_way = self.under_way.saturating_sub(1);
+        self.output_waits(now_ns);
+    }
+
+    /// No epoch will ever commit again (the standby is gone): nothing waits any more.
+    pub fn reset(&mut self) {
+        *self = Self {
+            earliest_ns: self.earliest_ns,
+            ..Self::new(self.limits)
+        };
+    }
+
+    /// When to start the next epoch: a time that may lie in the past (start now), or `None` while
+    /// nothing asks for one or another event has to come first.
+    pub fn next_start(&self) -> Option<u64> {
+        if self.stopped || self.under_way >= self.limits.under_way {
+            return None;
+        }
+        let for_state = self
+            .dirty_since_ns
+            .map(|since_ns| since_ns.saturating_add(self.limits.dirty_interval_ns));
+        let wanted_ns = match (self.waiting_since_ns, for_state) {
+            (Some(output_ns), Some(state_ns)) => output_ns.min(state_ns),
+            (output_ns, state_ns) => output_ns.or(state_ns)?,
+        };
+        Some(wanted_ns.max(self.earliest_ns))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MILLISECOND_NS: u64 = 1_000_000;
+
+    #[test]
+    fn an_idle_service_gets_no_epoch() {
+        let mut pacing = Pacing::new(PacingLimits::default());
+        assert_eq!(pacing.next_start(), None);
+        pacing.output_waits(5);
+        pacing.epoch_started(5);
+        pacing.resumed(60, 50);
+        pacing.committed(70);
+        assert_eq!(pacing.next_start(), None);
+    }
+
+    #[test]
+    fn output_starts_an_epoch_at_once_and_state_alone_a_little_later() {
+        let mut pacing = Pacing::new(PacingLimits::default());
+        pacing.input_arrived(100);
+        assert_eq!(pacing.next_start(), Some(100 + 20 * MILLISECOND_NS));
+        pacing.output_waits(200);
+        assert_eq!(pacing.next_start(), Some(200));
+    }
+
+    #[test]
+    fn the_next_epoch_waits_for_the_commit_and_for_the_budget() {
+        let mut pacing = Pacing::new(PacingLimits::default());
+        pacing.epoch_started(1000);
+        pacing.resumed(1050, 50);
+        pacing.output_waits(1060);
+        assert_eq!(pacing.next_start(), None);
+        pacing.committed(1070);
+        assert_eq!(pacing.next_start(), Some(1050 + 200));
+    }
+
+    #[test]
+    fn an_abandoned_epoch_is_asked_for_again() {
+        let mut pacing = Pacing::new(PacingLimits::default());
+        pacing.output_waits(10);
+        pacing.epoch_started(10);
+        pacing.resumed(20, 10);
+        pacing.abandoned(20);
+        assert_eq!(pacing.next_start(), Some(60));
+        pacing.reset();
+        assert_eq!(pacing.next_start(), None);
+    }
+
+    /// What happens next in a random run: time passes, and perhaps something arrives.
+    #[derive(Clone, Copy, Debug)]
+    struct Step {
+        passes_ns: u64,
+        output: bool,
+        input: bool,
+        pause_ns: u64,
+        commit_after_ns: u64,
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        (
+            0..200_000u64,
+            any::<bool>(),
+            any::<bool>(),
+            1..2_000_000u64,
+            0..500_000u64,
+        )
+            .prop_map(
+                |(passes_ns, output, input, pause_ns, commit_after_ns)| Step {
+                    passes_ns,
+                    output,
+                    input,
+                    pause_ns,
+                    commit_after_ns,
+                },
+            )
+    }
+
+    proptest! {
+        /// A driver that obeys `next_start` keeps to the budget, and gives all output an epoch.
+        #[test]
+        fn the_budget_holds_and_waiting_output_always_gets_its_epoch(
+            paused_permille in 1u32..=1000,
+            steps in proptest::collection::vec(any_step(), 1..200),
+        ) {
+            let limits = PacingLimits { paused_permille, ..PacingLimits::default() };
+            let mut pacing = Pacing::new(limits);
+            let (mut now_ns, mut paused_ns) = (0, 0u128);
+            let mut first_start_ns = None;
+            for step in steps {
+                now_ns += step.passes_ns;
+                if step.output {
+                    pacing.output_waits(now_ns);
+                }
+                if step.input {
+                    pacing.input_arrived(now_ns);
+                }
+                let start_ns = pacing.next_start();
+                prop_assert_eq!(start_ns.is_some(), step.output || step.input);
+                let Some(start_ns) = start_ns else { continue };
+                now_ns = now_ns.max(start_ns);
+                let first_ns = *first_start_ns.get_or_insert(now_ns);
+                let elapsed_ns = u128::from(now_ns - first_ns);
+                prop_assert!(paused_ns * 1000 <= elapsed_ns * u128::from(paused_permille));
+                pacing.epoch_started(now_ns);
+                prop_assert_eq!(pacing.next_start(), None);
+                now_ns += step.pause_ns;
+                paused_ns += u128::from(step.pause_ns);
+                pacing.resumed(now_ns, step.pause_ns);
+                now_ns += step.commit_after_ns;
+                pacing.committed(now_ns);
+            }
+        }
+    }
+}

@@ -1,0 +1,174 @@
+use super::*;
+use crate::give_up::GiveUpLimits;
+use proptest::prelude::*;
+
+const SECOND_NS: u64 = 1_000_000_000;
+
+fn primary() -> Role {
+    Role::primary(GiveUp::new(GiveUpLimits::default()))
+}
+
+fn standby() -> Role {
+    Role::standby(1, GiveUp::new(GiveUpLimits::default()))
+}
+
+fn after(mut role: Role, events: &[Event]) -> Role {
+    for event in events {
+        role.apply(*event, 0);
+    }
+    role
+}
+
+const TO_PROTECTED: [Event; 4] = [
+    Event::Launched,
+    Event::FillBegun,
+    Event::FillMarked,
+    Event::StandbyReady,
+];
+
+#[test]
+fn output_passes_until_the_fill_is_marked_and_then_waits_for_commits() {
+    let mut role = primary();
+    assert!(role.pass_permit().is_none());
+    let permits: Vec<(bool, bool)> = TO_PROTECTED
+        .iter()
+        .map(|event| {
+            role.apply(*event, 0);
+            (
+                role.pass_permit().is_some(),
+                role.release_permit().is_some(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        permits,
+        [(true, false), (true, false), (false, false), (false, true)]
+    );
+}
+
+#[test]
+fn a_dead_standby_is_replaced_and_output_passes() {
+    let mut role = after(primary(), &TO_PROTECTED);
+    let actions = role.apply(Event::StandbyDied, 0);
+    assert_eq!(actions, [Action::PassOutput, Action::StartStandby]);
+    assert_eq!(role.state(), State::Unprotected(Reason::StandbyDied));
+}
+
+#[test]
+fn a_fork_stops_protection_until_the_tree_can_be_replicated_again() {
+    let mut role = after(primary(), &TO_PROTECTED);
+    assert_eq!(
+        role.apply(Event::Forked, 0),
+        [Action::PassOutput, Action::StopStandby]
+    );
+    assert_eq!(role.apply(Event::StandbyDied, 0), []);
+    assert_eq!(role.apply(Event::FillBegun, 0), []);
+    assert!(
+        role.apply(Event::SingleAgain, 0)
+            .contains(&Action::StartStandby)
+    );
+}
+
+#[test]
+fn a_protected_death_retires_the_primary_and_the_warm_standby_goes_live_in_the_next_term() {
+    let mut old = after(primary(), &TO_PROTECTED);
+    let actions = old.apply(Event::ServiceDied(Death::Crashed), 0);
+    let ordered = Action::OrderTakeover(Death::Crashed);
+    assert_eq!(actions, [Action::HoldOutput, ordered, Action::Retire]);
+
+    let mut new = after(standby(), &[Event::StandbyReady]);
+    let go_live = [Action::GoLive { term: 2 }];
+    assert_eq!(
+        new.apply(Event::TakeoverOrdered(Some(Death::Crashed)), 0),
+        go_live
+    );
+    assert!(new.pass_permit().is_none());
+    let actions = new.apply(Event::TakeoverDone, 0);
+    assert_eq!(actions, [Action::PassOutput, Action::StartStandby]);
+    assert_eq!((new.term(), new.give_up().early_deaths()), (2, 1));
+}
+
+#[test]
+fn a_standby_without_a_whole_state_adopts_what_lives_and_fails_otherwise() {
+    let mut role = standby();
+    let actions = role.apply(
+        Event::PrimaryDied {
+            service_alive: true,
+        },
+        0,
+    );
+    assert_eq!(actions[0], Action::Adopt { term: 2 });
+    let mut role = standby();
+    role.apply(
+        Event::PrimaryDied {
+            service_alive: false,
+        },
+        0,
+    );
+    assert_eq!(role.state(), State::Failed(Failure::DiedUnprotected));
+}
+
+#[test]
+fn the_third_crash_in_a_row_is_the_last() {
+    let give_up = GiveUp::continued(GiveUpLimits::default(), 2, 100 * SECOND_NS);
+    let mut role = Role::standby(3, give_up);
+    role.apply(Event::StandbyReady, 0);
+    role.apply(
+        Event::TakeoverOrdered(Some(Death::Crashed)),
+        101 * SECOND_NS,
+    );
+    assert_eq!(role.state(), State::Failed(Failure::GaveUp));
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        Just(Event::Launched),
+        Just(Event::FillBegun),
+        Just(Event::FillMarked),
+        Just(Event::StandbyReady),
+        Just(Event::StandbyDied),
+        Just(Event::ServiceDied(Death::Killed)),
+        Just(Event::ServiceDied(Death::Crashed)),
+        Just(Event::ServiceEnded),
+        any::<bool>().prop_map(|service_alive| Event::PrimaryDied { service_alive }),
+        Just(Event::TakeoverOrdered(None)),
+        Just(Event::TakeoverDone),
+        Just(Event::TakeoverFailed),
+        Just(Event::Forked),
+        Just(Event::SingleAgain),
+        (0u64..6).prop_map(Event::TermSeen),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn terms_never_fall_and_permits_follow_the_state(
+        starts_as_primary: bool,
+        events in proptest::collection::vec(any_event(), 0..60),
+    ) {
+        let mut role = if starts_as_primary { primary() } else { standby() };
+        for event in events {
+            let (state, term) = (role.state(), role.term());
+            let actions = role.apply(event, 0);
+            prop_assert!(role.term() >= term);
+            let passes = role.pass_permit().is_some();
+            let releases = role.release_permit().is_some();
+            prop_assert!(!(passes && releases));
+            prop_assert_eq!(releases, role.state() == State::Protected);
+            // Whoever may newly pass is told so, and whoever may no longer is told too.
+            let passed = matches!(state, State::Unprotected(_) | State::Syncing);
+            if passes && !passed {
+                prop_assert!(actions.contains(&Action::PassOutput));
+            }
+            // A node that is done stays done.
+            if matches!(state, State::Ended | State::Failed(_) | State::Retired) {
+                prop_assert_eq!(role.state(), state);
+                prop_assert!(actions.is_empty());
+            }
+            // A protected primary's output passes only after its standby is gone.
+            if state == State::Protected && passes {
+                prop_assert!(matches!(event, Event::StandbyDied | Event::Forked));
+            }
+        }
+    }
+}

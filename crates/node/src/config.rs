@@ -1,0 +1,41 @@
+//! What one service is to be run as: the same for every node of it, whoever starts them.
+
+use crate::stage::address::Addresses;
+use crate::stage::launch::Identity;
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Config {
+    pub name: String,
+    /// Program and arguments, as bytes: neither need be UTF-8.
+    pub command: Vec<Vec<u8>>,
+    pub user: Option<UserIds>,
+    pub addresses: Addresses,
+    pub mtu_bytes: u32,
+    /// Where the service and the capture run.
+    pub service_core: usize,
+    /// Where everything else of ours runs.
+    pub spare_core: usize,
+    /// Compare the mirror with the kernel after every epoch (I7); for tests.
+    pub verify: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserIds {
+    pub uid: u32,
+    pub gid: u32,
+    pub groups: Vec<u32>,
+}
+
+impl From<UserIds> for Identity {
+    fn from(ids: UserIds) -> Identity {
+        Identity { user: ids.uid, group: ids.gid, groups: ids.groups }
+    }
+}
+
+/// The cores of a service: the last allowed one is the spare core, the first is the service's.
+/// One core does, slowly.
+pub fn choose_cores(allowed: &[usize]) -> (usize, usize) {
+    let first = allowed.first().copied().unwrap_or(0);
+    (first, allowed.last().copied().unwrap_or(first))
+}

@@ -1,0 +1,218 @@
+//! The process that the user started: it begins the service, passes signals on, waits, and ends
+//! as the service ends. The service does not need it: it may be killed at any moment.
+
+use crate::board::{Board, BoardError, Identity, State};
+use crate::bundle::{self, Purpose, Start};
+use crate::config::Config;
+use crate::control::{Control, ControlError, Request, ask};
+use crate::directory::{Claim, ClaimError, RunDirectory};
+use crate::log;
+use crate::notify::Notifier;
+use crate::stage::host::HostLink;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+use unbroken_sys::signalfd::SignalFd;
+
+/// What `unbroken run` was asked for, checked.
+pub struct Order {
+    pub config: Config,
+    pub directory: RunDirectory,
+    /// Held from before anything else was made; every process of ours inherits it.
+    pub claim: Claim,
+    pub link: HostLink,
+    /// Texts for the board.
+    pub command_text: String,
+    pub address_text: String,
+    pub published_text: String,
+    /// Return as soon as the service is protected.
+    pub detach: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum FrontError {
+    #[error("cannot {operation}: {cause}")]
+    Io { operation: &'static str, cause: io::Error },
+    #[error(transparent)]
+    Board(#[from] BoardError),
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The service could not be started or kept alive.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// How `run` ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The service ended by itself; 128 + n for death by signal n.
+    Service(u8),
+    /// Detached: the service runs on.
+    Detached,
+}
+
+const FORWARDED: [i32; 5] =
+    [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2];
+/// A request to the primary waits this long: longer than any takeover.
+const CONTROL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Starts the service and waits for its end.
+pub fn run(order: Order) -> Result<Ending, FrontError> {
+    let failed = |operation| move |cause: io::Error| FrontError::Io { operation, cause };
+    // Before anything else runs: a signal that arrives from now on waits in the descriptor.
+    let signals = SignalFd::new(&FORWARDED).map_err(failed("receive signals"))?;
+    let directory = &order.directory;
+    let identity = Identity {
+        command: &order.command_text,
+        address: &order.address_text,
+        published: &order.published_text,
+    };
+    let board = Board::create(directory, &identity)?;
+    board.set_front_pid(std::process::id().cast_signed());
+    log::open(directory.path(), "front").map_err(failed("open the log of"))?;
+    let control = Control::bind(directory)?;
+    let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+        .map_err(io::Error::from)
+        .map_err(failed("make an eventfd"))?;
+    let (stdout, stderr) = (io::stdout(), io::stderr());
+    let descriptors = [
+        (Purpose::Lock, order.claim.as_fd()),
+        (Purpose::Control, control.as_fd()),
+        (Purpose::FrontBell, bell.as_fd()),
+        (Purpose::HostTun, order.link.tun.as_fd()),
+        (Purpose::Output, stdout.as_fd()),
+        (Purpose::ErrorOutput, stderr.as_fd()),
+    ];
+    let (child, channel) = bundle::spawn(&order.config, Start::Launch, &descriptors)
+        .map_err(failed("start the primary"))?;
+    board.set_primary_pid(child.id().cast_signed());
+    drop(channel);
+    let front = Front { order: &order, board, bell, signals, child };
+    front.watch()
+}
+
+struct Front<'a> {
+    order: &'a Order,
+    board: Board,
+    bell: OwnedFd,
+    signals: SignalFd,
+    child: std::process::Child,
+}
+
+impl Front<'_> {
+    fn watch(mut self) -> Result<Ending, FrontError> {
+        let failed = |operation| move |cause: io::Error| FrontError::Io { operation, cause };
+        let notifier = Notifier::from_environment().unwrap_or_default();
+        let mut announced = None;
+        let mut told_primary = 0;
+        loop {
+            if let Some(code) = self.board.exit() {
+                notifier.stopping();
+                return self.ended(code);
+            }
+            let state = self.board.state();
+            if announced != Some(state) {
+                if state == State::Protected && announced.is_none_or(|old| old != state) {
+                    self.say_protected(&notifier);
+                    if self.order.detach {
+                        return Ok(Ending::Detached);
+                    }
+                }
+                if state != State::Protected {
+                    notifier.status(state.name());
+                }
+                announced = Some(state);
+            }
+            let primary = self.board.primary_pid();
+            if primary != told_primary {
+                notifier.main_pid(primary);
+                told_primary = primary;
+            }
+            self.sleep().map_err(failed("wait for the service"))?;
+            self.pass_signals_on().map_err(failed("read signals"))?;
+            // Nodes that ended become zombies of this process while it is their parent.
+            let _ = self.child.try_wait();
+            if !self.any_node_lives() && self.board.exit().is_none() {
+                return self.lost();
+            }
+        }
+    }
+
+    fn say_protected(&self, notifier: &Notifier) {
+        let name = &self.order.config.name;
+        let text = format!("{name} is protected at {}", self.order.address_text);
+        notifier.ready(&text);
+        eprintln!("unbroken: {text}");
+    }
+
+    /// Until a node rings, a signal arrives, or a node dies.
+    fn sleep(&self) -> io::Result<()> {
+        let nodes = self.nodes();
+        let mut watched = vec![
+            PollFd::new(&self.bell, PollFlags::IN),
+            PollFd::new(&self.signals, PollFlags::IN),
+        ];
+        watched.extend(nodes.iter().map(|node| PollFd::new(node, PollFlags::IN)));
+        match poll(&mut watched, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut count = [0; 8];
+        // Nonblocking: empty when the wake-up was another's.
+        let _ = rustix::io::read(&self.bell, &mut count);
+        Ok(())
+    }
+
+    fn nodes(&self) -> Vec<OwnedFd> {
+        [self.board.primary_pid(), self.board.standby_pid()]
+            .into_iter()
+            .filter_map(Pid::from_raw)
+            .filter_map(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
+            .filter(is_alive)
+            .collect()
+    }
+
+    fn any_node_lives(&self) -> bool {
+        !self.nodes().is_empty()
+    }
+
+    fn pass_signals_on(&self) -> io::Result<()> {
+        while let Some(signal) = self.signals.next()? {
+            let request = Request::Signal(signal);
+            if let Err(error) = ask(&self.order.directory, request, CONTROL_PATIENCE) {
+                log!("signal {signal} was not passed on: {error}");
+            }
+        }
+        Ok(())
+    }
+
+    fn ended(&self, code: u8) -> Result<Ending, FrontError> {
+        match self.board.state() {
+            State::Failed => Err(FrontError::Failed(self.board.reason())),
+            _ => Ok(Ending::Service(code)),
+        }
+    }
+
+    /// Every node died without an end of the service.
+    fn lost(&self) -> Result<Ending, FrontError> {
+        let name = &self.order.config.name;
+        let state = self.board.state();
+        self.board.set_state(State::Failed, "every process of unbroken died");
+        let _ = self.order.directory.remove();
+        Err(FrontError::Failed(format!(
+            "service {name} is gone: every process of unbroken died while it was {}",
+            state.name()
+        )))
+    }
+}
+
+/// Readable is how a pidfd says that its process has ended.
+fn is_alive(pidfd: &OwnedFd) -> bool {
+    let mut watched = [PollFd::new(pidfd, PollFlags::IN)];
+    let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+    matches!(poll(&mut watched, Some(&now)), Ok(0))
+}

@@ -1,0 +1,150 @@
+//! One capture, step by step, between the main thread (the wire) and the tracer thread.
+//!
+//! ```text
+//!  main    Idle -> Requested            Stopped -> Drained                    Published -> Idle
+//!  tracer             Requested -> Stopped         Drained -> Resumed -> Published
+//! ```
+//!
+//! From `Requested` to `Resumed` the main thread writes no input to the service: what the sockets
+//! hold at the capture is exactly the input before `input_position`. Output that it reads up to
+//! `Drained` was made before the stop and belongs to this epoch.
+//!
+//! Each side moves the step only from the states that are its own, so plain release stores do.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Step {
+    Idle = 0,
+    Requested = 1,
+    Stopped = 2,
+    Drained = 3,
+    Resumed = 4,
+    Published = 5,
+    /// The capture did not take place; the tracer has said why in an event.
+    Failed = 6,
+}
+
+impl Step {
+    fn from_word(word: u32) -> Step {
+        match word {
+            1 => Step::Requested,
+            2 => Step::Stopped,
+            3 => Step::Drained,
+            4 => Step::Resumed,
+            5 => Step::Published,
+            6 => Step::Failed,
+            _ => Step::Idle,
+        }
+    }
+}
+
+/// Shared by the two threads of one primary.
+#[derive(Default)]
+pub struct Handshake {
+    step: AtomicU32,
+    input_position: AtomicU64,
+    pages: AtomicU64,
+    bytes: AtomicU64,
+    pause_ns: AtomicU64,
+    main_sleeps: AtomicBool,
+}
+
+impl Handshake {
+    pub fn step(&self) -> Step {
+        Step::from_word(self.step.load(Ordering::Acquire))
+    }
+
+    fn set(&self, step: Step) {
+        // SeqCst pairs with `main_falls_asleep`: either main sees the new step before it sleeps
+        // or the tracer sees that main sleeps and rings.
+        self.step.store(step as u32, Ordering::SeqCst);
+    }
+
+    /// Main: asks for a capture. Ring the tracer's bell after this.
+    pub fn request(&self) {
+        self.set(Step::Requested);
+    }
+
+    /// Main: the output of the epoch has been read; input before `input_position` has been given.
+    pub fn drained(&self, input_position: u64) {
+        self.input_position.store(input_position, Ordering::Relaxed);
+        self.set(Step::Drained);
+    }
+
+    /// Main: the result has been taken; the next capture may be requested.
+    pub fn finish(&self) {
+        self.set(Step::Idle);
+    }
+
+    /// Tracer: every thread of the service stands.
+    #[must_use = "when it is true the main thread sleeps and must be woken"]
+    pub fn stopped(&self) -> bool {
+        self.set(Step::Stopped);
+        self.main_sleeps.load(Ordering::SeqCst)
+    }
+
+    /// Tracer: waits until the main thread has drained the output; gives the input position.
+    /// The main thread polls while a capture is under way, so this takes a microsecond or two.
+    pub fn wait_drained(&self) -> u64 {
+        while self.step() != Step::Drained {
+            std::hint::spin_loop();
+        }
+        self.input_position.load(Ordering::Relaxed)
+    }
+
+    /// Tracer: the service runs again after a pause of `pause_ns`.
+    #[must_use = "when it is true the main thread sleeps and must be woken"]
+    pub fn resumed(&self, pause_ns: u64) -> bool {
+        self.pause_ns.store(pause_ns, Ordering::Relaxed);
+        self.set(Step::Resumed);
+        self.main_sleeps.load(Ordering::SeqCst)
+    }
+
+    /// Tracer: the epoch is committed; it has so many pages and bytes.
+    #[must_use = "when it is true the main thread sleeps and must be woken"]
+    pub fn published(&self, pages: u64, bytes: u64) -> bool {
+        self.pages.store(pages, Ordering::Relaxed);
+        self.bytes.store(bytes, Ordering::Relaxed);
+        self.set(Step::Published);
+        self.main_sleeps.load(Ordering::SeqCst)
+    }
+
+    /// Tracer: there is no epoch this time.
+    #[must_use = "when it is true the main thread sleeps and must be woken"]
+    pub fn failed(&self) -> bool {
+        self.set(Step::Failed);
+        self.main_sleeps.load(Ordering::SeqCst)
+    }
+
+    /// Main, after `Resumed`: how long the service stood.
+    pub fn pause_ns(&self) -> u64 {
+        self.pause_ns.load(Ordering::Relaxed)
+    }
+
+    /// Main, after `Published`: pages and bytes of the epoch.
+    pub fn size(&self) -> (u64, u64) {
+        (
+            self.pages.load(Ordering::Relaxed),
+            self.bytes.load(Ordering::Relaxed),
+        )
+    }
+
+    /// Main: about to sleep while the step is `seen`. False when the step moved meanwhile: do not
+    /// sleep.
+    #[must_use]
+    pub fn main_falls_asleep(&self, seen: Step) -> bool {
+        self.main_sleeps.store(true, Ordering::SeqCst);
+        if self.step.load(Ordering::SeqCst) == seen as u32 {
+            return true;
+        }
+        self.main_sleeps.store(false, Ordering::Relaxed);
+        false
+    }
+
+    /// Main: woke up.
+    pub fn main_is_awake(&self) {
+        self.main_sleeps.store(false, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,198 @@
+//! When to capture, and the main thread's part of each capture.
+
+use super::Primary;
+use crate::clock::now_ns;
+use crate::handshake::Step;
+use std::io;
+use unbroken_core::pacing::{Pacing, PacingLimits};
+use unbroken_core::role::{Event, State};
+use unbroken_wire::commit::Committed;
+
+/// How long the loop watches a capture before it sleeps: longer than captures usually take.
+const WATCH_NS: u64 = 300_000;
+
+pub(super) struct Capturing {
+    pacing: Pacing,
+    /// The step of the capture that this thread has dealt with.
+    seen: Step,
+    started_ns: u64,
+    /// The next capture completes the fill of a standby.
+    sealing: bool,
+    /// The epoch that completed the fill: its output goes when the standby stands.
+    sealed: Option<Committed>,
+}
+
+impl Default for Capturing {
+    fn default() -> Capturing {
+        Capturing {
+            pacing: Pacing::new(PacingLimits::default()),
+            seen: Step::Idle,
+            started_ns: 0,
+            sealing: false,
+            sealed: None,
+        }
+    }
+}
+
+impl Capturing {
+    pub fn seen(&self) -> Step {
+        self.seen
+    }
+
+    /// When the next capture may start, if one is wanted.
+    pub fn due_ns(&self) -> Option<u64> {
+        if self.seen == Step::Idle { self.pacing.next_start() } else { None }
+    }
+
+    /// The next capture completes a fill, and is wanted now.
+    pub fn seal_next(&mut self, now: u64) {
+        self.sealing = true;
+        self.pacing.output_waits(now);
+    }
+
+    pub fn want(&mut self, now: u64) {
+        self.pacing.output_waits(now);
+    }
+
+    /// Whatever fill was under way will not end.
+    pub fn forget_fill(&mut self) {
+        self.pacing.reset();
+        self.sealing = false;
+        self.sealed = None;
+    }
+
+    pub fn take_sealed(&mut self) -> Option<Committed> {
+        self.sealed.take()
+    }
+}
+
+impl Primary {
+    /// Whether the loop should look again at once rather than sleep.
+    pub(super) fn watches_capture(&self) -> bool {
+        self.capturing.seen != Step::Idle && now_ns() - self.capturing.started_ns < WATCH_NS
+    }
+
+    fn captures_wanted(&self) -> bool {
+        match self.role.state() {
+            State::Protected => true,
+            State::Syncing => self.capturing.sealing,
+            _ => false,
+        }
+    }
+
+    pub(super) fn start_capture_if_due(&mut self) {
+        if self.capturing.seen != Step::Idle || !self.captures_wanted() {
+            return;
+        }
+        let now = now_ns();
+        if self.traffic.output_waits() {
+            self.capturing.pacing.output_waits(now);
+        }
+        if self.capturing.pacing.next_start().is_none_or(|start| start > now) {
+            return;
+        }
+        self.capturing.pacing.epoch_started(now);
+        self.capturing.started_ns = now;
+        self.capturing.seen = Step::Requested;
+        self.line.handshake.request();
+        self.bell.ring();
+    }
+
+    /// Carries packets and text both ways, as far as the capture under way allows.
+    pub(super) fn carry(&mut self) -> io::Result<bool> {
+        let mut busy = false;
+        if !matches!(self.capturing.seen, Step::Requested | Step::Stopped | Step::Drained) {
+            let arrived = self.traffic.carry_input()?;
+            if arrived {
+                self.capturing.pacing.input_arrived(now_ns());
+            }
+            busy |= arrived;
+        }
+        busy |= self.traffic.collect_output(false)?;
+        self.traffic.pass(&self.role);
+        busy |= self.traffic.send_released()?;
+        Ok(busy)
+    }
+
+    /// Takes the next step of the capture under way, if the tracer has made one.
+    pub(super) fn follow_capture(&mut self) -> io::Result<bool> {
+        let step = self.line.handshake.step();
+        if self.capturing.seen == Step::Idle || step == self.capturing.seen {
+            return Ok(false);
+        }
+        match step {
+            Step::Stopped => self.drain()?,
+            Step::Resumed => self.resumed(),
+            Step::Published => self.published()?,
+            Step::Failed => self.capture_failed()?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// The service stands: what it has said is this epoch's.
+    fn drain(&mut self) -> io::Result<()> {
+        self.traffic.collect_output(true)?;
+        self.traffic.pass(&self.role);
+        if self.capturing.sealing {
+            self.seal()?;
+        }
+        self.traffic.mark();
+        let traffic = &mut self.traffic;
+        self.line.leave_accepted(|accepted| traffic.take_accepted(accepted));
+        self.capturing.seen = Step::Drained;
+        self.line.handshake.drained(self.traffic.input_position());
+        Ok(())
+    }
+
+    /// From this mark on input is logged and output is held.
+    fn seal(&mut self) -> io::Result<()> {
+        let log = self.standby.as_mut().and_then(|standby| standby.take_input_log());
+        let began = log.is_some_and(|log| self.traffic.begin_log(log));
+        if !began {
+            // The tracer still makes its epoch; nobody will stand on it.
+            crate::log!("the standby's input log could not be begun");
+        }
+        self.traffic.restart_gate(self.role.term());
+        self.apply(Event::FillMarked)
+    }
+
+    fn resumed(&mut self) {
+        let pause = self.line.handshake.pause_ns();
+        self.capturing.seen = Step::Resumed;
+        self.capturing.pacing.resumed(now_ns(), pause);
+        if !self.capturing.sealing {
+            self.common.board.record_pause(pause);
+        }
+    }
+
+    fn published(&mut self) -> io::Result<()> {
+        let now = now_ns();
+        self.capturing.seen = Step::Idle;
+        self.capturing.pacing.committed(now);
+        let Some(publication) = self.line.take_publication() else {
+            self.line.handshake.finish();
+            return Ok(());
+        };
+        let (pages, bytes) = self.line.handshake.size();
+        self.line.handshake.finish();
+        let sequence = publication.epoch().sequence;
+        let committed = publication.committed_in_shared_memory();
+        if std::mem::take(&mut self.capturing.sealing) {
+            self.capturing.sealed = Some(committed);
+        } else if let Err(error) = self.traffic.release(&self.role, committed) {
+            crate::log!("{error}");
+            return self.replace_standby();
+        }
+        self.common.board.record_epoch(sequence, pages, bytes, now);
+        self.hand_over_if_asked()
+    }
+
+    fn capture_failed(&mut self) -> io::Result<()> {
+        self.capturing.seen = Step::Idle;
+        self.traffic.unmark();
+        self.line.handshake.finish();
+        self.capturing.pacing.abandoned(now_ns());
+        Ok(())
+    }
+}

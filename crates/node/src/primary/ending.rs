@@ -1,0 +1,216 @@
+//! How a service ends, and how this node lets it go.
+
+use super::Primary;
+use super::standby::kill_stage;
+use crate::board::State as BoardState;
+use crate::clock::now_ns;
+use crate::control::Asker;
+use crate::log;
+use crate::primary::line::Command;
+use crate::record;
+use rustix::process::{Pid, Signal, kill_process};
+use std::io;
+use unbroken_core::give_up::Death as Cause;
+use unbroken_core::role::{Event, Failure, State};
+use unbroken_tracee::Death;
+
+/// A service that was asked to stop has this long before it is killed.
+const STOP_PATIENCE_NS: u64 = 10_000_000_000;
+/// What its sockets still hold has this long to reach the clients.
+const LINGER_NS: u64 = 1_000_000_000;
+
+#[derive(Default)]
+pub(super) struct Ending {
+    /// Signals that the user sent through us: dying of one is the service's own end.
+    sent: Vec<i32>,
+    stoppers: Vec<Asker>,
+    kill_at_ns: Option<u64>,
+    failure: Option<Failure>,
+    /// The death that ends everything, and when the last packets have had their time.
+    end: Option<(Death, u64)>,
+    handed_over: bool,
+    switchover: Option<Asker>,
+}
+
+impl Ending {
+    pub fn fail(&mut self, failure: Failure) {
+        self.failure.get_or_insert(failure);
+    }
+
+    pub fn due_ns(&self) -> Option<u64> {
+        [self.kill_at_ns, self.end.map(|(_, until)| until)].into_iter().flatten().min()
+    }
+}
+
+impl Primary {
+    pub(super) fn is_over(&self) -> bool {
+        self.ending.handed_over || self.ending.end.is_some_and(|(_, until)| now_ns() >= until)
+    }
+
+    /// Whether the service meant to end: by exit, or by a signal that asks for it.
+    fn is_own_end(&self, death: Death) -> bool {
+        match death {
+            Death::Exited(_) => true,
+            Death::Killed(signal) => {
+                !self.ending.stoppers.is_empty() || self.ending.sent.contains(&signal)
+            }
+        }
+    }
+
+    /// The first process of the service begins to die; the tracer holds it until this returns an
+    /// answer through the line.
+    pub(super) fn service_dies(&mut self, death: Death) -> io::Result<()> {
+        log!("the service dies: {death:?}");
+        if self.is_own_end(death) {
+            // Its last words need no commit: nothing will go on from here.
+            self.line.command(Command::Retire, &self.bell);
+            self.apply(Event::ServiceEnded)?;
+            self.traffic.collect_output(true)?;
+            self.traffic.pass(&self.role);
+            self.traffic.send_released()?;
+            return Ok(());
+        }
+        let state = self.role.state();
+        let cause = match death {
+            Death::Killed(libc::SIGKILL) | Death::Exited(_) => Cause::Killed,
+            Death::Killed(_) => Cause::Crashed,
+        };
+        self.apply(Event::ServiceDied(cause))?;
+        if state == State::Protected {
+            // From here on this thread releases nothing: the standby may say everything again.
+            self.ending.handed_over = true;
+            self.line.command(Command::HandOver(death_cause(death)), &self.bell);
+        } else {
+            self.line.command(Command::Continue, &self.bell);
+        }
+        Ok(())
+    }
+
+    /// No process of the service is left.
+    pub(super) fn service_gone(&mut self, death: Death) -> io::Result<()> {
+        if self.ending.end.is_none() && !self.ending.handed_over {
+            if !self.is_own_end(death) {
+                self.apply(Event::ServiceDied(Cause::Killed))?;
+            } else {
+                self.apply(Event::ServiceEnded)?;
+            }
+            self.ending.end = Some((death, now_ns() + LINGER_NS));
+        }
+        Ok(())
+    }
+
+    pub(super) fn stage_ended(&mut self) -> io::Result<()> {
+        rustix::event::epoll::delete(&self.epoll, &self.stage)?;
+        Ok(())
+    }
+
+    /// Signals the service's first process.
+    pub(super) fn send_signal(&mut self, signal: i32) -> io::Result<()> {
+        if !self.ending.sent.contains(&signal) {
+            self.ending.sent.push(signal);
+        }
+        let pid = Pid::from_raw(self.host_pid).ok_or_else(|| io::Error::other("it has ended"))?;
+        let signal = Signal::from_named_raw(signal)
+            .ok_or_else(|| io::Error::other("no such signal"))?;
+        kill_process(pid, signal)?;
+        Ok(())
+    }
+
+    pub(super) fn stop_service(&mut self, asker: Asker) -> io::Result<()> {
+        self.ending.stoppers.push(asker);
+        self.ending.kill_at_ns.get_or_insert(now_ns() + STOP_PATIENCE_NS);
+        // It may be gone already; its end is on its way to us then.
+        let _ = self.send_signal(libc::SIGTERM);
+        Ok(())
+    }
+
+    pub(super) fn end_if_due(&mut self) -> io::Result<()> {
+        if self.ending.kill_at_ns.is_some_and(|at| now_ns() >= at) {
+            self.ending.kill_at_ns = None;
+            kill_stage(&self.stage);
+        }
+        Ok(())
+    }
+
+    /// The user wants the standby to go on in this node's place.
+    pub(super) fn switch_over(&mut self, asker: Asker) {
+        if self.role.state() != State::Protected {
+            let refusal = "it has no standby that could take over now";
+            self.common.control.answer(&asker, Err(refusal));
+            return;
+        }
+        self.ending.switchover = Some(asker);
+        self.capturing.want(now_ns());
+    }
+
+    /// After an epoch: hands over when the user asked for it.
+    pub(super) fn hand_over_if_asked(&mut self) -> io::Result<()> {
+        let Some(asker) = self.ending.switchover.take() else { return Ok(()) };
+        if self.role.state() != State::Protected {
+            self.common.control.answer(&asker, Err("the standby died meanwhile"));
+            return Ok(());
+        }
+        self.traffic.send_released()?;
+        self.apply(Event::TakeoverOrdered(None))?;
+        self.ending.handed_over = true;
+        let cause = record::Cause::Switchover(asker);
+        self.line.command(Command::HandOver(cause), &self.bell);
+        Ok(())
+    }
+
+    /// The tracer ends this process as its last act.
+    fn wait_for_tracer(&self) -> io::Result<()> {
+        loop {
+            std::thread::park();
+        }
+    }
+
+    /// The loop is over. A node that handed over just ends; one whose service ended cleans up.
+    pub(super) fn close(mut self) -> io::Result<()> {
+        if self.ending.handed_over {
+            return self.wait_for_tracer();
+        }
+        kill_stage(&self.stage);
+        self.stop_standby();
+        let (death, _) = self.ending.end.unwrap_or((Death::Exited(0), 0));
+        let code = match death {
+            Death::Exited(code) => code as u8,
+            Death::Killed(signal) => 128u8.wrapping_add(signal as u8),
+        };
+        let common = &self.common;
+        if let Some(failure) = self.ending.failure {
+            common.board.set_state(BoardState::Failed, &failure_text(failure, death));
+        }
+        common.board.set_exit(code);
+        for asker in &self.ending.stoppers {
+            common.control.answer(asker, Ok(()));
+        }
+        common.directory.remove()?;
+        common.ring_front();
+        Ok(())
+    }
+}
+
+fn death_cause(death: Death) -> record::Cause {
+    match death {
+        Death::Killed(signal) => record::Cause::Killed(signal),
+        Death::Exited(_) => record::Cause::Killed(libc::SIGKILL),
+    }
+}
+
+fn failure_text(failure: Failure, death: Death) -> String {
+    let how = match death {
+        Death::Exited(code) => format!("exited with {code}"),
+        Death::Killed(signal) => format!("was killed by signal {signal}"),
+    };
+    match failure {
+        Failure::DiedUnprotected => {
+            format!("the service {how} while no standby could take over")
+        }
+        Failure::GaveUp => format!(
+            "given up: the service {how}, again right after a takeover; the cause is in its \
+             state or its input, not in the machine"
+        ),
+        Failure::TakeoverFailed => "the replica could not be brought to life".to_owned(),
+    }
+}

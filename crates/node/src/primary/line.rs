@@ -1,0 +1,153 @@
+//! What the main thread and the tracer thread of one primary say to each other.
+//!
+//! The step-by-step of a capture is the [`Handshake`]; everything rarer is a message in one of two
+//! queues. A message to the tracer is followed by its bell, one to main by the eventfd.
+
+use crate::handshake::Handshake;
+use crate::record::Cause;
+use rustix::event::{EventfdFlags, eventfd};
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use unbroken_tracee::{Bell, Death};
+use unbroken_wire::commit::Publication;
+use unbroken_wire::flows::NamedConnection;
+use unbroken_wire::log::JournalWriter;
+
+/// From main to the tracer.
+pub enum Command {
+    /// Fill the standby that reads this journal. An earlier link is let go.
+    Fill(JournalWriter),
+    /// The standby is gone: let its journal go.
+    Unlink,
+    /// This thread releases nothing more: let the standby take over, and end the process.
+    HandOver(Cause),
+    /// The service ends by itself: the standby is not to take over.
+    Retire,
+    /// The service dies and nobody can take over.
+    Continue,
+    /// End the tracer thread; the service runs on or dies as it will.
+    Quit,
+}
+
+/// From the tracer to main.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// So much of the service's memory has been sent that the rest fits a pause: the next capture
+    /// completes the fill.
+    ReadyToSeal,
+    /// The service cannot be replicated as it is now; why.
+    Unfit(String),
+    /// What made it unfit is gone.
+    Fit,
+    /// The first process of the service begins to die, or has died.
+    Dying(Death),
+    /// No process of the service is left; how its first one died.
+    Gone(Death),
+    /// The pids as the host sees them.
+    Pids(Vec<i32>),
+    /// Something that should not happen; the standby is given up and filled anew.
+    Broken(String),
+}
+
+/// Shared by both threads.
+pub struct Line {
+    pub handshake: Handshake,
+    commands: Mutex<VecDeque<Command>>,
+    command_came: Condvar,
+    publication: Mutex<Option<Publication>>,
+    accepted: Mutex<Vec<NamedConnection>>,
+    reports: Mutex<VecDeque<Report>>,
+    main_bell: OwnedFd,
+}
+
+impl Line {
+    pub fn new() -> io::Result<Arc<Line>> {
+        Ok(Arc::new(Line {
+            handshake: Handshake::default(),
+            commands: Mutex::default(),
+            command_came: Condvar::new(),
+            publication: Mutex::default(),
+            accepted: Mutex::default(),
+            reports: Mutex::default(),
+            main_bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        }))
+    }
+
+    /// Main: leaves a command and rings.
+    pub fn command(&self, command: Command, bell: &Bell) {
+        lock(&self.commands).push_back(command);
+        self.command_came.notify_one();
+        bell.ring();
+    }
+
+    /// Tracer: the next command.
+    pub fn next_command(&self) -> Option<Command> {
+        lock(&self.commands).pop_front()
+    }
+
+    /// Tracer: blocks until main has a command; deaf to the bell meanwhile.
+    pub fn await_command(&self) -> Command {
+        let mut commands = lock(&self.commands);
+        loop {
+            if let Some(command) = commands.pop_front() {
+                return command;
+            }
+            commands = self.command_came.wait(commands).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Tracer: leaves the proof of an epoch's commit, before the step `Published`.
+    pub fn leave_publication(&self, publication: Publication) {
+        *lock(&self.publication) = Some(publication);
+    }
+
+    /// Main, after the step `Published`: takes it.
+    pub fn take_publication(&self) -> Option<Publication> {
+        lock(&self.publication).take()
+    }
+
+    /// Main, before the step `Drained`: connections that were found to be accepted.
+    pub fn leave_accepted(&self, fill: impl FnOnce(&mut Vec<NamedConnection>)) {
+        fill(&mut lock(&self.accepted));
+    }
+
+    /// Tracer, after the step `Drained`: takes them.
+    pub fn take_accepted(&self, into: &mut Vec<NamedConnection>) {
+        into.append(&mut lock(&self.accepted));
+    }
+
+    /// Tracer: leaves a report and rings.
+    pub fn report(&self, report: Report) {
+        lock(&self.reports).push_back(report);
+        self.wake_main();
+    }
+
+    /// Main: the next report.
+    pub fn next_report(&self) -> Option<Report> {
+        lock(&self.reports).pop_front()
+    }
+
+    /// Makes main's sleep end.
+    pub fn wake_main(&self) {
+        // It fails only when the counter is about to overflow: main is awake then.
+        let _ = rustix::io::write(&self.main_bell, &1u64.to_ne_bytes());
+    }
+
+    /// Main: what to sleep on.
+    pub fn main_bell(&self) -> BorrowedFd<'_> {
+        self.main_bell.as_fd()
+    }
+
+    /// Main: takes the ringing back.
+    pub fn answer(&self) {
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&self.main_bell, &mut count);
+    }
+}
+
+/// A queue is whole between any two of its operations, so a panic elsewhere does not spoil it.
+fn lock<T>(queue: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,322 @@
+//! The primary's main thread: the wire between host and service, and the decisions around it.
+//!
+//! One owner of state: the loop waits for an event and applies it in one step. The tracer thread
+//! captures; everything else happens here, on the spare core.
+
+mod capturing;
+mod ending;
+pub mod launch;
+pub mod line;
+mod standby;
+pub mod tracer;
+mod traffic;
+
+use crate::board::{Board, State as BoardState};
+use crate::bundle::{Bundle, Purpose};
+use crate::clock::now_ns;
+use crate::config::Config;
+use crate::control::{Control, Request};
+use crate::directory::{Claim, RunDirectory, ServiceName};
+use crate::log;
+use crate::stage::launch::Init;
+use capturing::Capturing;
+use ending::Ending;
+use line::{Line, Report};
+use rustix::event::{Timespec, epoll};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+pub use standby::Notice;
+pub use traffic::Input;
+use traffic::Traffic;
+use unbroken_core::role::{Action, Event, Reason, Role, State};
+use unbroken_tracee::Bell;
+
+/// What every node of a service holds, whatever its role.
+pub struct Common {
+    pub config: Config,
+    pub directory: RunDirectory,
+    pub board: Board,
+    pub claim: Claim,
+    pub control: Control,
+    pub front_bell: OwnedFd,
+    pub host_tun: OwnedFd,
+    /// Our standard output and error, in this order.
+    pub outputs: [OwnedFd; 2],
+}
+
+impl Common {
+    /// Tells the front that the board changed.
+    pub fn ring_front(&self) {
+        // It fails only when the counter is about to overflow: the front is awake then.
+        let _ = rustix::io::write(&self.front_bell, &1u64.to_ne_bytes());
+    }
+}
+
+/// The running service's ends in our hands.
+pub struct ServiceEnds {
+    pub tun: OwnedFd,
+    /// Read ends of the service's standard output and error, nonblocking; `None` once closed.
+    pub outputs: [Option<OwnedFd>; 2],
+    /// The connection to its stage init; the service lives while anybody holds one.
+    pub init: Init,
+    /// pidfd of that init: killing it kills the whole service.
+    pub stage: OwnedFd,
+    /// The listener of the service's seccomp filter.
+    pub notify: Arc<OwnedFd>,
+    /// The first process, as the host numbers it.
+    pub host_pid: i32,
+    pub input: Input,
+}
+
+pub struct Primary {
+    common: Common,
+    init: Init,
+    stage: OwnedFd,
+    notify: Arc<OwnedFd>,
+    host_pid: i32,
+    role: Role,
+    line: Arc<Line>,
+    bell: Bell,
+    traffic: Traffic,
+    capturing: Capturing,
+    standby: Option<standby::Standby>,
+    ending: Ending,
+    /// Why the service cannot be replicated as it is.
+    unfit: Option<String>,
+    epoll: OwnedFd,
+}
+
+/// What the loop sleeps on.
+#[derive(Clone, Copy)]
+#[repr(u64)]
+enum Source {
+    Traffic = 1,
+    MainBell,
+    Control,
+    StandbyChannel,
+    StageEnd,
+}
+
+impl Primary {
+    pub fn new(
+        common: Common,
+        service: ServiceEnds,
+        role: Role,
+        line: Arc<Line>,
+        bell: Bell,
+    ) -> io::Result<Primary> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let ServiceEnds { tun, outputs, init, stage, notify, host_pid, input } = service;
+        let traffic = Traffic::new(&common, tun, outputs, input, role.term())?;
+        for source in traffic.sources() {
+            watch(&epoll, source, Source::Traffic)?;
+        }
+        watch(&epoll, line.main_bell(), Source::MainBell)?;
+        watch(&epoll, common.control.as_fd(), Source::Control)?;
+        watch(&epoll, stage.as_fd(), Source::StageEnd)?;
+        Ok(Primary {
+            init,
+            stage,
+            notify,
+            host_pid,
+            traffic,
+            capturing: Capturing::default(),
+            standby: None,
+            ending: Ending::default(),
+            unfit: None,
+            common,
+            role,
+            line,
+            bell,
+            epoll,
+        })
+    }
+
+    /// Carries the service until it ends or another node takes it over. `actions` are what the
+    /// role wanted when it was made.
+    pub fn run(mut self, actions: Vec<Action>) -> io::Result<()> {
+        self.common.board.set_primary_pid(std::process::id().cast_signed());
+        self.common.board.set_standby_pid(0);
+        self.act(actions)?;
+        while !self.is_over() {
+            let mut busy = self.follow_capture()?;
+            busy |= self.carry()?;
+            self.start_capture_if_due();
+            while let Some(report) = self.line.next_report() {
+                busy = true;
+                self.take_report(report)?;
+            }
+            self.end_if_due()?;
+            if !busy {
+                self.rest()?;
+            }
+        }
+        self.close()
+    }
+
+    fn apply(&mut self, event: Event) -> io::Result<()> {
+        let before = self.role.state();
+        let actions = self.role.apply(event, now_ns());
+        if self.role.state() != before {
+            log!("{event:?}: {before:?} -> {:?}", self.role.state());
+        }
+        self.act(actions)
+    }
+
+    fn act(&mut self, actions: Vec<Action>) -> io::Result<()> {
+        // Shown first: whoever acts on an action may look at the board.
+        self.show_state();
+        for action in actions {
+            match action {
+                Action::StartStandby => self.start_standby()?,
+                Action::StopStandby => self.stop_standby(),
+                Action::PassOutput => self.traffic.pass(&self.role),
+                Action::Fail(failure) => self.ending.fail(failure),
+                // The gate holds whenever the role gives no permit; the rest is the tracer's or a
+                // standby's to do.
+                Action::HoldOutput
+                | Action::OrderTakeover(_)
+                | Action::Retire
+                | Action::End
+                | Action::GoLive { .. }
+                | Action::Adopt { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn show_state(&self) {
+        let (state, reason) = match self.role.state() {
+            State::Starting => (BoardState::Starting, String::new()),
+            State::Unprotected(reason) => (BoardState::Unprotected, self.reason_text(reason)),
+            State::Syncing | State::Sealing => (BoardState::Syncing, String::new()),
+            State::Protected => (BoardState::Protected, String::new()),
+            _ => return,
+        };
+        self.common.board.set_term(self.role.term());
+        self.common.board.set_state(state, &reason);
+        self.common.ring_front();
+    }
+
+    fn reason_text(&self, reason: Reason) -> String {
+        match (reason, &self.unfit) {
+            (Reason::Forked, Some(why)) => why.clone(),
+            (Reason::Forked, None) => "it has more than one process".to_owned(),
+            (Reason::NoStandbyYet, _) => "a standby is being started".to_owned(),
+            (Reason::StandbyDied, _) => "the standby died; a new one is being started".to_owned(),
+            (Reason::Adopted, _) => "the primary died; a standby is being started".to_owned(),
+        }
+    }
+
+    fn take_report(&mut self, report: Report) -> io::Result<()> {
+        match report {
+            Report::ReadyToSeal => self.capturing.seal_next(now_ns()),
+            Report::Unfit(why) => {
+                log!("not to be replicated: {why}");
+                self.unfit = Some(why);
+                self.apply(Event::Forked)?;
+                self.show_state();
+            }
+            Report::Fit => {
+                self.unfit = None;
+                self.apply(Event::SingleAgain)?;
+            }
+            Report::Dying(death) => self.service_dies(death)?,
+            Report::Gone(death) => self.service_gone(death)?,
+            Report::Pids(pids) => {
+                if let Some(&first) = pids.first() {
+                    self.host_pid = first;
+                }
+                self.common.board.set_service_pids(&pids);
+                self.common.ring_front();
+            }
+            Report::Broken(why) => {
+                log!("replication failed: {why}");
+                self.replace_standby()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn take_requests(&mut self) -> io::Result<()> {
+        while let Some((request, asker)) = self.common.control.next_request()? {
+            match request {
+                Request::Signal(signal) => {
+                    let sent = self.send_signal(signal).map_err(|error| error.to_string());
+                    let outcome = sent.as_ref().map(|_| ()).map_err(String::as_str);
+                    self.common.control.answer(&asker, outcome);
+                }
+                Request::Stop => self.stop_service(asker)?,
+                Request::Switchover => self.switch_over(asker),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sleeps until something is to do, or the next capture is due.
+    fn rest(&mut self) -> io::Result<()> {
+        if self.watches_capture() {
+            std::hint::spin_loop();
+            return Ok(());
+        }
+        if !self.line.handshake.main_falls_asleep(self.capturing.seen()) {
+            return Ok(());
+        }
+        let timeout = self.sleep_limit();
+        let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 16];
+        let count = match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
+            Ok(count) => count,
+            Err(rustix::io::Errno::INTR) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        self.line.handshake.main_is_awake();
+        for event in &events[..count] {
+            let tag = event.data.u64();
+            if tag == Source::MainBell as u64 {
+                self.line.answer();
+            } else if tag == Source::Control as u64 {
+                self.take_requests()?;
+            } else if tag == Source::StandbyChannel as u64 {
+                self.hear_standby()?;
+            } else if tag == Source::StageEnd as u64 {
+                self.stage_ended()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn sleep_limit(&self) -> Option<Timespec> {
+        let due = [self.capturing.due_ns(), self.ending.due_ns()].into_iter().flatten().min()?;
+        let left = due.saturating_sub(now_ns());
+        Some(Timespec {
+            tv_sec: (left / 1_000_000_000) as i64,
+            tv_nsec: (left % 1_000_000_000) as i64,
+        })
+    }
+}
+
+fn watch(epoll: &OwnedFd, source: BorrowedFd<'_>, tag: Source) -> io::Result<()> {
+    let data = epoll::EventData::new_u64(tag as u64);
+    epoll::add(epoll, source, data, epoll::EventFlags::IN)?;
+    Ok(())
+}
+
+impl Common {
+    /// Takes what every node is given out of its bundle.
+    pub fn of(bundle: &mut Bundle) -> io::Result<Common> {
+        unbroken_sys::signalfd::unblock_all()?;
+        let name = ServiceName::new(&bundle.config.name).map_err(io::Error::other)?;
+        let directory = RunDirectory::new(name);
+        Ok(Common {
+            board: Board::open(&directory).map_err(io::Error::other)?,
+            claim: Claim::from_descriptor(bundle.take(Purpose::Lock)?),
+            control: Control::from_descriptor(bundle.take(Purpose::Control)?),
+            front_bell: bundle.take(Purpose::FrontBell)?,
+            host_tun: bundle.take(Purpose::HostTun)?,
+            outputs: [bundle.take(Purpose::Output)?, bundle.take(Purpose::ErrorOutput)?],
+            config: bundle.config.clone(),
+            directory,
+        })
+    }
+}

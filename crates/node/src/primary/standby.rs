@@ -1,0 +1,172 @@
+//! The primary's hold on its standby: started, filled, replaced.
+
+use super::{Primary, Source, watch};
+use crate::bundle::{self, Purpose, Start};
+use crate::channel;
+use crate::clock::now_ns;
+use crate::log;
+use crate::primary::line::Command;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::Child;
+use unbroken_core::role::{Event, State};
+use unbroken_sys::shared::RingMemory;
+use unbroken_wire::log::{InputLogWriter, JournalWriter};
+
+/// Epochs on their way; a larger one goes in parts.
+const JOURNAL_BYTES: usize = 128 << 20;
+/// Input since the last epoch that the standby has applied.
+const INPUT_LOG_BYTES: usize = 32 << 20;
+
+/// What a standby tells its primary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Notice {
+    /// Its empty replica stands: send memory.
+    Empty,
+    /// It has applied the epoch that completes the fill: it can take over.
+    Warm,
+    /// It cannot replicate this service.
+    Refused(String),
+}
+
+pub(super) struct Standby {
+    process: Child,
+    channel: OwnedFd,
+    journal: RingMemory,
+    input_log: Option<InputLogWriter>,
+}
+
+impl Standby {
+    pub fn take_input_log(&mut self) -> Option<InputLogWriter> {
+        self.input_log.take()
+    }
+}
+
+impl Drop for Standby {
+    fn drop(&mut self) {
+        // Both fail only when it has ended, which is what is wanted.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Primary {
+    pub(super) fn start_standby(&mut self) -> io::Result<()> {
+        self.standby = None;
+        let journal = RingMemory::create("unbroken-journal", JOURNAL_BYTES)?;
+        let inputs = RingMemory::create("unbroken-inputs", INPUT_LOG_BYTES)?;
+        let common = &self.common;
+        let own_pid = std::process::id().cast_signed();
+        let own = Pid::from_raw(own_pid).ok_or_else(|| io::Error::other("no pid"))?;
+        let own_pidfd = pidfd_open(own, PidfdFlags::empty())?;
+        let mut descriptors = vec![
+            (Purpose::Lock, common.claim.as_fd()),
+            (Purpose::Control, common.control.as_fd()),
+            (Purpose::FrontBell, common.front_bell.as_fd()),
+            (Purpose::HostTun, common.host_tun.as_fd()),
+            (Purpose::Output, common.outputs[0].as_fd()),
+            (Purpose::ErrorOutput, common.outputs[1].as_fd()),
+            (Purpose::Epochs, journal.as_fd()),
+            (Purpose::Inputs, inputs.as_fd()),
+            (Purpose::StageInit, self.stage.as_fd()),
+            (Purpose::StageControl, self.init.control()),
+            (Purpose::Primary, own_pidfd.as_fd()),
+            (Purpose::ServiceTun, self.traffic.service_tun()),
+            (Purpose::ServiceNotify, self.notify.as_fd()),
+        ];
+        for (number, text) in self.traffic.texts() {
+            let purposes = [Purpose::ServiceOutput, Purpose::ServiceErrorOutput];
+            descriptors.extend(purposes.get(number).map(|&purpose| (purpose, text)));
+        }
+        let start = Start::Standby {
+            primary_pid: own_pid,
+            service_pid: self.host_pid,
+            init_pid: self.init.host_pid,
+            term: self.role.term(),
+            early_deaths: self.role.give_up().early_deaths(),
+            live_since_ns: self.role.give_up().live_since_ns(),
+        };
+        let (process, channel) = bundle::spawn(&common.config, start, &descriptors)?;
+        log!("started standby {}", process.id());
+        watch(&self.epoll, channel.as_fd(), Source::StandbyChannel)?;
+        common.board.set_standby_pid(process.id().cast_signed());
+        common.ring_front();
+        let input_log = Some(InputLogWriter::new(inputs.producer()?));
+        self.standby = Some(Standby { process, channel, journal, input_log });
+        Ok(())
+    }
+
+    pub(super) fn stop_standby(&mut self) {
+        if self.standby.take().is_some() {
+            self.forget_standby();
+        }
+    }
+
+    /// Nothing of a link to a standby is used any more.
+    fn forget_standby(&mut self) {
+        self.line.command(Command::Unlink, &self.bell);
+        self.traffic.end_log();
+        self.capturing.forget_fill();
+        self.common.board.set_standby_pid(0);
+        self.common.ring_front();
+    }
+
+    /// The link or the standby is of no use: another one, from the beginning.
+    pub(super) fn replace_standby(&mut self) -> io::Result<()> {
+        self.standby = None;
+        self.forget_standby();
+        self.apply(Event::StandbyDied)
+    }
+
+    /// Something came from the standby, or it is gone.
+    pub(super) fn hear_standby(&mut self) -> io::Result<()> {
+        let Some(standby) = &self.standby else { return Ok(()) };
+        let heard = channel::receive::<Notice>(standby.channel.as_fd());
+        match heard {
+            Ok(Some((Notice::Empty, _))) => {
+                let journal = JournalWriter::new(standby.journal.producer()?, self.role.term());
+                self.line.command(Command::Fill(journal), &self.bell);
+                self.apply(Event::FillBegun)
+            }
+            Ok(Some((Notice::Warm, _))) => self.standby_is_warm(),
+            Ok(Some((Notice::Refused(why), _))) => {
+                log!("the standby refused: {why}");
+                self.unfit = Some(why);
+                self.standby = None;
+                self.forget_standby();
+                self.apply(Event::Forked)
+            }
+            Ok(None) => {
+                log!("the standby is gone");
+                self.replace_standby()
+            }
+            Err(error) => {
+                log!("the standby's channel failed: {error}");
+                self.replace_standby()
+            }
+        }
+    }
+
+    fn standby_is_warm(&mut self) -> io::Result<()> {
+        if self.role.state() != State::Sealing {
+            return Ok(());
+        }
+        self.apply(Event::StandbyReady)?;
+        if let Some(committed) = self.capturing.take_sealed()
+            && let Err(error) = self.traffic.release(&self.role, committed)
+        {
+            log!("{error}");
+            return self.replace_standby();
+        }
+        self.capturing.want(now_ns());
+        Ok(())
+    }
+}
+
+/// Kills the whole service behind a pidfd of pid 1 of its namespace.
+pub(super) fn kill_stage(stage: &OwnedFd) {
+    // It fails only when it has ended.
+    let _ = rustix::process::pidfd_send_signal(stage, Signal::KILL);
+}

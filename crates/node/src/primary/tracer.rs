@@ -1,0 +1,190 @@
+//! The tracer thread: the only one that may use ptrace on the service. It waits for what the
+//! service's processes do, captures when main asks, and fills standbys.
+
+use super::line::{Command, Line, Report};
+use crate::capture::{Capture, CaptureError};
+use crate::handshake::Step;
+use crate::log;
+use crate::record::Cause;
+use std::sync::Arc;
+use unbroken_tracee::{Death, Event, TraceError, Tree};
+
+pub struct Tracer {
+    tree: Tree,
+    line: Arc<Line>,
+    capture: Capture,
+    /// Whether the last look found something that can be replicated.
+    fit: bool,
+    /// How the process that died last died.
+    last_death: Death,
+}
+
+impl Tracer {
+    pub fn new(tree: Tree, line: Arc<Line>, capture: Capture) -> Tracer {
+        Tracer { tree, line, capture, fit: true, last_death: Death::Exited(0) }
+    }
+
+    /// Serves until the service is gone or main has no more use for this thread.
+    pub fn run(mut self) {
+        self.report_processes();
+        loop {
+            let event = match self.next_event() {
+                Ok(event) => event,
+                Err(error) => return self.lost(&error),
+            };
+            match event {
+                Some(Event::Bell) | None => {
+                    if !self.attend() {
+                        return;
+                    }
+                }
+                Some(Event::Exiting { death, .. }) => {
+                    self.last_death = death;
+                    if self.is_last_process() && !self.last_dies(death) {
+                        return;
+                    }
+                }
+                Some(Event::Exited { .. } | Event::Forked { .. }) => self.report_processes(),
+                Some(Event::Executed { .. }) => self.executed(),
+                Some(Event::Empty) => {
+                    self.line.report(Report::Gone(self.last_death));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// While a fill runs, its work goes on between events; otherwise this blocks.
+    fn next_event(&mut self) -> Result<Option<Event>, TraceError> {
+        if self.capture.is_filling() { self.tree.poll() } else { self.tree.wait().map(Some) }
+    }
+
+    /// Does what main asked for, and the next piece of a fill. False when this thread is to end.
+    fn attend(&mut self) -> bool {
+        while let Some(command) = self.line.next_command() {
+            match command {
+                Command::Fill(journal) => self.begin_fill(journal),
+                Command::Unlink => self.capture.unlink(),
+                Command::HandOver(cause) => return self.hand_over(cause),
+                Command::Quit => return false,
+                // Answers to a death that did not come to pass.
+                Command::Retire | Command::Continue => {}
+            }
+        }
+        if self.line.handshake.step() == Step::Requested {
+            self.capture_epoch();
+        }
+        if self.capture.is_filling() {
+            self.fill_on();
+        }
+        true
+    }
+
+    fn begin_fill(&mut self, journal: unbroken_wire::log::JournalWriter) {
+        match self.capture.begin_fill(&mut self.tree, journal) {
+            Ok(()) => {}
+            Err(error) => self.capture_failed(&error),
+        }
+    }
+
+    fn fill_on(&mut self) {
+        match self.capture.fill_on(&self.tree) {
+            Ok(true) => self.line.report(Report::ReadyToSeal),
+            Ok(false) => {}
+            Err(error) => self.capture_failed(&error),
+        }
+    }
+
+    fn capture_epoch(&mut self) {
+        let result = self.capture.epoch(&mut self.tree, &self.line);
+        if let Err(error) = result {
+            // The service runs on: Stopped resumes it when it is dropped.
+            if self.line.handshake.failed() {
+                self.line.wake_main();
+            }
+            self.capture_failed(&error);
+        }
+    }
+
+    fn capture_failed(&mut self, error: &CaptureError) {
+        match error {
+            // The events that follow say how.
+            CaptureError::Trace(TraceError::Ended) => {}
+            CaptureError::Unfit(why) => {
+                self.capture.unlink();
+                self.fit = false;
+                self.line.report(Report::Unfit(why.clone()));
+            }
+            other => {
+                self.capture.unlink();
+                self.line.report(Report::Broken(other.to_string()));
+            }
+        }
+    }
+
+    fn report_processes(&mut self) {
+        let pids: Vec<i32> = self
+            .tree
+            .processes()
+            .iter()
+            .filter(|process| process.dying().is_none())
+            .map(|process| process.host_pid.0)
+            .collect();
+        let count = pids.len();
+        self.line.report(Report::Pids(pids));
+        if count > 1 && self.fit {
+            self.fit = false;
+            self.capture.unlink();
+            let why = format!("it has {count} processes; one can be protected in this version");
+            self.line.report(Report::Unfit(why));
+        } else if count == 1 && !self.fit {
+            self.fit = true;
+            self.line.report(Report::Fit);
+        }
+    }
+
+    /// A new program has nothing of the old one's memory, blob or tracking: a new fill.
+    fn executed(&mut self) {
+        if self.capture.is_linked() {
+            self.capture.unlink();
+            self.line.report(Report::Broken("it executed another program".to_owned()));
+        }
+        self.report_processes();
+    }
+
+    fn is_last_process(&self) -> bool {
+        self.tree.processes().iter().all(|process| process.dying().is_some())
+    }
+
+    /// The last process begins to die and stands until the next wait: main decides what its death
+    /// means. False when this thread is to end.
+    fn last_dies(&mut self, death: Death) -> bool {
+        self.line.report(Report::Dying(death));
+        loop {
+            match self.line.await_command() {
+                Command::HandOver(cause) => return self.hand_over(cause),
+                Command::Retire => {
+                    self.capture.retire();
+                    return true;
+                }
+                Command::Continue => return true,
+                Command::Quit => return false,
+                Command::Unlink => self.capture.unlink(),
+                Command::Fill(_) => {}
+            }
+        }
+    }
+
+    /// Main releases nothing any more: the standby goes on from the last epoch. This process ends
+    /// at once, so that the kernel can take the dead service's pids away.
+    fn hand_over(&mut self, cause: Cause) -> bool {
+        log!("handing over: {cause:?}");
+        self.capture.hand_over(cause);
+        std::process::exit(0)
+    }
+
+    fn lost(&mut self, error: &TraceError) {
+        log!("the tracer lost the service: {error}");
+        self.line.report(Report::Gone(self.last_death));
+    }
+}

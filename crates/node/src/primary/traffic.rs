@@ -1,0 +1,248 @@
+//! Frames and text between the host and the service.
+
+use super::Common;
+use crate::clock::now_ns;
+use crate::log;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use unbroken_core::role::Role;
+use unbroken_wire::commit::Committed;
+use unbroken_wire::flows::{Flows, NamedConnection};
+use unbroken_wire::gate::{Gate, OutputKind};
+use unbroken_wire::log::InputLogWriter;
+use unbroken_wire::tun::{ClientSide, ServiceSide};
+
+/// A frame is at most 64 KiB of packet behind its virtio header.
+const FRAME_BYTES_MAX: usize = 65_536 + 64;
+/// Output that may wait for one commit; more stays in the kernel's queues.
+const GATE_BYTES: usize = 32 << 20;
+/// Frames carried one way before the other way has its turn.
+const FRAMES_PER_TURN: usize = 64;
+
+/// What is known of the clients' input so far.
+pub struct Input {
+    pub flows: Flows,
+    /// The number that the next frame gets.
+    pub position: u64,
+}
+
+pub(super) struct Traffic {
+    clients: ClientSide,
+    service: ServiceSide,
+    /// The service's standard output and error, `None` once it closed them.
+    texts: [Option<OwnedFd>; 2],
+    outputs: [OwnedFd; 2],
+    gate: Gate,
+    flows: Flows,
+    log: Option<InputLogWriter>,
+    /// The number that the next input frame gets.
+    input_position: u64,
+    buffer: Vec<u8>,
+}
+
+impl Traffic {
+    pub fn new(
+        common: &Common,
+        tun: OwnedFd,
+        texts: [Option<OwnedFd>; 2],
+        input: Input,
+        term: u64,
+    ) -> io::Result<Traffic> {
+        Ok(Traffic {
+            clients: ClientSide::new(common.host_tun.try_clone()?),
+            service: ServiceSide::new(tun),
+            texts,
+            outputs: [common.outputs[0].try_clone()?, common.outputs[1].try_clone()?],
+            gate: Gate::new(GATE_BYTES, term),
+            flows: input.flows,
+            log: None,
+            input_position: input.position,
+            buffer: vec![0; FRAME_BYTES_MAX],
+        })
+    }
+
+    /// What tells that there is something to carry.
+    pub fn sources(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        [self.clients.as_fd(), self.service.as_fd()]
+            .into_iter()
+            .chain(self.texts.iter().flatten().map(|text| text.as_fd()))
+    }
+
+    pub fn service_tun(&self) -> BorrowedFd<'_> {
+        self.service.as_fd()
+    }
+
+    pub fn texts(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
+        self.texts.iter().enumerate().filter_map(|(number, text)| Some((number, text.as_ref()?.as_fd())))
+    }
+
+    pub fn input_position(&self) -> u64 {
+        self.input_position
+    }
+
+    /// Whether output waits that no capture under way covers.
+    pub fn output_waits(&self) -> bool {
+        self.gate.open_epoch_has_output()
+    }
+
+    /// Carries input to the service; true when there was any. The frame stands in the log before
+    /// the service can see it.
+    pub fn carry_input(&mut self) -> io::Result<bool> {
+        let mut count = 0;
+        let now = now_ns();
+        while count < FRAMES_PER_TURN {
+            if self.log.as_ref().is_some_and(|log| !log.has_room(FRAME_BYTES_MAX)) {
+                break;
+            }
+            let Some(length) = self.clients.read(&mut self.buffer)? else { break };
+            let frame = &self.buffer[..length];
+            if let Some(answer) = self.flows.answer_for_closed(frame) {
+                let _ = self.clients.send_crafted(&answer)?;
+                continue;
+            }
+            if let Some(log) = &mut self.log
+                && !log.append(self.input_position, frame)
+            {
+                return Err(io::Error::other("the input log has no room for a frame that fits"));
+            }
+            self.flows.input(self.input_position, frame, now);
+            self.input_position += 1;
+            // A network may lose a packet; its sender brings it again.
+            let _ = self.service.write(frame)?;
+            count += 1;
+        }
+        Ok(count > 0)
+    }
+
+    /// Takes the service's output to the gate; true when there was any. `all` reads until there is
+    /// no more: the drain of a capture.
+    pub fn collect_output(&mut self, all: bool) -> io::Result<bool> {
+        let now = now_ns();
+        let mut count = 0;
+        while (all || count < FRAMES_PER_TURN) && self.gate.has_room(FRAME_BYTES_MAX) {
+            let service = &self.service;
+            let read = |room: &mut [u8]| service.read(room);
+            match self.gate.hold_with(OutputKind::Packet, now, FRAME_BYTES_MAX, read)? {
+                Some(frame) => self.flows.output(frame, now),
+                None => break,
+            }
+            count += 1;
+        }
+        for (number, kind) in [(0, OutputKind::StandardOutput), (1, OutputKind::StandardError)] {
+            count += self.collect_text(number, kind, all, now)?;
+        }
+        Ok(count > 0)
+    }
+
+    fn collect_text(
+        &mut self,
+        number: usize,
+        kind: OutputKind,
+        all: bool,
+        now: u64,
+    ) -> io::Result<usize> {
+        let mut count = 0;
+        while (all || count < FRAMES_PER_TURN) && self.gate.has_room(FRAME_BYTES_MAX) {
+            let Some(text) = &self.texts[number] else { break };
+            let mut closed = false;
+            let read = |room: &mut [u8]| match rustix::io::read(text, room) {
+                Ok(0) => {
+                    closed = true;
+                    Ok(None)
+                }
+                Ok(length) => Ok(Some(length)),
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(None),
+                Err(error) => Err(io::Error::from(error)),
+            };
+            if self.gate.hold_with(kind, now, FRAME_BYTES_MAX, read)?.is_none() {
+                if closed {
+                    self.texts[number] = None;
+                }
+                break;
+            }
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// The mark of an epoch: everything read so far belongs to it.
+    pub fn mark(&mut self) {
+        self.gate.close_epoch();
+    }
+
+    /// Takes the mark back: the epoch was not made.
+    pub fn unmark(&mut self) {
+        self.gate.reopen_epoch();
+    }
+
+    /// Lets out what the commit covers.
+    pub fn release(&mut self, role: &Role, committed: Committed) -> Result<(), String> {
+        let Some(permit) = role.release_permit() else { return Ok(()) };
+        self.gate.release(committed, permit).map_err(|error| error.to_string())
+    }
+
+    /// Lets everything out when the service is unprotected; nothing otherwise.
+    pub fn pass(&mut self, role: &Role) {
+        if let Some(permit) = role.pass_permit() {
+            self.gate.pass(permit);
+        }
+    }
+
+    /// Sends what may go; true when there was any.
+    pub fn send_released(&mut self) -> io::Result<bool> {
+        let mut any = false;
+        let mut released = self.gate.released();
+        while let Some(frame) = released.peek() {
+            match frame.kind() {
+                OutputKind::Packet => {
+                    let _ = self.clients.send(frame)?;
+                }
+                OutputKind::StandardOutput => write_text(&self.outputs[0], frame.bytes()),
+                OutputKind::StandardError => write_text(&self.outputs[1], frame.bytes()),
+            }
+            released.pop(now_ns());
+            any = true;
+        }
+        Ok(any)
+    }
+
+    /// From now on input is logged for a standby, which first gets what connections in their
+    /// handshake have said.
+    pub fn begin_log(&mut self, mut log: InputLogWriter) -> bool {
+        for (position, frame) in self.flows.retained() {
+            if !log.append(position, frame) {
+                return false;
+            }
+        }
+        self.log = Some(log);
+        true
+    }
+
+    /// Connections that were found to be accepted since the last epoch's mark.
+    pub fn take_accepted(&mut self, into: &mut Vec<NamedConnection>) {
+        self.flows.take_accepted(into);
+    }
+
+    pub fn end_log(&mut self) {
+        self.log = None;
+    }
+
+    /// Begins the epochs of a new standby.
+    pub fn restart_gate(&mut self, term: u64) {
+        self.gate.restart(term);
+    }
+}
+
+/// Whoever reads our output may have gone; the service must not suffer for it.
+fn write_text(output: &OwnedFd, mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        match rustix::io::write(output, bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => {
+                log!("{} bytes of the service's output could not be written: {error}", bytes.len());
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! The notifier: hears every announced call of the service, notes what it is about to change, and
+//! lets it go on.
+//!
+//! A call runs only after its announcement stands in the queue, so a capture that stops all
+//! threads and then takes the queue misses nothing. A thread that the stop meets between the two
+//! makes its call again afterwards, and announces it again: so does one that was blocked in
+//! `accept(2)`, whose connection may come epochs later.
+//!
+//! When a notifier dies, calls wait for the next holder of the listener. One that the dead
+//! notifier had taken and not answered waits until its thread is interrupted, which the next
+//! holder does anyway when it seizes the service: the thread then makes its call anew.
+
+use super::announcement::{self, Announcement};
+use super::error::Error;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use unbroken_sys::seccomp;
+
+/// Announcements that are kept between two captures. More mean that looking at everything costs
+/// less than following them.
+const KEPT_MAX: usize = 16 << 10;
+
+/// The queue between the notifier and the capture.
+#[derive(Clone, Debug, Default)]
+pub struct Announcements(Arc<Mutex<Queue>>);
+
+#[derive(Debug, Default)]
+struct Queue {
+    recording: bool,
+    overflowed: bool,
+    list: Vec<Announcement>,
+}
+
+impl Announcements {
+    /// Begins or ends recording. While it is off, as when there is no standby, announcements are
+    /// dropped: a fill begins with a full survey. Whatever was queued is dropped too.
+    pub fn set_recording(&self, recording: bool) {
+        let mut queue = self.lock();
+        queue.recording = recording;
+        queue.overflowed = false;
+        queue.list.clear();
+        queue.list.reserve(if recording { KEPT_MAX } else { 0 });
+    }
+
+    /// Moves the queue into `list`, which is emptied first and whose capacity serves the queue
+    /// next. `false`: there were too many to keep, everything must be surveyed.
+    #[must_use = "an overflow means that the list is incomplete"]
+    pub fn take(&self, list: &mut Vec<Announcement>) -> bool {
+        list.clear();
+        let mut queue = self.lock();
+        std::mem::swap(&mut queue.list, list);
+        !std::mem::take(&mut queue.overflowed)
+    }
+
+    fn append(&self, announcement: Announcement) {
+        let mut queue = self.lock();
+        if !queue.recording {
+            return;
+        }
+        if queue.list.len() == KEPT_MAX {
+            queue.overflowed = true;
+            queue.list.clear();
+        }
+        queue.list.push(announcement);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        // Every change of the queue is complete in itself, so a panic elsewhere harms nothing.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Answers announced calls on the calling thread until nobody is left under the filter.
+///
+/// The caller pins the thread to the service's core first and sets `same_core` then. Before Linux
+/// 6.11 the end of the service is not reported here and this call does not return.
+pub fn serve(
+    listener: BorrowedFd<'_>,
+    announcements: &Announcements,
+    same_core: bool,
+) -> Result<(), Error> {
+    if same_core {
+        // Only faster, and unknown before Linux 6.6: no reason to stop.
+        let _ = seccomp::wake_on_same_core(listener);
+    }
+    let failed = |source| Error::during("answer announced calls of the service")(source);
+    loop {
+        let notification = match seccomp::receive(listener) {
+            Ok(notification) => notification,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                if seccomp::in_use(listener).map_err(failed)? {
+                    continue;
+                }
+                return Ok(());
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        let thread = notification.tid;
+        let read =
+            |address, buffer: &mut [u8]| seccomp::read_caller(thread, address, buffer).is_ok();
+        let call = i64::from(notification.call);
+        for change in announcement::changes(call, notification.arguments, read) {
+            change.into_iter().for_each(|change| {
+                announcements.append(Announcement { thread, change });
+            });
+        }
+        match seccomp::let_continue(listener, notification.id) {
+            Ok(()) => {}
+            // The caller died or was interrupted; in the latter case it asks again.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::announcement::Change;
+    use super::*;
+
+    #[test]
+    fn the_queue_is_bounded_and_says_so() {
+        let announcement = Announcement {
+            thread: 1,
+            change: Change::Timers,
+        };
+        let announcements = Announcements::default();
+        let mut list = Vec::new();
+        announcements.append(announcement);
+        assert!(
+            announcements.take(&mut list) && list.is_empty(),
+            "recording is off"
+        );
+        announcements.set_recording(true);
+        announcements.append(announcement);
+        assert!(announcements.take(&mut list));
+        assert_eq!(list, [announcement]);
+        for _ in 0..=KEPT_MAX {
+            announcements.append(announcement);
+        }
+        assert!(!announcements.take(&mut list));
+        assert!(announcements.take(&mut list) && list.is_empty());
+    }
+}

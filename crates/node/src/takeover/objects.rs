@@ -1,0 +1,158 @@
+//! Brings every kernel object of the last epoch back, on a thread inside the replica's namespaces.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, OwnedFd};
+use unbroken_image::object::{PipeEnd, RegularFile, TcpConnection, UnixSocket};
+use unbroken_image::{Object, ObjectId};
+use unbroken_objects::tcp::{Inject, Prepared, Resend, View};
+use unbroken_objects::{
+    device, directory, epoll, eventfd, file, listener, memfd, pipe, signalfd, tcp, timerfd, udp,
+    unix,
+};
+use unbroken_wire::Tuple;
+
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    #[error(transparent)]
+    Object(#[from] unbroken_objects::Error),
+    #[error("restore {what}: {source}")]
+    Socket { what: String, source: unbroken_objects::socket::SocketError },
+    #[error("make a pipe for the service's output: {0}")]
+    Output(std::io::Error),
+}
+
+/// Everything that the replica's descriptors will name.
+#[derive(Default)]
+pub struct Restored {
+    pub descriptors: BTreeMap<ObjectId, OwnedFd>,
+    /// Read ends of the standard output and error that the replica will write to.
+    pub outputs: [Option<OwnedFd>; 2],
+    /// Packets of clients to inject before any other reaches the replica.
+    pub injects: Vec<Inject>,
+    /// What to say to clients again, with the bytes to say.
+    pub resends: Vec<(Resend, Vec<u8>)>,
+}
+
+/// Restores `objects` on the calling thread's namespaces. `memory_files` are the memfds that the
+/// replica's memory has made already, by object. Sockets that no slot names (connections that the
+/// service had closed with data on the way) are among the descriptors, too: the caller closes them
+/// when the replica has what it needs.
+pub fn restore(
+    objects: &BTreeMap<ObjectId, Object>,
+    views: &HashMap<Tuple, View>,
+    memory_files: &BTreeMap<ObjectId, OwnedFd>,
+) -> Result<Restored, RestoreError> {
+    let mut restored = Restored::default();
+    let mut pipes: BTreeMap<u64, Vec<(ObjectId, &PipeEnd)>> = BTreeMap::new();
+    let mut unix_sockets: Vec<(ObjectId, &UnixSocket)> = Vec::new();
+    let mut connections = Vec::new();
+    for (&id, object) in objects {
+        let descriptor = match object {
+            Object::RegularFile(state) => file::restore(state, None)?,
+            Object::Directory(state) => directory::restore(state, None)?,
+            Object::CharacterDevice(state) => device::restore(state)?,
+            Object::MemoryFile(state) => {
+                memfd::restore(state, memory_files.get(&id).map(AsFd::as_fd))?
+            }
+            Object::EventCounter(state) => eventfd::restore(state)?,
+            Object::TimerDescriptor(state) => timerfd::restore(state)?,
+            Object::SignalDescriptor(state) => signalfd::restore(state)?,
+            Object::Epoll(state) => epoll::restore(state)?,
+            Object::TcpListener(state) => listener::restore(state)
+                .map_err(|source| socket_error(format!("listener {}", state.local), source))?,
+            Object::UdpSocket(state) => udp::restore(state)
+                .map_err(|source| socket_error("UDP socket".to_owned(), source))?,
+            Object::Output(number) => output(*number, &mut restored)?,
+            Object::PipeEnd(state) => {
+                pipes.entry(state.inode).or_default().push((id, state));
+                continue;
+            }
+            Object::UnixSocket(state) => {
+                unix_sockets.push((id, state));
+                continue;
+            }
+            Object::TcpConnection(state) => {
+                connections.push((id, state));
+                continue;
+            }
+        };
+        restored.descriptors.insert(id, descriptor);
+    }
+    for ends in pipes.into_values() {
+        let states: Vec<&PipeEnd> = ends.iter().map(|(_, state)| *state).collect();
+        let descriptors = pipe::restore_group(&states)?;
+        restored.descriptors.extend(ends.iter().map(|(id, _)| *id).zip(descriptors));
+    }
+    let sockets = unix::restore_all(&unix_sockets)
+        .map_err(|source| socket_error("Unix sockets".to_owned(), source))?;
+    restored.descriptors.extend(sockets);
+    restore_connections(&connections, views, &mut restored)?;
+    Ok(restored)
+}
+
+/// All stand silently before the first one speaks.
+fn restore_connections(
+    connections: &[(ObjectId, &TcpConnection)],
+    views: &HashMap<Tuple, View>,
+    restored: &mut Restored,
+) -> Result<(), RestoreError> {
+    let failed = |state: &TcpConnection| {
+        let what = format!("connection {} - {} in {:?}", state.local, state.remote, state.phase);
+        move |source| socket_error(what, source)
+    };
+    let mut standing: Vec<(ObjectId, &TcpConnection, Prepared<'_>)> = Vec::new();
+    for &(id, state) in connections {
+        let view = views.get(&Tuple::from(state)).copied().unwrap_or_default();
+        let prepared = tcp::prepare(state, view).map_err(failed(state))?;
+        standing.push((id, state, prepared));
+    }
+    for (id, state, prepared) in standing {
+        let live = prepared.go_live().map_err(failed(state))?;
+        restored.descriptors.insert(id, live.fd);
+        restored.injects.extend(live.inject);
+        if let Some(resend) = live.resend {
+            let bytes = state.send_queue[resend.bytes.clone()].to_vec();
+            restored.resends.push((resend, bytes));
+        }
+    }
+    Ok(())
+}
+
+fn socket_error(what: String, source: unbroken_objects::socket::SocketError) -> RestoreError {
+    RestoreError::Socket { what, source }
+}
+
+/// A new pipe in the place of the one whose read end the old primary had.
+fn output(number: u8, restored: &mut Restored) -> Result<OwnedFd, RestoreError> {
+    use rustix::pipe::{PipeFlags, pipe_with};
+    let failed = |error: rustix::io::Errno| RestoreError::Output(error.into());
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(failed)?;
+    // Only the end that we read is nonblocking: the service sees a pipe that waits when full.
+    rustix::fs::fcntl_setfl(&read, rustix::fs::OFlags::NONBLOCK).map_err(failed)?;
+    if let Some(slot) = restored.outputs.get_mut(usize::from(number.saturating_sub(1))) {
+        *slot = Some(read);
+    }
+    Ok(write)
+}
+
+/// What was appended to files after the last epoch is taken back. Only when no process of the old
+/// service runs any more.
+pub fn cut_files_back(
+    objects: &BTreeMap<ObjectId, Object>,
+    descriptors: &BTreeMap<ObjectId, OwnedFd>,
+) -> Result<(), RestoreError> {
+    for (id, object) in objects {
+        if let (Object::RegularFile(state), Some(descriptor)) = (object, descriptors.get(id)) {
+            cut_back(state, descriptor)?;
+        }
+    }
+    Ok(())
+}
+
+fn cut_back(state: &RegularFile, descriptor: &OwnedFd) -> Result<(), RestoreError> {
+    match file::cut_back(descriptor.as_fd(), state)? {
+        file::CutBack::Unchanged | file::CutBack::Cut { .. } => {}
+        other => crate::log!("{}: {other:?}", state.path),
+    }
+    Ok(())
+}

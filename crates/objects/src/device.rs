@@ -1,0 +1,33 @@
+//! Character devices without state: `/dev/null` and the like.
+
+use crate::{Context, Error};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use unbroken_image::object::CharacterDevice;
+use unbroken_sys::{descriptor, fdinfo};
+
+/// Reads out a descriptor of ours that names such a device.
+pub fn capture(fd: BorrowedFd<'_>) -> Result<CharacterDevice, Error> {
+    let status = descriptor::status(fd).during("look at", "a device")?;
+    let path = crate::file::path_of(fd)?;
+    let flags = descriptor::status_flags(fd).during("read the flags of", &path)?;
+    Ok(CharacterDevice {
+        path,
+        device: status.special_device,
+        flags,
+    })
+}
+
+/// Opens the device of the calling thread's mount namespace.
+///
+/// # Errors
+/// [`Error::Differs`] when the path leads to another device here.
+pub fn restore(state: &CharacterDevice) -> Result<OwnedFd, Error> {
+    let path = fdinfo::c_path(&state.path).during("open", &state.path)?;
+    let fd = descriptor::open(None, &path, crate::file::open_flags(state.flags))
+        .during("open", &state.path)?;
+    let status = descriptor::status(fd.as_fd()).during("look at", &state.path)?;
+    if status.special_device != state.device {
+        return Err(Error::differs(&state.path, "it is another device here"));
+    }
+    Ok(fd)
+}

@@ -1,0 +1,57 @@
+//! eventfd counters.
+
+use crate::{Context, Error};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use unbroken_image::object::EventCounter;
+use unbroken_sys::{descriptor, event, fdinfo};
+
+/// Reads out a descriptor of ours that names an eventfd.
+pub fn capture(fd: BorrowedFd<'_>) -> Result<EventCounter, Error> {
+    let flags = descriptor::status_flags(fd).during("read the flags of", "an eventfd")?;
+    crate::file::refuse_ownership(fd, flags, "an eventfd")?;
+    let mut text = Vec::new();
+    fdinfo::own_fdinfo(fd, &mut text).during("read the count of", "an eventfd")?;
+    parse(&text, flags)
+}
+
+/// The state that an eventfd's fdinfo tells, of whatever process; `flags` are those of `F_GETFL`.
+pub(crate) fn parse(text: &[u8], flags: i32) -> Result<EventCounter, Error> {
+    let count =
+        fdinfo::field(text, "eventfd-count").and_then(|value| u64::from_str_radix(value, 16).ok());
+    // Linux 6.5 and later print it, and no earlier kernel is supported.
+    let semaphore = fdinfo::field(text, "eventfd-semaphore").and_then(|value| match value {
+        "0" => Some(false),
+        "1" => Some(true),
+        _ => None,
+    });
+    match (count, semaphore) {
+        (Some(count), Some(semaphore)) => Ok(EventCounter {
+            flags,
+            count,
+            semaphore,
+        }),
+        _ => Err(Error::Answer {
+            operation: "read the count of",
+            subject: "an eventfd".to_owned(),
+            answer: String::from_utf8_lossy(text).into_owned(),
+        }),
+    }
+}
+
+/// Makes an eventfd with that count.
+pub fn restore(state: &EventCounter) -> Result<OwnedFd, Error> {
+    let semaphore = if state.semaphore {
+        libc::EFD_SEMAPHORE
+    } else {
+        0
+    };
+    let fd = event::counter(semaphore | libc::EFD_NONBLOCK).during("create", "an eventfd")?;
+    if state.count > 0 {
+        // The count of eventfd(2) itself has only 32 bits; a write has 64.
+        descriptor::write(fd.as_fd(), &state.count.to_ne_bytes())
+            .during("set the count of", "an eventfd")?;
+    }
+    descriptor::set_status_flags(fd.as_fd(), state.flags)
+        .during("set the flags of", "an eventfd")?;
+    Ok(fd)
+}

@@ -1,0 +1,294 @@
+//! The entries of all epoll instances: followed, and read again when in doubt.
+
+use super::announced::{Announced, Announcement};
+use super::entry::Entry;
+use super::interest::{self, Outcome};
+use super::{Changes, Mirror};
+use crate::epoll::{self, RawEntry};
+use crate::{Error, Kind};
+use std::collections::{BTreeSet, HashMap};
+use std::os::fd::AsFd;
+use unbroken_image::object::Epoll;
+use unbroken_image::{Descriptor, Fd, Object, ObjectId, Pid};
+use unbroken_sys::kcmp;
+
+/// What a slot held before an update.
+type Before = (Pid, Fd, Option<Descriptor>);
+
+impl Mirror {
+    /// Removes what a vanished object leaves in epoll instances: the kernel dropped the entries
+    /// with the description. When it may only have changed its number, they are read again.
+    pub(super) fn forget_interest(&mut self, id: ObjectId, gone: &Entry, changes: &mut Changes) {
+        if let Some(Object::Epoll(state)) = &gone.state {
+            for entry in &state.entries {
+                self.unwatch(entry.target, (id, entry.fd));
+            }
+        }
+        for (watcher, fd) in &gone.watched_by {
+            let Some(Entry {
+                state: Some(Object::Epoll(state)),
+                ..
+            }) = self.objects.get_mut(watcher)
+            else {
+                continue;
+            };
+            if let Ok(place) = state.entries.binary_search_by_key(&(*fd, id), epoll::key) {
+                state.entries.remove(place);
+                changes.touch(*watcher);
+            }
+        }
+    }
+
+    fn unwatch(&mut self, target: ObjectId, watcher: (ObjectId, Fd)) {
+        if let Some(entry) = self.objects.get_mut(&target) {
+            entry.watched_by.retain(|other| *other != watcher);
+        }
+    }
+
+    /// Brings every epoll instance up to date after the slots are.
+    pub(super) fn follow_epolls(
+        &mut self,
+        announcements: &[Announcement],
+        before: &[Before],
+        duplicated: bool,
+        changes: &mut Changes,
+    ) -> Result<(), Error> {
+        let mut doubtful: BTreeSet<ObjectId> = changes
+            .appeared
+            .iter()
+            .chain(&changes.touched)
+            .copied()
+            .filter(|id| self.announced_epoll(*id, announcements, changes))
+            .collect();
+        self.doubt_moved_targets(before, changes, &mut doubtful);
+        self.follow_calls(announcements, before, duplicated, changes, &mut doubtful);
+        for id in doubtful {
+            if self.read_epoll(id)? {
+                changes.touch(id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an instance is new, or named by an announcement that may change it in a way that
+    /// is not followed.
+    fn announced_epoll(
+        &self,
+        id: ObjectId,
+        announcements: &[Announcement],
+        changes: &Changes,
+    ) -> bool {
+        let Some(entry) = self.objects.get(&id) else {
+            return false;
+        };
+        let is_named = || {
+            announcements
+                .iter()
+                .any(|announcement| match announcement.what {
+                    Announced::Object { fd } => entry.slots.contains(&(announcement.pid, fd)),
+                    _ => false,
+                })
+        };
+        entry.kind == Kind::Epoll && (changes.appeared.contains(&id) || is_named())
+    }
+
+    /// An object that counts as gone may only have moved to another slot, where it counts as new:
+    /// then its entries live on under the new number of the object.
+    fn doubt_moved_targets(
+        &self,
+        before: &[Before],
+        changes: &Changes,
+        doubtful: &mut BTreeSet<ObjectId>,
+    ) {
+        let may_have_moved = !changes.gone.is_empty()
+            && before.iter().any(|(_, _, old)| old.is_some())
+            && changes.appeared.iter().any(|id| {
+                self.objects
+                    .get(id)
+                    .is_some_and(|entry| !entry.kind.has_unique_inode())
+            });
+        if may_have_moved {
+            let touched = changes.touched.iter().copied();
+            doubtful.extend(touched.filter(|id| self.kind(*id) == Some(Kind::Epoll)));
+        }
+    }
+
+    fn follow_calls(
+        &mut self,
+        announcements: &[Announcement],
+        before: &[Before],
+        duplicated: bool,
+        changes: &mut Changes,
+        doubtful: &mut BTreeSet<ObjectId>,
+    ) {
+        let mut callers: HashMap<(ObjectId, Fd), (Pid, u32)> = HashMap::new();
+        for (index, announcement) in announcements.iter().enumerate() {
+            let Announcement { pid, thread, what } = *announcement;
+            let Announced::Epoll {
+                epoll,
+                operation,
+                target,
+                event,
+            } = what
+            else {
+                continue;
+            };
+            let old = |fd| {
+                let held = before
+                    .iter()
+                    .find(|(owner, slot, _)| (*owner, *slot) == (pid, fd));
+                held.and_then(|(_, _, old)| *old).map(|old| old.object)
+            };
+            if self.namings.last(pid, epoll).is_some() {
+                // The number of the instance itself changed its meaning meanwhile.
+                let now = self.slot(pid, epoll).map(|slot| slot.object);
+                doubtful.extend(now.into_iter().chain(old(epoll)));
+                continue;
+            }
+            let Some(instance) = self.slot(pid, epoll).map(|slot| slot.object) else {
+                continue;
+            };
+            if self.kind(instance) != Some(Kind::Epoll) || doubtful.contains(&instance) {
+                continue;
+            }
+            let caller = *callers.entry((instance, target)).or_insert((pid, thread));
+            let mut is_certain = caller == (pid, thread);
+            if let Some((last, by)) = self.namings.last(pid, target) {
+                is_certain &= by == thread;
+                if index < last {
+                    // The call concerned a description that left the number since. Its entry is
+                    // gone with it, unless the description lives on elsewhere.
+                    let lives = old(target).is_some_and(|id| self.objects.contains_key(&id));
+                    if is_certain && !duplicated && !lives {
+                        continue;
+                    }
+                    is_certain = false;
+                }
+            }
+            if !is_certain {
+                doubtful.insert(instance);
+                continue;
+            }
+            // EBADF when the number is free.
+            let Some(slot) = self.slot(pid, target) else {
+                continue;
+            };
+            match self.apply_call(instance, operation, target, slot.object, event) {
+                Outcome::Unchanged => {}
+                Outcome::Changed => changes.touch(instance),
+                Outcome::Doubtful => {
+                    doubtful.insert(instance);
+                }
+            }
+        }
+        doubtful.retain(|id| self.kind(*id) == Some(Kind::Epoll));
+    }
+
+    fn apply_call(
+        &mut self,
+        instance: ObjectId,
+        operation: i32,
+        fd: Fd,
+        target: ObjectId,
+        event: Option<(u32, u64)>,
+    ) -> Outcome {
+        let Some(kind) = self.kind(target) else {
+            return Outcome::Doubtful;
+        };
+        let Some(Entry {
+            state: Some(Object::Epoll(state)),
+            ..
+        }) = self.objects.get_mut(&instance)
+        else {
+            return Outcome::Doubtful;
+        };
+        let outcome = interest::apply(&mut state.entries, operation, (fd, target, kind), event);
+        if outcome == Outcome::Changed {
+            self.unwatch(target, (instance, fd));
+            if operation != libc::EPOLL_CTL_DEL
+                && let Some(entry) = self.objects.get_mut(&target)
+            {
+                entry.watched_by.push((instance, fd));
+            }
+        }
+        outcome
+    }
+
+    /// Reads an instance from the kernel; whether it differs from the mirror, which has it now.
+    pub(super) fn read_epoll(&mut self, id: ObjectId) -> Result<bool, Error> {
+        let state = self.epoll_in_kernel(id)?;
+        let Some(entry) = self.objects.get_mut(&id) else {
+            return Ok(false);
+        };
+        let new = Object::Epoll(state);
+        if entry.state.as_ref() == Some(&new) {
+            return Ok(false);
+        }
+        let old = entry.state.replace(new);
+        for (target, fd) in targets(old.as_ref()) {
+            self.unwatch(target, (id, fd));
+        }
+        for (target, fd) in targets(self.state(id)) {
+            if let Some(entry) = self.objects.get_mut(&target) {
+                entry.watched_by.push((id, fd));
+            }
+        }
+        Ok(true)
+    }
+
+    pub(super) fn epoll_in_kernel(&self, id: ObjectId) -> Result<Epoll, Error> {
+        let fd = self.duplicate(id)?;
+        let place = self
+            .objects
+            .get(&id)
+            .and_then(|entry| entry.slots.first().copied());
+        let Some(place) = place else {
+            return Err(Error::differs(
+                format!("epoll instance {id}"),
+                "no slot names it",
+            ));
+        };
+        epoll::capture(fd.as_fd(), |raw| self.resolve(place, raw))
+    }
+
+    /// The object that an entry of the instance at `place` watches.
+    fn resolve(&self, (pid, instance): (Pid, Fd), raw: &RawEntry) -> Result<ObjectId, Error> {
+        // A socket is named by its inode, and most targets are sockets.
+        if let Some(id) = self.sockets.get(&raw.inode)
+            && self
+                .slot(pid, raw.fd)
+                .is_some_and(|slot| slot.object == *id)
+        {
+            return Ok(*id);
+        }
+        let host = self
+            .processes
+            .get(&pid)
+            .map_or(0, |process| process.source.host_pid);
+        let compare = |id| {
+            let (owner, slot) = self.certain_slot(id);
+            kcmp::epoll_target(owner, slot, host, instance.0, raw.fd.0, raw.nth)
+        };
+        if let Ok(id) = self.order.find(compare)? {
+            return Ok(id);
+        }
+        let socket = self.sockets.get(&raw.inode).copied();
+        socket.filter(|id| compare(*id).is_ok_and(|order| order.is_eq())).ok_or_else(|| {
+            Error::refused(
+                format!("epoll entry {} of object with inode {}", raw.fd, raw.inode),
+                "no process of the service has its target open any more, so nobody could add it",
+            )
+        })
+    }
+}
+
+fn targets(state: Option<&Object>) -> Vec<(ObjectId, Fd)> {
+    match state {
+        Some(Object::Epoll(state)) => state
+            .entries
+            .iter()
+            .map(|entry| (entry.target, entry.fd))
+            .collect(),
+        _ => Vec::new(),
+    }
+}

@@ -1,0 +1,131 @@
+//! The processes and threads of a tree.
+
+use std::fs::File;
+use unbroken_image::{Pid, Registers, Tid};
+use unbroken_sys::ptrace::UserRegisters;
+use unbroken_sys::wait::Death;
+
+/// A thread, by its number in the tracer's pid namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostTid(pub i32);
+
+/// A process, by its number in the tracer's pid namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostPid(pub i32);
+
+impl std::fmt::Display for HostTid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::fmt::Display for HostPid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What the kernel has a thread doing, as far as the tracer was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Running,
+    /// In a group stop after `PTRACE_LISTEN`: it runs nothing, but only an interrupt makes it a
+    /// stop in which it can be looked at.
+    Listening,
+    /// A stop that a plain continue ends and at which everything may be done.
+    Trapped,
+    /// The same, in a group stop, which `PTRACE_LISTEN` must end. `resumable` is false once remote
+    /// calls moved it out of the trap that LISTEN needs.
+    GroupStopped {
+        listenable: bool,
+    },
+    /// At the event of a fork, vfork, clone or exec. The call's result is still to be written
+    /// into rax.
+    AtEvent,
+    /// At the event of a vfork. It stays there until the child gives the address space back: let
+    /// go it would sleep where no interrupt reaches it.
+    VforkParent {
+        child: HostPid,
+    },
+    /// At `PTRACE_EVENT_EXIT`.
+    Exiting,
+}
+
+impl State {
+    /// Whether a stop must wait for this thread.
+    pub(crate) fn is_unsettled(self) -> bool {
+        matches!(self, State::Running | State::Listening)
+    }
+}
+
+/// A thread of the service.
+#[derive(Debug)]
+pub struct Thread {
+    pub tid: Tid,
+    pub host_tid: HostTid,
+    pub(crate) state: State,
+}
+
+impl Thread {
+    /// Whether it is on its way out (or a vfork parent) and cannot run calls.
+    pub fn can_run_calls(&self) -> bool {
+        matches!(self.state, State::Trapped | State::GroupStopped { .. })
+    }
+}
+
+/// A process of the service.
+#[derive(Debug)]
+pub struct Process {
+    pub pid: Pid,
+    pub host_pid: HostPid,
+    /// The parent when the process was made; it may be gone.
+    pub parent: Pid,
+    pub(crate) threads: Vec<Thread>,
+    /// Set once the whole process began to die.
+    pub(crate) dying: Option<Death>,
+    /// The signal by which its blob says that a batch is done; `None` without a blob.
+    pub(crate) notice: Option<i32>,
+    /// Its memory file, which belongs to one address space: opened anew after exec.
+    pub(crate) memory: File,
+}
+
+impl Process {
+    /// The live threads, the leader first.
+    pub fn threads(&self) -> impl ExactSizeIterator<Item = &Thread> {
+        self.threads.iter()
+    }
+
+    /// Its leader's number as a thread.
+    pub fn leader(&self) -> HostTid {
+        HostTid(self.host_pid.0)
+    }
+
+    /// How it dies, if it began to.
+    pub fn dying(&self) -> Option<Death> {
+        self.dying
+    }
+
+    /// `/proc/PID/mem`: reads and writes whatever is mapped, also what is protected.
+    pub fn memory(&self) -> &File {
+        &self.memory
+    }
+}
+
+macro_rules! convert_registers {
+    ($($name:ident),*) => {
+        /// The image's registers from the kernel's.
+        pub(crate) fn registers_from_user(user: &UserRegisters) -> Registers {
+            Registers { $($name: user.$name),* }
+        }
+
+        /// The kernel's registers from the image's.
+        pub(crate) fn registers_to_user(registers: &Registers) -> UserRegisters {
+            UserRegisters { $($name: registers.$name),* }
+        }
+    };
+}
+
+convert_registers!(
+    r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rax, rcx, rdx, rsi, rdi, orig_rax, rip, cs,
+    eflags, rsp, ss, fs_base, gs_base, ds, es, fs, gs
+);

@@ -1,0 +1,651 @@
+//! The tree as the tracer knows it, and what its threads report.
+//!
+//! How a thread's state moves ([`State`]):
+//!
+//! ```text
+//!             interrupt, answered                 EVENT_FORK, VFORK, EXEC
+//!   Running --------------------> Trapped    Running --------------> AtEvent --next wait--> Running
+//!      ^  ^ \__group stop______> GroupStopped --listen--> Listening --SIGCONT--> Running
+//!      |  |____resume_______________|
+//!      |_______________ EVENT_VFORK: VforkParent, until the child execs or ends
+//!   any --EVENT_EXIT--> Exiting --next wait--> gone
+//! ```
+//!
+//! Fork: the child is traced from its first instruction (`PTRACE_O_TRACEFORK`), inherits the blob
+//! and has no dirty tracking. Parent and child stand still until the next [`Tree::wait`] that has
+//! nothing else to say, so that the caller can [`Tree::stop`] and look first.
+
+use crate::remote::BatchBuffer;
+use crate::thread::{HostPid, HostTid, Process, State, Thread};
+use crate::{Stopped, TraceError, proc};
+use std::collections::{HashMap, VecDeque};
+use std::fs::{File, OpenOptions};
+use std::marker::PhantomData;
+use unbroken_image::{Pid, Tid};
+use unbroken_sys::wait::{Bell, Change, Death, Report, Wake, wait};
+use unbroken_sys::{process, ptrace};
+
+/// What [`Tree::wait`] returns for. The list of processes that a [`Stopped`] shows is the truth;
+/// events say when to look. An event that came during a stop is returned by the next wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Another thread rang the bell.
+    Bell,
+    /// A process was made, by fork, vfork or clone. With `shares_memory` (vfork) the parent is held
+    /// until the child has executed a program or ended.
+    Forked {
+        parent: Pid,
+        child: Pid,
+        shares_memory: bool,
+    },
+    /// A process has a new program: its memory, blob, dirty tracking and all threads but one are
+    /// gone.
+    Executed { pid: Pid },
+    /// A whole process begins to die; its memory and descriptors are still there until the next
+    /// wait. The earliest notice there is.
+    Exiting { pid: Pid, death: Death },
+    /// A process has ended and was reaped by the tracer.
+    Exited { pid: Pid, death: Death },
+    /// No process is left.
+    Empty,
+}
+
+/// A live process tree that the calling thread traces.
+pub struct Tree {
+    pub(crate) processes: Vec<Process>,
+    /// Where each thread is: positions in `processes` and its `threads`.
+    index: HashMap<HostTid, (usize, usize)>,
+    /// How many threads a stop would have to wait for.
+    unsettled: usize,
+    events: VecDeque<Event>,
+    /// Threads that the next wait lets go on.
+    held: Vec<HostTid>,
+    /// New processes in their first stop whose parent's event is still to come.
+    unannounced: Vec<HostTid>,
+    bell: Bell,
+    /// `PTRACE_O_*` of every thread.
+    pub(crate) options: i32,
+    pub(crate) batch: BatchBuffer,
+    /// ptrace is bound to the thread.
+    not_send: PhantomData<*const ()>,
+}
+
+impl Tree {
+    pub(crate) fn empty(options: i32) -> Result<Tree, TraceError> {
+        Ok(Tree {
+            processes: Vec::new(),
+            index: HashMap::new(),
+            unsettled: 0,
+            events: VecDeque::new(),
+            held: Vec::new(),
+            unannounced: Vec::new(),
+            bell: Bell::for_this_thread().map_err(TraceError::of_tracer("make a bell"))?,
+            options,
+            batch: BatchBuffer::default(),
+            not_send: PhantomData,
+        })
+    }
+
+    /// The bell that makes [`Tree::wait`] return; any thread may ring it.
+    pub fn bell(&self) -> Bell {
+        self.bell.clone()
+    }
+
+    /// The processes, parents before the children they made.
+    pub fn processes(&self) -> &[Process] {
+        &self.processes
+    }
+
+    /// A process by its number in the service's namespace.
+    pub fn process(&self, pid: Pid) -> Option<&Process> {
+        self.processes.iter().find(|process| process.pid == pid)
+    }
+
+    /// A thread by its number in the tracer's namespace, and its process.
+    pub fn thread(&self, tid: HostTid) -> Option<(&Process, &Thread)> {
+        let &(process, thread) = self.index.get(&tid)?;
+        let process = &self.processes[process];
+        Some((process, &process.threads[thread]))
+    }
+
+    /// The tracer's number of a thread of the service.
+    pub fn host_tid(&self, tid: Tid) -> Option<HostTid> {
+        let mut threads = self.processes.iter().flat_map(|process| &process.threads);
+        threads
+            .find(|thread| thread.tid == tid)
+            .map(|thread| thread.host_tid)
+    }
+
+    /// Blocks until something happens that the caller must know of. Everything else is dealt with
+    /// here: signals are passed on, new threads join, ended ones leave, group stops last.
+    pub fn wait(&mut self) -> Result<Event, TraceError> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Ok(event);
+            }
+            self.release_held()?;
+            if self.processes.is_empty() {
+                return Ok(Event::Empty);
+            }
+            match self
+                .bell
+                .wait()
+                .map_err(TraceError::of_tracer("wait for the service"))?
+            {
+                Wake::Rung => return Ok(Event::Bell),
+                Wake::Nobody => return Ok(Event::Empty),
+                Wake::Report(report) => self.handle(report, false)?,
+            }
+        }
+    }
+
+    /// As [`Tree::wait`], but `None` when nothing has happened yet.
+    pub fn poll(&mut self) -> Result<Option<Event>, TraceError> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Ok(Some(event));
+            }
+            self.release_held()?;
+            if self.processes.is_empty() {
+                return Ok(Some(Event::Empty));
+            }
+            let woken = self.bell.poll();
+            match woken.map_err(TraceError::of_tracer("ask after the service"))? {
+                None => return Ok(None),
+                Some(Wake::Rung) => return Ok(Some(Event::Bell)),
+                Some(Wake::Nobody) => return Ok(Some(Event::Empty)),
+                Some(Wake::Report(report)) => self.handle(report, false)?,
+            }
+        }
+    }
+
+    /// Stops every thread of every process. Signals that arrive meanwhile stay queued; one that was
+    /// being delivered is delivered first, so that its frame is part of what is seen.
+    ///
+    /// Returns [`TraceError::Ended`] when all processes are dying; the next waits say how. A process
+    /// that dies while others live is left out of [`Stopped::processes`].
+    pub fn stop(&mut self) -> Result<Stopped<'_>, TraceError> {
+        // Every request before the first wait: the threads then stop at the same time.
+        for process in 0..self.processes.len() {
+            for thread in 0..self.processes[process].threads.len() {
+                let thread = &self.processes[process].threads[thread];
+                let (tid, state) = (thread.host_tid, thread.state);
+                match state {
+                    State::Running | State::Listening => {
+                        tolerate_death("interrupt", tid, ptrace::interrupt(tid.0))?;
+                    }
+                    State::AtEvent => self.go_on(tid, 0, true)?,
+                    _ => {}
+                }
+            }
+        }
+        self.settle()?;
+        if self.processes.iter().all(|process| process.dying.is_some()) {
+            return Err(TraceError::Ended);
+        }
+        Ok(Stopped::new(self))
+    }
+
+    /// Waits until no thread runs; each has been interrupted.
+    pub(crate) fn settle(&mut self) -> Result<(), TraceError> {
+        while self.unsettled > 0 {
+            match wait(-1).map_err(TraceError::of_tracer("wait for the service to stop"))? {
+                Some(report) => self.handle(report, true)?,
+                None => self.forget_all(),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in one report. `stopping` says that no thread may be let run on without an interrupt
+    /// behind it.
+    pub(crate) fn handle(&mut self, report: Report, stopping: bool) -> Result<(), TraceError> {
+        let tid = HostTid(report.tid);
+        let is_new = !self.index.contains_key(&tid) && !matches!(report.change, Change::Ended(_));
+        if is_new {
+            if !self.adopt(tid)? {
+                return Ok(());
+            }
+            if self.processes.iter().any(|process| process.leader() == tid) {
+                self.unannounced.push(tid);
+            }
+        }
+        let event = match report.change {
+            Change::Ended(death) => return self.on_end(tid, death, stopping),
+            Change::Signal(signal) => return self.go_on(tid, signal, stopping),
+            Change::SystemCall => return self.go_on(tid, 0, stopping),
+            Change::Event { event, signal } => (event, signal),
+        };
+        match event {
+            (libc::PTRACE_EVENT_STOP, signal) => self.on_stop(tid, signal, stopping),
+            (libc::PTRACE_EVENT_CLONE | libc::PTRACE_EVENT_FORK, _) => {
+                self.on_new_task(tid, false, stopping)
+            }
+            (libc::PTRACE_EVENT_VFORK, _) => self.on_new_task(tid, true, stopping),
+            (libc::PTRACE_EVENT_EXEC, _) => self.on_exec(tid, stopping),
+            (libc::PTRACE_EVENT_EXIT, _) => self.on_exit(tid),
+            _ => self.go_on(tid, 0, stopping),
+        }
+    }
+
+    fn on_stop(&mut self, tid: HostTid, signal: i32, stopping: bool) -> Result<(), TraceError> {
+        let in_group_stop = signal != libc::SIGTRAP;
+        self.set_state(
+            tid,
+            if in_group_stop {
+                State::GroupStopped { listenable: true }
+            } else {
+                State::Trapped
+            },
+        );
+        let stays = stopping || self.held.contains(&tid) || self.unannounced.contains(&tid);
+        if stays {
+            Ok(())
+        } else {
+            self.resume_thread(tid)
+        }
+    }
+
+    /// Fork, vfork, clone: the child has its first stop before or after this event.
+    fn on_new_task(
+        &mut self,
+        tid: HostTid,
+        is_vfork: bool,
+        stopping: bool,
+    ) -> Result<(), TraceError> {
+        self.set_state(tid, State::AtEvent);
+        let Some(child) = self.take_child(tid)? else {
+            return self.go_on(tid, 0, stopping);
+        };
+        if !self.is_other_process(tid, child) {
+            if !stopping {
+                self.resume_thread(child)?;
+            }
+            return self.go_on(tid, 0, stopping);
+        }
+        self.announce(tid, child, is_vfork);
+        if is_vfork {
+            self.set_state(
+                tid,
+                State::VforkParent {
+                    child: HostPid(child.0),
+                },
+            );
+        } else if stopping {
+            self.go_on(tid, 0, true)?;
+        } else {
+            self.held.push(tid);
+        }
+        Ok(())
+    }
+
+    /// The same for a call of a batch, after which the maker goes on with its batch.
+    pub(crate) fn on_remote_task(&mut self, tid: HostTid) -> Result<(), TraceError> {
+        if let Some(child) = self.take_child(tid)?
+            && self.is_other_process(tid, child)
+        {
+            self.announce(tid, child, false);
+        }
+        Ok(())
+    }
+
+    fn is_other_process(&self, tid: HostTid, child: HostTid) -> bool {
+        match (self.index.get(&tid), self.index.get(&child)) {
+            (Some((process, _)), Some((other, _))) => process != other,
+            _ => false,
+        }
+    }
+
+    /// A child has its parent's blob, since it has its memory.
+    fn announce(&mut self, parent: HostTid, child: HostTid, shares_memory: bool) {
+        let (Some(&(parent, _)), Some(&(position, _))) =
+            (self.index.get(&parent), self.index.get(&child))
+        else {
+            return;
+        };
+        self.processes[position].notice = self.processes[parent].notice;
+        let (parent, pid) = (self.processes[parent].pid, self.processes[position].pid);
+        self.events.push_back(Event::Forked {
+            parent,
+            child: pid,
+            shares_memory,
+        });
+        self.unannounced.retain(|&waiting| waiting != child);
+        self.held.push(child);
+    }
+
+    /// The new task that the event of `tid` names, in its first stop; `None` when either died.
+    fn take_child(&mut self, tid: HostTid) -> Result<Option<HostTid>, TraceError> {
+        match ptrace::event_message(tid.0) {
+            Ok(message) => {
+                let child = HostTid(message as i32);
+                self.await_first_stop(child)?;
+                Ok(self.knows(child).then_some(child))
+            }
+            Err(error) => {
+                tolerate_death("read the event", tid, Err(error))?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Makes sure that a new task stands in its first stop and is known.
+    fn await_first_stop(&mut self, child: HostTid) -> Result<(), TraceError> {
+        if self.index.contains_key(&child) {
+            return Ok(());
+        }
+        let report = wait(child.0).map_err(TraceError::of_tracer("wait for a new thread"))?;
+        let Some(report) = report else { return Ok(()) };
+        match report.change {
+            Change::Ended(_) => Ok(()),
+            _ => {
+                if self.adopt(child)? {
+                    self.set_state(child, State::Trapped);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// All other threads of the process have reported their end, except the one that executed the
+    /// program: it goes on under the leader's number.
+    fn on_exec(&mut self, tid: HostTid, stopping: bool) -> Result<(), TraceError> {
+        let Some(&(position, _)) = self.index.get(&tid) else {
+            return Ok(());
+        };
+        self.processes[position]
+            .threads
+            .retain(|thread| thread.host_tid == tid);
+        self.processes[position].dying = None;
+        self.processes[position].notice = None;
+        let host_pid = self.processes[position].host_pid;
+        if let Some(memory) = open_memory(host_pid)? {
+            self.processes[position].memory = memory;
+        }
+        self.reindex();
+        self.set_state(tid, State::AtEvent);
+        self.events.push_back(Event::Executed {
+            pid: self.processes[position].pid,
+        });
+        self.release_vfork_parent(host_pid, stopping)?;
+        if stopping {
+            self.go_on(tid, 0, true)
+        } else {
+            self.held.push(tid);
+            Ok(())
+        }
+    }
+
+    fn on_exit(&mut self, tid: HostTid) -> Result<(), TraceError> {
+        let (status, registers) = match (ptrace::event_message(tid.0), ptrace::registers(tid.0)) {
+            (Ok(status), Ok(registers)) => (status as i32, registers),
+            (Err(error), _) | (_, Err(error)) => {
+                return tolerate_death("read the exit status", tid, Err(error));
+            }
+        };
+        let Some(&(position, _)) = self.index.get(&tid) else {
+            return Ok(());
+        };
+        self.set_state(tid, State::Exiting);
+        let process = &mut self.processes[position];
+        let others_live = process
+            .threads
+            .iter()
+            .any(|thread| thread.state != State::Exiting);
+        // A thread that another one's exec or exit_group(0) takes down has status 0 and is not in
+        // an exit call (kernel/exit.c, do_group_exit); whether its process dies is told by the
+        // thread that made the call.
+        let is_whole_process = match registers.orig_rax as i64 {
+            libc::SYS_exit_group => true,
+            libc::SYS_exit => !others_live,
+            _ => status != 0,
+        };
+        if is_whole_process || process.dying.is_some() {
+            if process.dying.is_none() {
+                let death = Death::from_status(status);
+                process.dying = Some(death);
+                self.events.push_back(Event::Exiting {
+                    pid: process.pid,
+                    death,
+                });
+            }
+            self.held.push(tid);
+            return Ok(());
+        }
+        self.go_on(tid, 0, false)?;
+        if tid.0 == self.processes[position].host_pid.0 {
+            // Its end is reported only when the last thread has ended, so a stop must not wait
+            // for it (HAZARDS 10, 107).
+            self.forget_thread(tid);
+        }
+        Ok(())
+    }
+
+    fn on_end(&mut self, tid: HostTid, death: Death, stopping: bool) -> Result<(), TraceError> {
+        self.forget_thread(tid);
+        let ended = self
+            .processes
+            .iter()
+            .position(|process| process.host_pid.0 == tid.0);
+        if let Some(position) = ended {
+            while let Some(thread) = self.processes[position].threads.first() {
+                let rest = thread.host_tid;
+                self.forget_thread(rest);
+            }
+            let process = self.processes.remove(position);
+            self.reindex();
+            self.events.push_back(Event::Exited {
+                pid: process.pid,
+                death,
+            });
+            self.release_vfork_parent(process.host_pid, stopping)?;
+            self.announce_orphans();
+        }
+        Ok(())
+    }
+
+    /// A parent that was killed in the middle of its fork never reports the child.
+    fn announce_orphans(&mut self) {
+        while let Some(child) = self.unannounced.pop() {
+            if let Some((process, _)) = self.thread(child) {
+                let (parent, child_pid) = (process.parent, process.pid);
+                let event = Event::Forked {
+                    parent,
+                    child: child_pid,
+                    shares_memory: false,
+                };
+                self.events.push_back(event);
+                self.held.push(child);
+            }
+        }
+    }
+
+    fn release_vfork_parent(&mut self, ended: HostPid, stopping: bool) -> Result<(), TraceError> {
+        let mut threads = self.processes.iter().flat_map(|process| &process.threads);
+        let parent = threads.find(|thread| thread.state == State::VforkParent { child: ended });
+        match parent.map(|thread| thread.host_tid) {
+            Some(parent) => self.go_on(parent, 0, stopping),
+            None => Ok(()),
+        }
+    }
+
+    /// Adds a traced thread that was not known; false when it is gone.
+    pub(crate) fn adopt(&mut self, host_tid: HostTid) -> Result<bool, TraceError> {
+        let Some(identity) = proc::identity(host_tid.0)? else {
+            return Ok(false);
+        };
+        let host_pid = HostPid(identity.host_pid);
+        let thread = Thread {
+            tid: identity.tid,
+            host_tid,
+            state: State::Running,
+        };
+        let known = self
+            .processes
+            .iter()
+            .position(|process| process.host_pid == host_pid);
+        match known {
+            Some(position) => {
+                let threads = &mut self.processes[position].threads;
+                let is_leader = host_tid.0 == host_pid.0;
+                threads.insert(if is_leader { 0 } else { threads.len() }, thread);
+            }
+            None => {
+                let Some(memory) = open_memory(host_pid)? else {
+                    return Ok(false);
+                };
+                let parent = match proc::identity(identity.host_parent)? {
+                    Some(parent) => parent.pid,
+                    None => Pid(0),
+                };
+                let pid = identity.pid;
+                let threads = vec![thread];
+                let process = Process {
+                    pid,
+                    host_pid,
+                    parent,
+                    threads,
+                    dying: None,
+                    notice: None,
+                    memory,
+                };
+                self.processes.push(process);
+            }
+        }
+        self.unsettled += 1;
+        self.reindex();
+        Ok(true)
+    }
+
+    fn forget_thread(&mut self, tid: HostTid) {
+        let Some((process, thread)) = self.index.remove(&tid) else {
+            return;
+        };
+        let thread = self.processes[process].threads.remove(thread);
+        if thread.state.is_unsettled() {
+            self.unsettled -= 1;
+        }
+        self.held.retain(|&held| held != tid);
+        self.unannounced.retain(|&waiting| waiting != tid);
+        self.reindex();
+    }
+
+    pub(crate) fn forget_all(&mut self) {
+        self.processes.clear();
+        self.held.clear();
+        self.reindex();
+    }
+
+    fn reindex(&mut self) {
+        self.index.clear();
+        for (position, process) in self.processes.iter().enumerate() {
+            for (thread_position, thread) in process.threads.iter().enumerate() {
+                self.index
+                    .insert(thread.host_tid, (position, thread_position));
+            }
+        }
+        let threads = self.processes.iter().flat_map(|process| &process.threads);
+        self.unsettled = threads.filter(|thread| thread.state.is_unsettled()).count();
+    }
+
+    pub(crate) fn set_notice(&mut self, host_pid: HostPid, notice: i32) {
+        let process = self
+            .processes
+            .iter_mut()
+            .find(|process| process.host_pid == host_pid);
+        if let Some(process) = process {
+            process.notice = Some(notice);
+        }
+    }
+
+    pub(crate) fn knows(&self, tid: HostTid) -> bool {
+        self.index.contains_key(&tid)
+    }
+
+    pub(crate) fn set_state(&mut self, tid: HostTid, state: State) {
+        let Some(&(process, thread)) = self.index.get(&tid) else {
+            return;
+        };
+        let slot = &mut self.processes[process].threads[thread].state;
+        self.unsettled += usize::from(state.is_unsettled());
+        self.unsettled -= usize::from(slot.is_unsettled());
+        *slot = state;
+    }
+
+    /// Lets a stopped thread run, into another stop when `stopping`: any stop takes back an
+    /// interrupt that came before it (kernel/signal.c, ptrace_stop).
+    fn go_on(&mut self, tid: HostTid, signal: i32, stopping: bool) -> Result<(), TraceError> {
+        self.set_state(tid, State::Running);
+        if stopping {
+            tolerate_death("interrupt", tid, ptrace::interrupt(tid.0))?;
+        }
+        tolerate_death("continue", tid, ptrace::resume(tid.0, signal))
+    }
+
+    /// Lets a thread of a stopped tree do what it did before.
+    pub(crate) fn resume_thread(&mut self, tid: HostTid) -> Result<(), TraceError> {
+        let Some((_, thread)) = self.thread(tid) else {
+            return Ok(());
+        };
+        match thread.state {
+            State::Trapped | State::AtEvent | State::Exiting => self.go_on(tid, 0, false),
+            State::GroupStopped { listenable: true } => {
+                self.set_state(tid, State::Listening);
+                tolerate_death("listen", tid, ptrace::listen(tid.0))
+            }
+            // The trap that follows an interrupt is reported as the group stop that it is in, and
+            // then listens.
+            State::GroupStopped { listenable: false } => self.go_on(tid, 0, true),
+            State::Running | State::Listening | State::VforkParent { .. } => Ok(()),
+        }
+    }
+
+    pub(crate) fn resume_all(&mut self) -> Result<(), TraceError> {
+        self.held.clear();
+        for process in 0..self.processes.len() {
+            for thread in 0..self.processes[process].threads.len() {
+                let tid = self.processes[process].threads[thread].host_tid;
+                self.resume_thread(tid)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn release_held(&mut self) -> Result<(), TraceError> {
+        while let Some(tid) = self.held.pop() {
+            self.resume_thread(tid)?;
+        }
+        Ok(())
+    }
+}
+
+fn open_memory(pid: HostPid) -> Result<Option<File>, TraceError> {
+    let path = format!("/proc/{pid}/mem");
+    match OpenOptions::new().read(true).write(true).open(&path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if proc::is_gone(&error) => Ok(None),
+        Err(source) => Err(TraceError::Proc { path, source }),
+    }
+}
+
+/// A request that failed because the thread was killed: its end is reported by itself.
+pub(crate) fn tolerate_death(
+    operation: &'static str,
+    tid: HostTid,
+    result: std::io::Result<()>,
+) -> Result<(), TraceError> {
+    match result {
+        Err(error) if ptrace::is_gone(&error) => Ok(()),
+        Err(source) => Err(TraceError::Thread {
+            operation,
+            tid,
+            source,
+        }),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// The calling thread's number, as `TracerPid` shows it.
+pub(crate) fn this_thread() -> i32 {
+    process::this_thread()
+}

@@ -1,0 +1,71 @@
+//! Guests: this test program runs itself again, as the process that is traced.
+
+// Each test program uses its own part.
+#![allow(dead_code)]
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+/// A running guest; killed when dropped.
+pub struct Guest {
+    pub child: Child,
+    pub stdin: Option<ChildStdin>,
+    pub stdout: BufReader<ChildStdout>,
+}
+
+impl Guest {
+    /// Starts this program's test `guest` in the given role and waits for its line "ready".
+    pub fn start(role: &str) -> Guest {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "guest", "--nocapture", "--test-threads=1"]);
+        command.env("GUEST_ROLE", role);
+        Guest::spawn(command)
+    }
+
+    pub fn spawn(mut command: Command) -> Guest {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("spawn guest");
+        let stdin = child.stdin.take();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut guest = Guest {
+            child,
+            stdin,
+            stdout,
+        };
+        guest.expect_line("ready");
+        guest
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// Reads lines up to one that contains `wanted`, and returns that.
+    pub fn expect_line(&mut self, wanted: &str) -> String {
+        let mut line = String::new();
+        loop {
+            line.clear();
+            let length = self.stdout.read_line(&mut line).unwrap();
+            assert!(length > 0, "guest ended without saying {wanted:?}");
+            if line.contains(wanted) {
+                return line;
+            }
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        // The tracer may have reaped it already.
+        let _ = self.child.wait();
+    }
+}
+
+/// The role of this process, `None` in the test runner itself.
+pub fn role() -> Option<String> {
+    std::env::var("GUEST_ROLE").ok()
+}

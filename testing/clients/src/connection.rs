@@ -1,0 +1,143 @@
+//! A nonblocking connection with a buffer on each side, and one poll over many of them.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+const READ_BYTES: usize = 64 * 1024;
+
+/// One TCP connection that never blocks.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    stream: TcpStream,
+    outgoing: Vec<u8>,
+    incoming: Vec<u8>,
+}
+
+impl Connection {
+    /// Connects (waiting at most `patience`) and turns the socket nonblocking.
+    pub(crate) fn open(address: SocketAddr, patience: Duration) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, patience)?;
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+        Ok(Self {
+            stream,
+            outgoing: Vec::new(),
+            incoming: Vec::new(),
+        })
+    }
+
+    /// Queues bytes; [`Connection::write_some`] sends them.
+    pub(crate) fn queue(&mut self, bytes: &[u8]) {
+        self.outgoing.extend_from_slice(bytes);
+    }
+
+    pub(crate) fn unsent_bytes(&self) -> usize {
+        self.outgoing.len()
+    }
+
+    /// Sends what the socket takes now.
+    pub(crate) fn write_some(&mut self) -> io::Result<()> {
+        while !self.outgoing.is_empty() {
+            match self.stream.write(&self.outgoing) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(count) => drop(self.outgoing.drain(..count)),
+                Err(cause) if cause.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
+                Err(cause) => return Err(cause),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what has arrived into the incoming buffer; the end of the stream is an error, since
+    /// no server of these loads has reason to close.
+    pub(crate) fn read_some(&mut self) -> io::Result<usize> {
+        let before = self.incoming.len();
+        let mut buffer = [0; READ_BYTES];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => {
+                    let why = "the server closed the connection";
+                    return Err(io::Error::new(ErrorKind::UnexpectedEof, why));
+                }
+                Ok(count) => {
+                    self.incoming.extend_from_slice(&buffer[..count]);
+                    if count < buffer.len() {
+                        return Ok(self.incoming.len() - before);
+                    }
+                }
+                Err(cause) if cause.kind() == ErrorKind::WouldBlock => {
+                    return Ok(self.incoming.len() - before);
+                }
+                Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
+                Err(cause) => return Err(cause),
+            }
+        }
+    }
+
+    /// Takes the whole lines that have arrived, each without its line end.
+    pub(crate) fn take_lines(&mut self) -> Vec<Vec<u8>> {
+        let Some(end) = self.incoming.iter().rposition(|byte| *byte == b'\n') else {
+            return Vec::new();
+        };
+        let whole: Vec<u8> = self.incoming.drain(..=end).collect();
+        let lines = whole[..end].split(|byte| *byte == b'\n');
+        lines
+            .map(|line| line.strip_suffix(b"\r").unwrap_or(line).to_vec())
+            .collect()
+    }
+
+    /// Takes everything that has arrived.
+    pub(crate) fn take_bytes(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.incoming)
+    }
+
+    /// What has arrived and was not taken.
+    pub(crate) fn waiting(&self) -> &[u8] {
+        &self.incoming
+    }
+
+    /// Forgets the first `count` bytes that have arrived.
+    pub(crate) fn skip(&mut self, count: usize) {
+        self.incoming.drain(..count.min(self.incoming.len()));
+    }
+}
+
+/// Waits until one of `connections` can be read, or written where it has something to send, but
+/// not longer than `timeout`. Says for each whether a read will tell something: data, the end of
+/// the stream, or an error. `None` entries have nothing to tell.
+pub(crate) fn wait(
+    connections: &[Option<&Connection>],
+    timeout: Duration,
+) -> io::Result<Vec<bool>> {
+    let mut readable = vec![false; connections.len()];
+    let mut slots = Vec::with_capacity(connections.len());
+    let mut descriptors = Vec::with_capacity(connections.len());
+    for (index, connection) in connections.iter().enumerate() {
+        let Some(connection) = connection else {
+            continue;
+        };
+        let mut wanted = PollFlags::POLLIN;
+        if !connection.outgoing.is_empty() {
+            wanted |= PollFlags::POLLOUT;
+        }
+        slots.push(index);
+        descriptors.push(PollFd::new(connection.stream.as_fd(), wanted));
+    }
+    // Rounded up: a timeout of less than a millisecond must not become a busy loop.
+    let timeout_ms = timeout.as_micros().div_ceil(1000).min(60_000) as u16;
+    match poll(&mut descriptors, PollTimeout::from(timeout_ms)) {
+        Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    for (slot, descriptor) in slots.into_iter().zip(&descriptors) {
+        let found = descriptor.revents().unwrap_or(PollFlags::empty());
+        let telling = PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR;
+        readable[slot] = found.intersects(telling);
+    }
+    Ok(readable)
+}

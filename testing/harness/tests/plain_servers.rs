@@ -1,0 +1,182 @@
+//! The clients against unprotected servers: they find nothing wrong while the server lives, and
+//! they do notice when it dies. A client that cannot fail would prove nothing.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use unbroken_clients::{Running, bulk, churn, config, icecast, irc, latency, redis};
+use unbroken_harness::{Plain, Scratch, namespace};
+
+const SHORT: Duration = Duration::from_millis(1500);
+const PORT: u16 = 7000;
+
+fn verdict(report: &unbroken_clients::Report) -> Result<()> {
+    report.verdict().map_err(anyhow::Error::msg)
+}
+
+fn finish_clean(running: Running) -> Result<unbroken_clients::Report> {
+    std::thread::sleep(SHORT);
+    let report = running.finish();
+    verdict(&report)?;
+    Ok(report)
+}
+
+#[test]
+fn chat_is_heard_whole() -> Result<()> {
+    namespace::enter_new()?;
+    let scratch = Scratch::new("irc")?;
+    let plain = Plain::start(&config::ngircd(scratch.path())?, config::IRC_PORT, &scratch)?;
+    let options = irc::Options {
+        clients: 6,
+        ..irc::Options::default()
+    };
+    let report = finish_clean(irc::start(plain.address(), &options)?)?;
+    ensure!(
+        report.totals.received == report.totals.sent * 5,
+        "{:?}",
+        report.totals
+    );
+    ensure!(report.timelines.len() == 6);
+    Ok(())
+}
+
+#[test]
+fn chat_notices_the_death_of_its_server() -> Result<()> {
+    namespace::enter_new()?;
+    let scratch = Scratch::new("irc-death")?;
+    let mut plain = Plain::start(&config::ngircd(scratch.path())?, config::IRC_PORT, &scratch)?;
+    let options = irc::Options {
+        clients: 3,
+        ..irc::Options::default()
+    };
+    let running = irc::start(plain.address(), &options)?;
+    std::thread::sleep(SHORT);
+    plain.kill()?;
+    let plain = Plain::start(&config::ngircd(scratch.path())?, config::IRC_PORT, &scratch)?;
+    std::thread::sleep(SHORT);
+    let report = running.finish();
+    drop(plain);
+    ensure!(report.totals.reconnects >= 3, "{:?}", report.totals);
+    ensure!(report.verdict().is_err());
+    Ok(())
+}
+
+#[test]
+fn a_stream_is_heard_whole() -> Result<()> {
+    namespace::enter_new()?;
+    let scratch = Scratch::new("icecast")?;
+    let plain = Plain::start(
+        &config::icecast(scratch.path())?,
+        config::ICECAST_PORT,
+        &scratch,
+    )?;
+    for rate_bytes_per_s in [Some(40_000), None] {
+        let options = icecast::Options {
+            listeners: 3,
+            rate_bytes_per_s,
+        };
+        let report = finish_clean(icecast::start(plain.address(), &options)?)?;
+        ensure!(
+            report.totals.received >= report.totals.sent,
+            "{:?}",
+            report.totals
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_stream_notices_the_death_of_its_server() -> Result<()> {
+    namespace::enter_new()?;
+    let scratch = Scratch::new("icecast-death")?;
+    let command = config::icecast(scratch.path())?;
+    let mut plain = Plain::start(&command, config::ICECAST_PORT, &scratch)?;
+    let options = icecast::Options {
+        listeners: 2,
+        ..icecast::Options::default()
+    };
+    let running = icecast::start(plain.address(), &options)?;
+    plain.kill()?;
+    let report = running.finish();
+    ensure!(report.totals.reconnects >= 3, "{:?}", report.totals);
+    Ok(())
+}
+
+#[test]
+fn counters_count() -> Result<()> {
+    namespace::enter_new()?;
+    let scratch = Scratch::new("redis")?;
+    let plain = Plain::start(&config::redis(scratch.path()), config::REDIS_PORT, &scratch)?;
+    for pipeline in [1, 16] {
+        let options = redis::Options {
+            connections: 2,
+            pipeline,
+        };
+        finish_clean(redis::start(plain.address(), &options)?)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn counters_notice_a_server_that_forgot() -> Result<()> {
+    namespace::enter_new()?;
+    let scratch = Scratch::new("redis-death")?;
+    let mut plain = Plain::start(&config::redis(scratch.path()), config::REDIS_PORT, &scratch)?;
+    let running = redis::start(plain.address(), &redis::Options::default())?;
+    std::thread::sleep(SHORT);
+    plain.kill()?;
+    let report = running.finish();
+    ensure!(report.totals.reconnects == 4, "{:?}", report.totals);
+    Ok(())
+}
+
+#[test]
+fn churn_is_answered() -> Result<()> {
+    namespace::enter_new()?;
+    let scratch = Scratch::new("churn")?;
+    let mut plain = Plain::start(&config::own_program("churn-server", PORT)?, PORT, &scratch)?;
+    let report = finish_clean(churn::start(plain.address(), 6)?)?;
+    ensure!(report.totals.received > 100, "{:?}", report.totals);
+    let running = churn::start(plain.address(), 2)?;
+    plain.kill()?;
+    let report = running.finish();
+    ensure!(report.totals.reconnects > 0, "{:?}", report.totals);
+    Ok(())
+}
+
+#[test]
+fn transfers_arrive_whole_in_both_directions() -> Result<()> {
+    namespace::enter_new()?;
+    let scratch = Scratch::new("bulk")?;
+    let plain = Plain::start(&config::own_program("bulk-server", PORT)?, PORT, &scratch)?;
+    for direction in [bulk::Direction::Download, bulk::Direction::Upload] {
+        let report = bulk::start(plain.address(), direction, 2, 20_000_001)?.wait();
+        verdict(&report)?;
+        ensure!(report.totals.received == 40_000_002, "{:?}", report.totals);
+    }
+    Ok(())
+}
+
+#[test]
+fn latency_is_measured() -> Result<()> {
+    namespace::enter_new()?;
+    let scratch = Scratch::new("latency")?;
+    let plain = Plain::start(&config::own_program("echo-server", PORT)?, PORT, &scratch)?;
+    let found = latency::measure(plain.address(), 500, 64)?;
+    ensure!(found.samples == 500 && found.p50_us > 0.0 && found.p50_us <= found.max_us);
+    Ok(())
+}
+
+#[test]
+fn a_new_namespace_has_no_residue() -> Result<()> {
+    namespace::enter_new()?;
+    let residue = namespace::residue()?;
+    ensure!(residue.is_empty(), "{residue:?}");
+    namespace::ip(&["tuntap", "add", "dev", "leftover0", "mode", "tun"])?;
+    let residue = namespace::residue()?;
+    ensure!(
+        residue.iter().any(|line| line.contains("leftover0")),
+        "{residue:?}"
+    );
+    Ok(())
+}

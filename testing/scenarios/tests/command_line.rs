@@ -1,0 +1,241 @@
+//! The command line is a contract: what it prints, what it gives back, what it leaves behind.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+
+use anyhow::{Context, Result, ensure};
+use unbroken_clients::{churn, config};
+use unbroken_harness::{
+    Ended, KillPlan, Launch, Marker, Outcome, PATIENCE, Service, Signal, Status, Target,
+    assert_gone, run_to_end, send, wait_until,
+};
+use unbroken_scenarios::{PORT, host, own_server, survive};
+
+/// Exit codes from here on are the program's own, not the service's.
+const OWN_CODES_FROM: i32 = 70;
+
+/// Runs the program to its end under a name of its own and checks that nothing is left.
+fn run_alone(purpose: &str, arguments: &[&str], command: &[&str]) -> Result<Outcome> {
+    let name = format!("t-{purpose}-{}", std::process::id());
+    let marker = Marker::new(&name);
+    let mut words = vec!["run", "--name", &name];
+    words.extend(arguments);
+    words.push("--");
+    words.extend(command);
+    let outcome = run_to_end(&words, Some(&marker))?;
+    assert_gone(&name, &marker)?;
+    Ok(outcome)
+}
+
+fn assert_refused(outcome: &Outcome, mention: &str) -> Result<()> {
+    ensure!(
+        outcome.code().is_some_and(|code| code >= OWN_CODES_FROM),
+        "{outcome:?}"
+    );
+    ensure!(
+        outcome.stderr.contains(mention),
+        "no word of {mention:?}: {outcome:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn the_exit_code_of_the_service_is_the_exit_code_of_run() -> Result<()> {
+    host()?;
+    for code in [0, 1, 7, 42] {
+        let outcome = run_alone("exit", &[], &["/bin/sh", "-c", &format!("exit {code}")])?;
+        ensure!(outcome.code() == Some(code), "{outcome:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_service_that_ends_right_away_has_said_what_it_said() -> Result<()> {
+    host()?;
+    let outcome = run_alone("echo", &[], &["/bin/echo", "last", "words"])?;
+    ensure!(outcome.code() == Some(0), "{outcome:?}");
+    ensure!(outcome.stdout.contains("last words\n"), "{outcome:?}");
+    Ok(())
+}
+
+#[test]
+fn a_command_that_does_not_exist_is_named() -> Result<()> {
+    host()?;
+    let outcome = run_alone("missing", &[], &["/nonexistent/server"])?;
+    assert_refused(&outcome, "/nonexistent/server")
+}
+
+#[test]
+fn a_command_that_may_not_be_executed_is_named() -> Result<()> {
+    host()?;
+    let outcome = run_alone("denied", &[], &["/etc/passwd"])?;
+    assert_refused(&outcome, "/etc/passwd")
+}
+
+#[test]
+fn bad_arguments_are_refused() -> Result<()> {
+    host()?;
+    let cases: [&[&str]; 6] = [
+        &["run"],
+        &["run", "--publish", "banana", "--", "/bin/true"],
+        &["run", "--address", "no-address", "--", "/bin/true"],
+        &["run", "--user", "no-such-user-here", "--", "/bin/true"],
+        &["run", "--no-such-flag", "--", "/bin/true"],
+        &["no-such-command"],
+    ];
+    for arguments in cases {
+        let outcome = run_to_end(arguments, None)?;
+        ensure!(
+            outcome.code().is_some_and(|code| code >= OWN_CODES_FROM),
+            "{outcome:?}"
+        );
+        ensure!(
+            !outcome.stderr.trim().is_empty(),
+            "{arguments:?} was refused without a word"
+        );
+        let flag_value = arguments.get(2).copied().unwrap_or_default();
+        ensure!(outcome.stderr.contains(flag_value), "{outcome:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_service_that_is_not_there_is_no_crash() -> Result<()> {
+    host()?;
+    for command in ["status", "stop", "switchover"] {
+        let outcome = run_to_end(&[command, "t-nobody"], None)?;
+        assert_refused(&outcome, "t-nobody")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_name_is_given_once() -> Result<()> {
+    host()?;
+    let (service, _) = own_server("echo-server")?;
+    let words = ["run", "--name", service.name(), "--", "/bin/true"];
+    assert_refused(&run_to_end(&words, None)?, service.name())?;
+    ensure!(service.status()?.is_protected());
+    service.stop()?;
+    Ok(())
+}
+
+#[test]
+fn status_says_all_that_it_promises() -> Result<()> {
+    host()?;
+    let (service, address) = own_server("echo-server")?;
+    let mut stream = TcpStream::connect(address)?;
+    stream.write_all(b"hello")?;
+    stream.read_exact(&mut [0; 5])?;
+    let status = service.status()?;
+    ensure!(
+        status.missing_keys().is_empty(),
+        "missing {:?}",
+        status.missing_keys()
+    );
+    ensure!(status.name == service.name() && status.address == address.ip());
+    ensure!(
+        !status.service_pids.is_empty() && status.primary_pid.is_some(),
+        "{status:?}"
+    );
+    let all = run_to_end(&["status", "--json"], None)?;
+    let list: serde_json::Value = serde_json::from_str(&all.stdout)?;
+    let names = list
+        .as_array()
+        .context("status --json without a name prints a list")?;
+    ensure!(
+        names.iter().any(|entry| entry["name"] == service.name()),
+        "{list}"
+    );
+    let table = run_to_end(&["status"], None)?;
+    ensure!(table.stdout.contains(service.name()), "{table:?}");
+    service.stop()?;
+    Ok(())
+}
+
+#[test]
+fn signals_are_passed_on() -> Result<()> {
+    host()?;
+    let script = "trap 'echo hup' HUP; trap 'exit 9' TERM; while :; do sleep 0.05; done";
+    let command = ["/bin/sh", "-c", script].map(String::from).to_vec();
+    let mut service = Service::start(&Launch::new("signals", command))?;
+    send(service.front_pid(), Signal::SIGHUP)?;
+    wait_until("the answer to SIGHUP", PATIENCE, || {
+        Ok(service.printed().0.contains("hup").then_some(()))
+    })?;
+    send(service.front_pid(), Signal::SIGTERM)?;
+    let ended = service.wait_end()?;
+    ensure!(ended == Ended::Exit(9), "{ended:?}");
+    service.assert_gone()
+}
+
+#[test]
+fn a_published_port_reaches_the_service_through_a_kill() -> Result<()> {
+    let mut random = host()?;
+    let publish = format!("127.0.0.1:18000:{PORT}");
+    let launch = Launch::new("publish", config::own_program("churn-server", PORT)?)
+        .option(&["--publish", &publish]);
+    let service = Service::start(&launch)?;
+    service.listening(PORT)?;
+    let load = churn::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 18000)), 3)?;
+    survive(
+        service,
+        load,
+        &KillPlan::new(Target::Service, 2),
+        &mut random,
+    )?;
+    Ok(())
+}
+
+#[test]
+fn the_address_can_be_chosen() -> Result<()> {
+    host()?;
+    let launch = Launch::new("address", config::own_program("echo-server", PORT)?)
+        .option(&["--address", "10.77.0.9"]);
+    let service = Service::start(&launch)?;
+    let address = service.listening(PORT)?;
+    ensure!(address.ip() == Ipv4Addr::new(10, 77, 0, 9), "{address}");
+    service.stop()?;
+    Ok(())
+}
+
+#[test]
+fn the_service_runs_as_the_user_it_was_given() -> Result<()> {
+    host()?;
+    let outcome = run_alone("user", &["--user", "nobody"], &["/usr/bin/id", "-u", "-n"])?;
+    ensure!(
+        outcome.code() == Some(0) && outcome.stdout.contains("nobody"),
+        "{outcome:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn detached_it_goes_on_without_us() -> Result<()> {
+    host()?;
+    let name = format!("t-detach-{}", std::process::id());
+    let marker = Marker::new(&name);
+    let command = config::own_program("echo-server", PORT)?;
+    let mut words = vec!["run", "--name", &name, "--detach", "--"];
+    words.extend(command.iter().map(String::as_str));
+    let outcome = run_to_end(&words, Some(&marker))?;
+    ensure!(outcome.code() == Some(0), "{outcome:?}");
+    let status = Status::parse(&run_to_end(&["status", &name, "--json"], None)?.stdout)?;
+    let mut stream = wait_until("a listener", PATIENCE, || {
+        Ok(TcpStream::connect((status.address, PORT)).ok())
+    })?;
+    stream.write_all(b"hello")?;
+    stream.read_exact(&mut [0; 5])?;
+    let outcome = run_to_end(&["stop", &name], None)?;
+    ensure!(outcome.code() == Some(0), "{outcome:?}");
+    assert_gone(&name, &marker)
+}
+
+#[test]
+fn check_finds_this_machine_fit() -> Result<()> {
+    host()?;
+    let outcome = run_to_end(&["check", "--json"], None)?;
+    ensure!(outcome.code() == Some(0), "{outcome:?}");
+    let _: serde_json::Value = serde_json::from_str(&outcome.stdout)?;
+    Ok(())
+}

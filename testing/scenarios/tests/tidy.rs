@@ -1,0 +1,125 @@
+//! The house rules that a program can hold (docs/TESTING.md lists them).
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+const LONGEST_FILE_LINES: usize = 600;
+
+/// Every Rust file under version control or about to be: path within the workspace, and text.
+fn sources() -> Result<Vec<(String, String)>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let output = Command::new("git")
+        .current_dir(&root)
+        .args([
+            "ls-files",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+            "*.rs",
+        ])
+        .output()
+        .context("cannot run git")?;
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let names = String::from_utf8(output.stdout)?;
+    let paths: Vec<PathBuf> = names.lines().map(|name| root.join(name)).collect();
+    let read = |(name, path): (&str, &PathBuf)| {
+        let text = std::fs::read_to_string(path).ok()?;
+        Some((name.to_string(), text))
+    };
+    let sources: Vec<_> = names.lines().zip(&paths).filter_map(read).collect();
+    ensure!(
+        sources.len() > 10,
+        "git listed only {} files",
+        sources.len()
+    );
+    Ok(sources)
+}
+
+/// `file:line: text` of every line that `offends`.
+fn offences(files: impl Fn(&str) -> bool, offends: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for (name, text) in sources()?.into_iter().filter(|(name, _)| files(name)) {
+        for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| offends(line)) {
+            found.push(format!("{name}:{number}: {}", line.trim()));
+        }
+    }
+    Ok(found)
+}
+
+fn assert_none(rule: &str, found: &[String]) -> Result<()> {
+    ensure!(found.is_empty(), "{rule}:\n{}", found.join("\n"));
+    Ok(())
+}
+
+fn is_product(name: &str) -> bool {
+    name.starts_with("crates/") && name.contains("/src/")
+}
+
+#[test]
+fn no_file_has_outgrown_a_room() -> Result<()> {
+    let long: Vec<String> = sources()?
+        .into_iter()
+        .map(|(name, text)| (name, text.lines().count()))
+        .filter(|(_, lines)| *lines > LONGEST_FILE_LINES)
+        .map(|(name, lines)| format!("{name}: {lines} lines"))
+        .collect();
+    assert_none("a file has at most 600 lines", &long)
+}
+
+#[test]
+fn unsafe_code_lives_in_sys_alone() -> Result<()> {
+    // Put together here so that this file does not offend itself.
+    let forms = ["{", "fn", "impl", "extern"].map(|what| format!("{} {what}", "unsafe"));
+    let product = |name: &str| name.starts_with("crates/") && !name.starts_with("crates/sys/");
+    let code = |line: &str| !line.trim_start().starts_with("//");
+    let found = offences(product, |line| {
+        code(line) && forms.iter().any(|form| line.contains(form.as_str()))
+    })?;
+    assert_none("unsafe code is in crates/sys and nowhere else", &found)
+}
+
+#[test]
+fn nothing_is_left_for_later() -> Result<()> {
+    let notes = ["TO-DO", "FIX-ME", "X-X-X", "to-do!(", "un-implemented!("]
+        .map(|word| word.replace('-', ""));
+    let found = offences(
+        |_| true,
+        |line| notes.iter().any(|note| line.contains(note.as_str())),
+    )?;
+    assert_none("no stubs and no notes to ourselves", &found)
+}
+
+#[test]
+fn product_code_never_sleeps() -> Result<()> {
+    let found = offences(is_product, |line| {
+        line.contains("thread::sleep") || line.contains("usleep(")
+    })?;
+    assert_none("a sleep is a race or an event that was missed", &found)
+}
+
+#[test]
+fn product_code_names_no_server() -> Result<()> {
+    let servers = [
+        "ngircd",
+        "icecast",
+        "redis",
+        "nginx",
+        "memcached",
+        "mosquitto",
+    ];
+    let found = offences(
+        |name| name.starts_with("crates/"),
+        |line| {
+            servers
+                .iter()
+                .any(|server| line.to_lowercase().contains(server))
+        },
+    )?;
+    assert_none("protection knows no particular server", &found)
+}
