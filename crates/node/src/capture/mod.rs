@@ -10,7 +10,6 @@ mod fill;
 mod memory;
 mod objects;
 mod threads;
-mod shim;
 
 use crate::clock::now_ns;
 use crate::config::Config;
@@ -392,7 +391,7 @@ impl Followed {
         if !(due.process_state || due.everything || is_new || pending_changed || has_timers) {
             return Ok(None);
         }
-        let mut state = shim::p()?;
+        let mut state = stopped.survey_process(self.pid)?;
         state.shared_pending = shared_pending.to_vec();
         self.state = Some(state.clone());
         Ok(Some(state))
@@ -412,11 +411,11 @@ impl Followed {
             let Some(host_tid) = stopped.host_tid(thread.tid) else { continue };
             let announced = due.threads.contains(&host_tid.0.cast_unsigned());
             if is_new || due.everything || announced || self.threads.is_new(thread.tid) {
-                thread.attributes = Some(shim::t()?);
+                thread.attributes = Some(stopped.survey_thread(host_tid)?);
             }
         }
         if is_new || due.everything || due.process_state || delta.memory.mappings.is_some() {
-            delta.memory.layout = Some(shim::l()?);
+            delta.memory.layout = Some(stopped.survey_memory_layout(self.pid)?);
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use unbroken_image::object::TcpConnection;
 use unbroken_image::{DescriptorChange, Object, ObjectId, Pid};
 use unbroken_objects::table::{Announcement, Changes, Mirror, Source};
 use unbroken_objects::tcp::Tracker;
-use unbroken_objects::{Kind, listener, tcp};use super::shim::{udp,unix};
+use unbroken_objects::{Kind, listener, tcp, udp, unix};
 
 /// What the primary remembers of one TCP connection.
 struct Connection {

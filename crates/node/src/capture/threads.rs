@@ -3,7 +3,7 @@
 use super::CaptureError;
 use std::collections::HashMap;
 use unbroken_image::{SignalInfo, ThreadState, Tid};
-use super::shim::blocked::{self, BlockedMemory};
+use unbroken_tracee::blocked::{self, BlockedMemory};
 use unbroken_tracee::{HostTid, Process, Stopped};
 
 /// What is remembered of a thread between captures.
