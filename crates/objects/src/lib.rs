@@ -26,13 +26,6 @@ pub mod timerfd;
 pub mod udp;
 pub mod unix;
 
-
 pub use classify::{Kind, classify};
-pub use error::Error;
-pub mod socket;
-pub mod socket_options;
-pub mod tcp;
-pub mod udp;
-pub mod unix;
-
 pub(crate) use error::Context;
+pub use error::Error;
