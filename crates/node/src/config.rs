@@ -1,26 +1,16 @@
 //! What one service is to be run as: the same for every node of it, whoever starts them.
 
+use crate::stage::address::Addresses;
+use crate::stage::launch::Identity;
 use serde::{Deserialize, Serialize};
-use std::net::{Ipv4Addr, Ipv6Addr};
-
-/// The two ends of the link between the host and the service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LinkAddresses {
-    pub host_v4: Ipv4Addr,
-    pub service_v4: Ipv4Addr,
-    /// `None` on a machine without IPv6.
-    pub v6: Option<(Ipv6Addr, Ipv6Addr)>,
-}
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Config {
     pub name: String,
     /// Program and arguments, as bytes: neither need be UTF-8.
     pub command: Vec<Vec<u8>>,
-    pub environment: Vec<(Vec<u8>, Vec<u8>)>,
-    pub working_directory: Vec<u8>,
     pub user: Option<UserIds>,
-    pub addresses: LinkAddresses,
+    pub addresses: Addresses,
     pub mtu_bytes: u32,
     /// Where the service and the capture run.
     pub service_core: usize,
@@ -35,6 +25,12 @@ pub struct UserIds {
     pub uid: u32,
     pub gid: u32,
     pub groups: Vec<u32>,
+}
+
+impl From<UserIds> for Identity {
+    fn from(ids: UserIds) -> Identity {
+        Identity { user: ids.uid, group: ids.gid, groups: ids.groups }
+    }
 }
 
 /// The cores of a service: the last allowed one is the spare core, the first is the service's.

@@ -10,8 +10,10 @@ mod classify;
 pub mod device;
 pub mod directory;
 pub mod epoll;
+mod error;
 pub mod eventfd;
 pub mod file;
+pub mod listener;
 pub mod memfd;
 pub mod pipe;
 pub mod refuse;
@@ -19,12 +21,13 @@ pub mod signalfd;
 pub mod table;
 pub mod timerfd;
 
-mod error;
 
 pub use classify::{Kind, classify};
 pub use error::Error;
-pub(crate) use error::Context;
-pub mod listener;
 pub mod socket;
 pub mod socket_options;
 pub mod tcp;
+pub mod udp;
+pub mod unix;
+
+pub(crate) use error::Context;

@@ -187,10 +187,10 @@ impl Mirror {
         let mut duplicated = self.follow_unannounced(announcements, changes)?;
         let lost = before.iter().filter_map(|(_, _, old)| old.map(|old| old.object)).collect();
         self.remove_gone(&lost, changes);
-        self.touch_announced(announcements, changes)?;
         self.namings.collect(announcements);
         duplicated |= self.namings.duplicated;
-        self.follow_epolls(announcements, &before, duplicated, changes)?;
+        let named = self.touch_announced(announcements, &before, duplicated, changes)?;
+        self.follow_epolls(announcements, &before, (named, duplicated), changes)?;
         self.refresh_volatile(changes);
         Ok(())
     }
@@ -382,19 +382,33 @@ impl Mirror {
         }
     }
 
-    /// Flags of slots, and objects that calls changed.
+    /// Flags of slots, and objects that calls changed: those objects.
     fn touch_announced(
         &mut self,
         announcements: &[Announcement],
+        before: &[(Pid, Fd, Option<Descriptor>)],
+        duplicated: bool,
         changes: &mut Changes,
-    ) -> Result<(), Error> {
-        for Announcement { pid, what, .. } in announcements {
+    ) -> Result<BTreeSet<ObjectId>, Error> {
+        let mut named = BTreeSet::new();
+        for (index, Announcement { pid, thread, what }) in announcements.iter().enumerate() {
             match *what {
                 Announced::Object { fd } => {
                     self.read_close_on_exec(*pid, fd, changes)?;
-                    let slot = self.processes.get(pid).and_then(|process| process.slots.get(fd));
-                    if let Some(slot) = slot {
-                        changes.touch(slot.object);
+                    named.extend(self.slot(*pid, fd).map(|slot| slot.object));
+                    let left_since = self
+                        .namings
+                        .last(*pid, fd)
+                        .is_some_and(|(last, by)| index < last || by != *thread);
+                    if left_since {
+                        let held = before.iter().filter(|(owner, slot, _)| (owner, *slot) == (pid, fd));
+                        named.extend(held.filter_map(|(_, _, old)| old.map(|old| old.object)));
+                    }
+                    if left_since && duplicated {
+                        // The number may have been another name of anything in the table.
+                        let process = self.processes.get(pid);
+                        let slots = process.into_iter().flat_map(|process| process.slots.all());
+                        named.extend(slots.map(|(_, slot)| slot.object));
                     }
                 }
                 Announced::CloseRange { first, last, close_on_exec: true } if first <= last => {
@@ -408,7 +422,9 @@ impl Mirror {
                 _ => {}
             }
         }
-        Ok(())
+        named.retain(|id| self.objects.contains_key(id));
+        named.iter().for_each(|id| changes.touch(*id));
+        Ok(named)
     }
 
     fn read_close_on_exec(

@@ -7,6 +7,7 @@
 
 pub mod commit;
 pub mod craft;
+pub mod flows;
 pub mod frames;
 pub mod gate;
 pub mod log;

@@ -3,11 +3,13 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::Duration;
 
 use crate::running::{ClientError, PATIENCE, Running};
 use crate::tally::Tally;
 
 const NAME: &str = "churn";
+const AFTER_A_FAILURE: Duration = Duration::from_millis(50);
 
 /// Who closes first; the server reads it off the first letter of the line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +50,11 @@ fn one_round(address: SocketAddr, order: Order, client: usize, round: u64, tally
         Err(cause) if cause.kind() == ErrorKind::InvalidData => {
             tally.add_damaged(1, || format!("{order:?} {word}: {cause}"));
         }
-        Err(cause) => tally.add_reconnect(|| format!("{order:?} {word}: {cause}")),
+        Err(cause) => {
+            tally.add_reconnect(|| format!("{order:?} {word}: {cause}"));
+            // A server that is gone must not be hammered: this run has failed anyway.
+            std::thread::sleep(AFTER_A_FAILURE);
+        }
     }
 }
 

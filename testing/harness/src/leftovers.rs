@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
-use crate::namespace;
+use crate::process::wait_until;
+use crate::{PATIENCE, namespace};
 
 /// The variable that marks every process started for one service: children inherit it, and a
 /// replica has the environment of the service it replicates.
@@ -53,9 +54,9 @@ impl Marker {
     }
 }
 
-/// What is left of the service `name` that should be gone: processes with its mark, its directory
-/// under /run/unbroken, devices, routes and packet filters in the calling thread's namespace.
-pub fn leftovers(name: &str, marker: &Marker) -> Result<Vec<String>> {
+/// What is left of the service `name` itself that should be gone: processes with its mark, its
+/// directory under /run/unbroken, shared memory under its name.
+pub(crate) fn leftovers_of_service(name: &str, marker: &Marker) -> Vec<String> {
     let mut found: Vec<String> = marker
         .processes()
         .into_iter()
@@ -65,6 +66,31 @@ pub fn leftovers(name: &str, marker: &Marker) -> Result<Vec<String>> {
     if directory.exists() {
         found.push(format!("directory {}", directory.display()));
     }
-    found.extend(namespace::residue()?);
-    Ok(found)
+    let shared = fs::read_dir("/dev/shm").into_iter().flatten().flatten();
+    let named = shared.filter(|entry| entry.file_name().to_string_lossy().contains(name));
+    found.extend(named.map(|entry| format!("shared memory {}", entry.path().display())));
+    found
+}
+
+/// Waits until nothing is left of the service `name`, and no device, route or packet filter in the
+/// calling thread's namespace.
+pub fn assert_gone(name: &str, marker: &Marker) -> Result<()> {
+    assert_none_left(name, || {
+        let mut found = leftovers_of_service(name, marker);
+        found.extend(namespace::residue()?);
+        Ok(found)
+    })
+}
+
+/// Waits until `find` finds nothing more.
+pub(crate) fn assert_none_left(
+    name: &str,
+    mut find: impl FnMut() -> Result<Vec<String>>,
+) -> Result<()> {
+    let mut found = Vec::new();
+    let waited = wait_until("nothing left behind", PATIENCE, || {
+        found = find()?;
+        Ok(found.is_empty().then_some(()))
+    });
+    waited.with_context(|| format!("left behind by {name}: {}", found.join("; ")))
 }

@@ -5,9 +5,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
-use crate::leftovers::{Marker, leftovers};
+use crate::leftovers::{Marker, assert_gone, assert_none_left, leftovers_of_service};
 use crate::process::{Ended, send, wait_for_end, wait_until};
 use crate::random::Random;
 use crate::scratch::unique;
@@ -184,16 +184,23 @@ impl Service {
             }
             Err(cause) => {
                 last = format!("{cause:#}");
+                ensure!(self.is_alive(), "everything of the service has ended");
                 Ok(None)
             }
         });
         waited.with_context(|| {
             let (out, err) = self.printed();
+            let (out, err) = (last_lines(&out), last_lines(&err));
             format!(
                 "{}: last seen: {last}\nstdout: {out}\nstderr: {err}",
                 self.name
             )
         })
+    }
+
+    /// Whether any process of the service or of ours for it is left.
+    fn is_alive(&self) -> bool {
+        !self.marker.processes().is_empty()
     }
 
     pub fn wait_protected(&self) -> Result<Status> {
@@ -263,7 +270,23 @@ impl Service {
 
     /// `unbroken stop`, then the end of `run`, then nothing may be left.
     pub fn stop(mut self) -> Result<Ended> {
-        let outcome = self.ask(&["stop", &self.name.clone()], PATIENCE)?;
+        let ended = self.end()?;
+        self.assert_gone()?;
+        Ok(ended)
+    }
+
+    /// As [`Service::stop`], where other services go on in the same namespace: its devices and
+    /// routes may be theirs and are not looked at.
+    pub fn stop_beside_others(mut self) -> Result<Ended> {
+        let ended = self.end()?;
+        assert_none_left(&self.name, || {
+            Ok(leftovers_of_service(&self.name, &self.marker))
+        })?;
+        Ok(ended)
+    }
+
+    fn end(&mut self) -> Result<Ended> {
+        let outcome = self.ask(&["stop", &self.name], PATIENCE)?;
         if outcome.code() != Some(0) {
             bail!(
                 "stop {}: {:?}: {}",
@@ -272,27 +295,27 @@ impl Service {
                 outcome.stderr.trim()
             );
         }
-        let ended = self.wait_end()?;
-        self.assert_gone()?;
-        Ok(ended)
+        self.wait_end()
     }
 
     /// Waits until nothing is left of the service.
     pub fn assert_gone(&self) -> Result<()> {
-        let mut found = Vec::new();
-        let waited = wait_until("nothing left behind", PATIENCE, || {
-            found = leftovers(&self.name, &self.marker)?;
-            Ok(found.is_empty().then_some(()))
-        });
-        waited.with_context(|| format!("left behind by {}: {}", self.name, found.join("; ")))
+        assert_gone(&self.name, &self.marker)
     }
+}
+
+/// The end of what was printed: enough to see why, short enough to read.
+fn last_lines(text: &str) -> String {
+    const LINES_SHOWN: usize = 12;
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n")
 }
 
 /// Whether `after` shows that the loss of `target` has been made good.
 fn recovered(target: Target, before: &Status, after: &Status) -> bool {
     match target {
         Target::Service | Target::Primary => after.takeovers > before.takeovers,
-        Target::Standby => after.standby_pid != before.standby_pid,
+        Target::Standby => after.standby_pid.is_some() && after.standby_pid != before.standby_pid,
         Target::Front => true,
     }
 }

@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use anyhow::{Context, Result, ensure};
 use unbroken_clients::{churn, config};
 use unbroken_harness::{
-    Ended, KillPlan, Launch, Marker, Outcome, PATIENCE, Service, Signal, Status, Target, leftovers,
-    run_to_end, send, wait_until,
+    Ended, KillPlan, Launch, Marker, Outcome, PATIENCE, Service, Signal, Status, Target,
+    assert_gone, run_to_end, send, wait_until,
 };
 use unbroken_scenarios::{PORT, host, own_server, survive};
 
@@ -23,12 +23,7 @@ fn run_alone(purpose: &str, arguments: &[&str], command: &[&str]) -> Result<Outc
     words.push("--");
     words.extend(command);
     let outcome = run_to_end(&words, Some(&marker))?;
-    let mut left = Vec::new();
-    wait_until("nothing left behind", PATIENCE, || {
-        left = leftovers(&name, &marker)?;
-        Ok(left.is_empty().then_some(()))
-    })
-    .with_context(|| format!("left behind: {left:?}"))?;
+    assert_gone(&name, &marker)?;
     Ok(outcome)
 }
 
@@ -233,12 +228,7 @@ fn detached_it_goes_on_without_us() -> Result<()> {
     stream.read_exact(&mut [0; 5])?;
     let outcome = run_to_end(&["stop", &name], None)?;
     ensure!(outcome.code() == Some(0), "{outcome:?}");
-    let mut left = Vec::new();
-    wait_until("nothing left behind", PATIENCE, || {
-        left = leftovers(&name, &marker)?;
-        Ok(left.is_empty().then_some(()))
-    })
-    .with_context(|| format!("left behind: {left:?}"))
+    assert_gone(&name, &marker)
 }
 
 #[test]

@@ -135,7 +135,7 @@ fn an_idle_connection_outlives_its_server() -> Result<()> {
 /// What a service prints is output: each line once and in order, whatever happens meanwhile.
 #[test]
 fn printed_lines_are_neither_lost_nor_doubled() -> Result<()> {
-    const LINES: u64 = 1000;
+    const LINES: u64 = 1500;
     let mut random = host()?;
     let launch = Launch::new("ticker", config::own_program("ticker", LINES)?);
     let mut service = Service::start(&launch)?;
@@ -194,7 +194,9 @@ fn the_death_of_one_service_is_nothing_to_another() -> Result<()> {
         "{}",
         status.whole
     );
-    survive(second, load, &plan, &mut random)?;
+    second.kill_repeatedly(&plan, &mut random, |_| {})?;
+    clean(&load.finish())?;
+    second.stop_beside_others()?;
     first.stop()?;
     Ok(())
 }

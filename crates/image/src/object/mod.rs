@@ -32,5 +32,31 @@ pub enum Object {
     UdpSocket(UdpSocket),
     UnixSocket(UnixSocket),
     /// The service's standard output (`stream` 1) or error (2): a pipe whose other end is ours.
-    Output { stream: u8, flags: i32 },
+    Output {
+        stream: u8,
+        flags: i32,
+    },
+}
+
+impl Object {
+    /// Bytes of queues and content that the state carries, about: what makes it large.
+    pub fn content_bytes(&self) -> usize {
+        match self {
+            Object::MemoryFile(file) => file.content.len(),
+            Object::PipeEnd(end) => {
+                end.pipe.iter().flat_map(|pipe| &pipe.content).map(|entry| entry.len() + 8).sum()
+            }
+            Object::TcpConnection(connection) => {
+                connection.send_queue.len() + connection.receive_queue.len()
+            }
+            Object::UdpSocket(socket) => {
+                socket.queue.iter().map(|(_, datagram)| datagram.len() + 64).sum()
+            }
+            Object::UnixSocket(socket) => {
+                socket.queue.iter().map(|message| message.bytes.len() + 64).sum()
+            }
+            Object::Epoll(epoll) => epoll.entries.len() * 32,
+            _ => 0,
+        }
+    }
 }

@@ -93,7 +93,6 @@ pub fn changes(
         | libc::SYS_openat2
         | libc::SYS_open_by_handle_at
         | libc::SYS_creat
-        | libc::SYS_dup
         | libc::SYS_socket
         | libc::SYS_accept
         | libc::SYS_accept4
@@ -108,6 +107,7 @@ pub fn changes(
         | libc::SYS_clone => Change::Created(1),
         libc::SYS_pipe | libc::SYS_pipe2 | libc::SYS_socketpair => Change::Created(2),
         libc::SYS_signalfd | libc::SYS_signalfd4 if a as i32 == -1 => Change::Created(1),
+        libc::SYS_dup => Change::CreatedFrom(Fd(0)),
         libc::SYS_fcntl if matches!(b as i32, libc::F_DUPFD | libc::F_DUPFD_CLOEXEC) => {
             Change::CreatedFrom(fd(c))
         }

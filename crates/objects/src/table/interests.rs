@@ -43,20 +43,20 @@ impl Mirror {
         }
     }
 
-    /// Brings every epoll instance up to date after the slots are.
+    /// Brings every epoll instance up to date after the slots are. `named` are objects that a call
+    /// changed in ways that are not followed; `duplicated`: descriptions may have come to further
+    /// numbers.
     pub(super) fn follow_epolls(
         &mut self,
         announcements: &[Announcement],
         before: &[Before],
-        duplicated: bool,
+        (named, duplicated): (BTreeSet<ObjectId>, bool),
         changes: &mut Changes,
     ) -> Result<(), Error> {
-        let mut doubtful: BTreeSet<ObjectId> = changes
-            .appeared
-            .iter()
-            .chain(&changes.touched)
-            .copied()
-            .filter(|id| self.announced_epoll(*id, announcements, changes))
+        let mut doubtful: BTreeSet<ObjectId> = named
+            .into_iter()
+            .chain(changes.appeared.iter().copied())
+            .filter(|id| self.kind(*id) == Some(Kind::Epoll))
             .collect();
         self.doubt_moved_targets(before, changes, &mut doubtful);
         self.follow_calls(announcements, before, duplicated, changes, &mut doubtful);
@@ -66,24 +66,6 @@ impl Mirror {
             }
         }
         Ok(())
-    }
-
-    /// Whether an instance is new, or named by an announcement that may change it in a way that
-    /// is not followed.
-    fn announced_epoll(
-        &self,
-        id: ObjectId,
-        announcements: &[Announcement],
-        changes: &Changes,
-    ) -> bool {
-        let Some(entry) = self.objects.get(&id) else { return false };
-        let is_named = || {
-            announcements.iter().any(|announcement| match announcement.what {
-                Announced::Object { fd } => entry.slots.contains(&(announcement.pid, fd)),
-                _ => false,
-            })
-        };
-        entry.kind == Kind::Epoll && (changes.appeared.contains(&id) || is_named())
     }
 
     /// An object that counts as gone may only have moved to another slot, where it counts as new:
@@ -114,6 +96,11 @@ impl Mirror {
         doubtful: &mut BTreeSet<ObjectId>,
     ) {
         let mut callers: HashMap<(ObjectId, Fd), (Pid, u32)> = HashMap::new();
+        let mut unproved: Vec<(ObjectId, Pid, Fd)> = Vec::new();
+        let is_creation = |announcement: &Announcement| {
+            matches!(announcement.what, Announced::Created { .. } | Announced::CreatedFrom { .. })
+        };
+        let last_creation = announcements.iter().rposition(is_creation).unwrap_or(0);
         for (index, announcement) in announcements.iter().enumerate() {
             let Announcement { pid, thread, what } = *announcement;
             let Announced::Epoll { epoll, operation, target, event } = what else { continue };
@@ -131,8 +118,15 @@ impl Mirror {
             if self.kind(instance) != Some(Kind::Epoll) || doubtful.contains(&instance) {
                 continue;
             }
+            let is_first = !callers.contains_key(&(instance, target));
             let caller = *callers.entry((instance, target)).or_insert((pid, thread));
             let mut is_certain = caller == (pid, thread);
+            let is_new = before.iter().any(|(owner, fd, _)| (*owner, *fd) == (pid, target));
+            if is_new && index < last_creation {
+                // The number may have been free at the call and given out after it.
+                is_certain &= is_first;
+                unproved.push((instance, pid, target));
+            }
             if let Some((last, by)) = self.namings.last(pid, target) {
                 is_certain &= by == thread;
                 if index < last {
@@ -159,7 +153,44 @@ impl Mirror {
                 }
             }
         }
+        for (instance, pid, target) in unproved {
+            if !doubtful.contains(&instance) && !self.is_proved(instance, pid, target) {
+                doubtful.insert(instance);
+            }
+        }
         doubtful.retain(|id| self.kind(*id) == Some(Kind::Epoll));
+    }
+
+    /// Whether the kernel, too, has an entry for what the number names now, or has none. One
+    /// question costs about 15 ns for each entry of the instance, so of one with thousands it is
+    /// not asked: only a program that adds a number before a call gave it out could be mistaken.
+    fn is_proved(&self, instance: ObjectId, pid: Pid, target: Fd) -> bool {
+        const ASKED_ENTRIES_MAX: usize = 4096;
+        let Some(Entry { state: Some(Object::Epoll(state)), slots, .. }) =
+            self.objects.get(&instance)
+        else {
+            return true;
+        };
+        let here = slots.iter().find(|(owner, _)| *owner == pid);
+        let (Some((_, epoll)), Some(process), Some(slot)) =
+            (here, self.processes.get(&pid), self.slot(pid, target))
+        else {
+            return state.entries.len() > ASKED_ENTRIES_MAX;
+        };
+        if state.entries.len() > ASKED_ENTRIES_MAX {
+            return true;
+        }
+        let host = process.source.host_pid;
+        let expected =
+            state.entries.binary_search_by_key(&(target, slot.object), epoll::key).is_ok();
+        let mut nth = 0;
+        loop {
+            match kcmp::epoll_target(host, target.0, host, epoll.0, target.0, nth) {
+                Ok(order) if order.is_eq() => return expected,
+                Ok(_) => nth += 1,
+                Err(_) => return !expected,
+            }
+        }
     }
 
     fn apply_call(

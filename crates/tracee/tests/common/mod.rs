@@ -1,6 +1,7 @@
 //! Guests: this test program runs itself again, as the process that is traced.
 
-#![allow(dead_code, reason = "each test file uses a part of it")]
+// Each test program uses its own part.
+#![allow(dead_code)]
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};

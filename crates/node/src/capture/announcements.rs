@@ -1,0 +1,84 @@
+//! From what the notifier heard to what each part of a capture looks at.
+
+use crate::stage::announcement::{Announcement as Heard, Change, EpollChange};
+use unbroken_image::{AddressRange, PAGE_SIZE, Pid};
+use unbroken_objects::table::{Announced, Announcement};
+
+/// What is to be looked at in one process tree. The buffers are used again.
+#[derive(Default)]
+pub(super) struct Due {
+    pub map: bool,
+    /// Content in these ranges is void.
+    pub voided: Vec<AddressRange>,
+    /// The lowest end of the heap that a call asked for.
+    pub lowest_break: Option<u64>,
+    pub descriptors: Vec<Announcement>,
+    pub process_state: bool,
+    /// Threads whose attributes may have changed, by their host numbers.
+    pub threads: Vec<u32>,
+    /// Announcements were lost: look at everything.
+    pub everything: bool,
+}
+
+impl Due {
+    pub fn clear(&mut self) {
+        self.map = false;
+        self.voided.clear();
+        self.lowest_break = None;
+        self.descriptors.clear();
+        self.process_state = false;
+        self.threads.clear();
+        self.everything = false;
+    }
+
+    /// Sorts `heard`; all of it is of process `pid`.
+    pub fn take(&mut self, pid: Pid, heard: &[Heard]) {
+        for announcement in heard {
+            self.take_one(pid, announcement);
+        }
+    }
+
+    fn take_one(&mut self, pid: Pid, announcement: &Heard) {
+        let what = match announcement.change {
+            Change::MemoryMap(_) => {
+                self.map = true;
+                return;
+            }
+            Change::MemoryVoid(range) => {
+                self.map = true;
+                self.voided.push(range);
+                return;
+            }
+            Change::Break(end) => {
+                self.map = true;
+                let end = end.next_multiple_of(PAGE_SIZE);
+                self.lowest_break = Some(self.lowest_break.map_or(end, |lowest| lowest.min(end)));
+                return;
+            }
+            Change::SignalActions
+            | Change::Timers
+            | Change::Credentials
+            | Change::ProcessState => {
+                self.process_state = true;
+                return;
+            }
+            Change::ThreadAttributes => {
+                self.threads.push(announcement.thread);
+                return;
+            }
+            Change::Created(count) => Announced::Created { count },
+            Change::CreatedFrom(minimum) => Announced::CreatedFrom { minimum },
+            Change::Slot(fd) => Announced::Slot { fd },
+            Change::Closing(fd) => Announced::Closing { fd },
+            Change::CloseRange { first, last, close_on_exec } => {
+                Announced::CloseRange { first, last, close_on_exec }
+            }
+            Change::Object(fd) => Announced::Object { fd },
+            Change::Epoll(EpollChange { epoll, operation, target, event }) => {
+                Announced::Epoll { epoll, operation, target, event }
+            }
+        };
+        self.descriptors.push(Announcement { pid, thread: announcement.thread, what });
+    }
+}
+

@@ -1,0 +1,171 @@
+//! The kernel objects of an epoch: what the announcements name, and what must be looked at in
+//! every epoch.
+
+use super::CaptureError;
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use unbroken_image::object::TcpConnection;
+use unbroken_image::{DescriptorChange, Object, ObjectId, Pid};
+use unbroken_objects::table::{Announcement, Changes, Mirror, Source};
+use unbroken_objects::tcp::Tracker;
+use unbroken_objects::{Kind, listener, tcp, udp, unix};
+
+/// What the primary remembers of one TCP connection.
+struct Connection {
+    state: TcpConnection,
+    tracker: Tracker,
+}
+
+pub(super) struct Objects {
+    mirror: Mirror,
+    changes: Changes,
+    connections: BTreeMap<ObjectId, Connection>,
+    volatile: Vec<(ObjectId, Kind)>,
+}
+
+/// The objects' part of an epoch. The buffers are used again.
+#[derive(Default)]
+pub(super) struct ObjectsDelta {
+    pub slots: Vec<(Pid, DescriptorChange)>,
+    pub objects: Vec<(ObjectId, Object)>,
+    pub gone: Vec<ObjectId>,
+}
+
+impl ObjectsDelta {
+    pub fn clear(&mut self) {
+        self.slots.clear();
+        self.objects.clear();
+        self.gone.clear();
+    }
+}
+
+impl Objects {
+    /// `outputs`: inodes of the pipes whose read ends are ours, with the stream each carries.
+    pub fn new(outputs: &[(u64, u8)]) -> Result<Objects, CaptureError> {
+        Ok(Objects {
+            mirror: Mirror::new(outputs, ObjectId(1))?,
+            changes: Changes::default(),
+            connections: BTreeMap::new(),
+            volatile: Vec::new(),
+        })
+    }
+
+    /// Reads everything anew.
+    pub fn survey(
+        &mut self,
+        sources: Vec<Source>,
+        delta: &mut ObjectsDelta,
+    ) -> Result<(), CaptureError> {
+        self.connections.clear();
+        self.changes.clear();
+        self.mirror.survey(sources, &mut self.changes)?;
+        self.collect(delta)
+    }
+
+    /// Reads what may have changed since the last capture.
+    pub fn update(
+        &mut self,
+        announcements: &[Announcement],
+        delta: &mut ObjectsDelta,
+    ) -> Result<(), CaptureError> {
+        self.changes.clear();
+        self.mirror.update(announcements, &mut self.changes)?;
+        self.collect(delta)
+    }
+
+    /// I7: compares the mirror with the kernel.
+    pub fn verify(&mut self) -> Result<(), CaptureError> {
+        let differences = self.mirror.verify()?;
+        if differences.is_empty() {
+            return Ok(());
+        }
+        Err(CaptureError::Mirror(differences.join("; ")))
+    }
+
+    fn collect(&mut self, delta: &mut ObjectsDelta) -> Result<(), CaptureError> {
+        delta.slots.append(&mut self.changes.slots);
+        let mut named = std::mem::take(&mut self.changes.appeared);
+        named.append(&mut self.changes.touched);
+        for &id in &named {
+            self.capture_whole(id, delta)?;
+        }
+        for &id in &self.changes.gone {
+            self.connections.remove(&id);
+        }
+        delta.gone.append(&mut self.changes.gone);
+        self.volatile.clear();
+        self.volatile.extend(self.mirror.volatile());
+        for index in 0..self.volatile.len() {
+            let (id, kind) = self.volatile[index];
+            if !named.contains(&id) {
+                self.look(id, kind, delta)?;
+            }
+        }
+        named.clear();
+        self.changes.appeared = named;
+        Ok(())
+    }
+
+    /// An object that appeared, or that a call changed.
+    fn capture_whole(&mut self, id: ObjectId, delta: &mut ObjectsDelta) -> Result<(), CaptureError> {
+        let object = match self.mirror.kind(id) {
+            Some(Kind::Tcp) => self.capture_tcp(id)?,
+            Some(Kind::Udp) => {
+                let descriptor = self.mirror.duplicate(id)?;
+                Object::UdpSocket(udp::capture(descriptor.as_fd())?)
+            }
+            Some(Kind::Unix) => {
+                let descriptor = self.mirror.duplicate(id)?;
+                Object::UnixSocket(unix::capture(descriptor.as_fd())?)
+            }
+            Some(_) => match self.mirror.capture(id)? {
+                Some(object) => object.clone(),
+                None => return Ok(()),
+            },
+            None => return Ok(()),
+        };
+        delta.objects.push((id, object));
+        Ok(())
+    }
+
+    fn capture_tcp(&mut self, id: ObjectId) -> Result<Object, CaptureError> {
+        let descriptor = self.mirror.duplicate(id)?;
+        let socket = descriptor.as_fd();
+        if listener::is_listener(socket)? {
+            self.connections.remove(&id);
+            self.mirror.mark_quiet(id);
+            return Ok(Object::TcpListener(listener::capture(socket)?));
+        }
+        let (state, tracker) = tcp::capture(socket)?;
+        let object = Object::TcpConnection(state.clone());
+        self.connections.insert(id, Connection { state, tracker });
+        Ok(object)
+    }
+
+    /// An object that nobody announced but that changes without announcements.
+    fn look(
+        &mut self,
+        id: ObjectId,
+        kind: Kind,
+        delta: &mut ObjectsDelta,
+    ) -> Result<(), CaptureError> {
+        if !kind.is_socket() {
+            if let Some(object) = self.mirror.look(id)? {
+                delta.objects.push((id, object.clone()));
+            }
+            return Ok(());
+        }
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return self.capture_whole(id, delta);
+        };
+        let descriptor = self.mirror.duplicate(id)?;
+        let socket = descriptor.as_fd();
+        if tcp::fingerprint(socket)? == *connection.tracker.fingerprint() {
+            return Ok(());
+        }
+        let Connection { state, tracker } = connection;
+        tracker.capture_into(socket, state, false)?;
+        delta.objects.push((id, Object::TcpConnection(state.clone())));
+        Ok(())
+    }
+}

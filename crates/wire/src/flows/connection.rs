@@ -1,0 +1,203 @@
+//! One client's connection, as its packets and the committed epochs tell it.
+
+use crate::packet::{Segment, TcpFlags, Timestamps};
+use crate::serial::{is_after, later};
+use serde::{Deserialize, Serialize};
+
+/// A segment whose numbers lie further than this from the connection's was made up, or belongs to
+/// another connection between the same ports: windows here stay below 16 MiB.
+const WINDOW: u32 = 1 << 24;
+
+/// What a client has told and has been told, from its own packets alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientView {
+    /// The highest acknowledgement of the client: the service's bytes before it have arrived.
+    pub acknowledged: Option<u32>,
+    /// The sequence number after the last byte, or FIN, that the client sent.
+    pub sequence_end: Option<u32>,
+    /// The client's newest timestamp, and the newest of the service that it echoed.
+    pub timestamps: Option<Timestamps>,
+    /// Not scaled, of the newest segment.
+    pub window: u16,
+    /// The client has closed its direction.
+    pub finished: bool,
+    pub reset: bool,
+}
+
+impl ClientView {
+    /// Takes in what a segment of the client says; ignores one that cannot be of this connection.
+    pub fn note(&mut self, segment: &Segment<'_>) {
+        if !self.accepts(segment) {
+            return;
+        }
+        let end = segment.sequence_end();
+        self.sequence_end = Some(self.sequence_end.map_or(end, |known| later(known, end)));
+        self.finished |= segment.flags.has(TcpFlags::FIN);
+        // The kernel believes a reset only at the exact number (RFC 5961, 3.2).
+        self.reset |= segment.is_reset() && self.sequence_end == Some(end);
+        if segment.flags.has(TcpFlags::ACK) && !segment.is_reset() {
+            let number = segment.acknowledgement;
+            if self
+                .acknowledged
+                .is_none_or(|known| !is_after(known, number))
+            {
+                self.window = segment.window;
+                self.acknowledged = Some(number);
+            }
+        }
+        if let Some(new) = segment.options.timestamps {
+            self.timestamps = Some(self.timestamps.map_or(new, |known| Timestamps {
+                value: later(known.value, new.value),
+                echo: later(known.echo, new.echo),
+            }));
+        }
+    }
+
+    /// What two views of one connection know together; `newer` has heard more.
+    pub(super) fn joined(self, newer: Self) -> Self {
+        let later_of = |a: Option<u32>, b: Option<u32>| match (a, b) {
+            (Some(a), Some(b)) => Some(later(a, b)),
+            (a, b) => a.or(b),
+        };
+        Self {
+            acknowledged: later_of(self.acknowledged, newer.acknowledged),
+            sequence_end: later_of(self.sequence_end, newer.sequence_end),
+            timestamps: newer.timestamps.or(self.timestamps),
+            window: if newer.acknowledged.is_some() {
+                newer.window
+            } else {
+                self.window
+            },
+            finished: self.finished || newer.finished,
+            reset: self.reset || newer.reset,
+        }
+    }
+
+    fn accepts(&self, segment: &Segment<'_>) -> bool {
+        let acknowledges = segment.flags.has(TcpFlags::ACK);
+        self.sequence_end
+            .is_none_or(|end| is_near(end, segment.sequence))
+            && (!acknowledges
+                || self
+                    .acknowledged
+                    .is_none_or(|known| is_near(known, segment.acknowledgement)))
+    }
+}
+
+pub(super) fn is_near(a: u32, b: u32) -> bool {
+    a.wrapping_sub(b).wrapping_add(WINDOW) <= 2 * WINDOW
+}
+
+/// Where a connection stands with the committed epochs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// A SYN was seen, and the ACK that completes the handshake was not.
+    Opening { since_ns: u64 },
+    /// Complete, and in no committed descriptor table: its packets are kept (HAZARDS 121).
+    Waiting,
+    /// As `Waiting`, but there was too much to keep.
+    Unkept,
+    /// In the committed descriptor table.
+    Standing,
+    /// The service has closed it. `inherited` when that was before this node took over, so that
+    /// no kernel here knows of it (HAZARDS 83).
+    Closed { since_ns: u64, inherited: bool },
+}
+
+/// A packet that is kept, and where it stood in the input.
+#[derive(Clone, Debug)]
+pub(super) struct Kept {
+    pub position: u64,
+    pub frame: Box<[u8]>,
+}
+
+/// One connection between two ends, from its SYN to its last ACK.
+#[derive(Clone, Debug)]
+pub(super) struct Connection {
+    pub stage: Stage,
+    /// The client's first sequence number, when its SYN was seen.
+    pub opening: Option<u32>,
+    pub client: ClientView,
+    pub kept: Vec<Kept>,
+    /// The service has sent something on it, so it has been accepted.
+    pub accepted: bool,
+    /// The service has closed its direction, or reset the connection.
+    pub service_finished: bool,
+    pub service_reset: bool,
+}
+
+impl Connection {
+    pub fn new(stage: Stage, opening: Option<u32>) -> Self {
+        let client = ClientView {
+            sequence_end: opening.map(|sequence| sequence.wrapping_add(1)),
+            ..ClientView::default()
+        };
+        Self {
+            stage,
+            opening,
+            client,
+            kept: Vec::new(),
+            accepted: false,
+            service_finished: false,
+            service_reset: false,
+        }
+    }
+
+    /// Whether a number of the client's, at or after its SYN, is of this connection and not of
+    /// one before it between the same ends. A client's clock moves its first numbers forward, so
+    /// what lies before the SYN is older.
+    pub fn may_own(&self, client_sequence: u32) -> bool {
+        self.opening
+            .is_none_or(|opening| is_after(client_sequence, opening))
+    }
+
+    /// Whether neither end can say anything more.
+    pub fn is_over(&self) -> bool {
+        let reset = self.client.reset || self.service_reset;
+        reset || (self.client.finished && self.service_finished)
+    }
+
+    /// Forgets the kept packets, and says how many bytes that frees.
+    pub fn drop_kept(&mut self) -> usize {
+        std::mem::take(&mut self.kept)
+            .iter()
+            .map(|kept| kept.frame.len())
+            .sum()
+    }
+}
+
+/// All that is known between two ends: a connection, and perhaps the one that the client opened
+/// after it, of which the committed epochs know nothing yet.
+#[derive(Clone, Debug)]
+pub(super) struct Flow {
+    pub current: Connection,
+    pub next: Option<Box<Connection>>,
+}
+
+impl Flow {
+    pub fn new(current: Connection) -> Self {
+        Self {
+            current,
+            next: None,
+        }
+    }
+
+    /// The connection to which a number of the client's belongs.
+    pub fn owner(&mut self, client_sequence: u32) -> &mut Connection {
+        match &mut self.next {
+            Some(next) if next.may_own(client_sequence) => next,
+            _ => &mut self.current,
+        }
+    }
+
+    /// The current connection is over; true when a newer one takes its place.
+    pub fn promote_next(&mut self) -> bool {
+        match self.next.take() {
+            Some(next) => {
+                self.current = *next;
+                true
+            }
+            None => false,
+        }
+    }
+}
