@@ -58,8 +58,18 @@ pub fn epoll_target(
     target_fd: i32,
     nth: u32,
 ) -> io::Result<Ordering> {
-    let slot = EpollSlot { epoll_fd: epoll_fd as u32, target_fd: target_fd as u32, nth };
-    compare(pid, epoll_pid, KCMP_EPOLL_TFD, fd as u64, &raw const slot as u64)
+    let slot = EpollSlot {
+        epoll_fd: epoll_fd as u32,
+        target_fd: target_fd as u32,
+        nth,
+    };
+    compare(
+        pid,
+        epoll_pid,
+        KCMP_EPOLL_TFD,
+        fd as u64,
+        &raw const slot as u64,
+    )
 }
 
 /// Whether two tasks share one address space (`CLONE_VM`).

@@ -42,6 +42,32 @@ pub fn read_ranges(pid: i32, ranges: &[RemoteRange], destination: &mut [u8]) -> 
     count(done)
 }
 
+/// Reads each of `ranges` of process `pid` into the slice of the same position, which is as long.
+pub fn read_parts<const N: usize>(
+    pid: i32,
+    ranges: &[RemoteRange; N],
+    parts: [&mut [u8]; N],
+) -> io::Result<()> {
+    let mut wanted = 0;
+    let local = parts.map(|part| {
+        wanted += part.len();
+        libc::iovec {
+            iov_base: part.as_mut_ptr().cast(),
+            iov_len: part.len(),
+        }
+    });
+    // SAFETY: each local vector is exactly one of the caller's slices, which are borrowed for
+    // longer than the call.
+    let done = unsafe {
+        libc::process_vm_readv(pid, local.as_ptr(), N as u64, ranges.as_ptr(), N as u64, 0)
+    };
+    if count(done)? == wanted {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(libc::EFAULT))
+    }
+}
+
 /// Reads from `address` of process `pid`; returns the bytes read, fewer than asked for when the
 /// memory ends or is not readable.
 pub fn read(pid: i32, address: u64, destination: &mut [u8]) -> io::Result<usize> {

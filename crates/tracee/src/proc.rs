@@ -1,7 +1,7 @@
 //! The few lines of `/proc/PID` that finding threads needs.
 
 use crate::TraceError;
-use std::fs;
+use std::{fs, io};
 use unbroken_image::{Pid, Tid};
 
 /// What `/proc/TID/status` says about who a thread is.
@@ -47,6 +47,48 @@ fn parse_identity(status: &str) -> Option<Identity> {
         host_parent: last("PPid:")?,
         tracer: last("TracerPid:")?,
         is_dead: state.contains(['Z', 'X']),
+    })
+}
+
+/// What a process does with its signals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SignalSets {
+    ignored: u64,
+    caught: u64,
+}
+
+impl SignalSets {
+    /// Whether a handler runs for `signal`.
+    pub fn caught(self, signal: i32) -> bool {
+        self.caught & bit(signal) != 0
+    }
+
+    /// Whether nothing at all comes of `signal`: by the program's choice, or by default. (SIGCONT
+    /// and the stop signals do end calls, traced or not; signal(7).)
+    pub fn is_ignored(self, signal: i32) -> bool {
+        let by_default = matches!(signal, libc::SIGCHLD | libc::SIGURG | libc::SIGWINCH);
+        !self.caught(signal) && (self.ignored & bit(signal) != 0 || by_default)
+    }
+}
+
+fn bit(signal: i32) -> u64 {
+    1 << (signal - 1)
+}
+
+/// The signal actions of process `host_pid`, in short.
+pub(crate) fn signal_sets(host_pid: i32) -> io::Result<SignalSets> {
+    let text = fs::read_to_string(format!("/proc/{host_pid}/status"))?;
+    parse_signal_sets(&text).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+fn parse_signal_sets(status: &str) -> Option<SignalSets> {
+    let set = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        u64::from_str_radix(line.trim(), 16).ok()
+    };
+    Some(SignalSets {
+        ignored: set("SigIgn:")?,
+        caught: set("SigCgt:")?,
     })
 }
 
@@ -118,6 +160,16 @@ mod tests {
         assert_eq!(identity.host_parent, 7);
         assert_eq!(identity.tracer, 5);
         assert_eq!(parse_identity("Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn a_signal_without_action_is_ignored_where_that_is_the_default() {
+        let sets = parse_signal_sets("SigIgn:\t0000000000001000\nSigCgt:\t0000000000010000\n");
+        let sets = sets.unwrap();
+        assert!(sets.is_ignored(libc::SIGPIPE));
+        assert!(sets.caught(libc::SIGCHLD) && !sets.is_ignored(libc::SIGCHLD));
+        assert!(sets.is_ignored(libc::SIGWINCH));
+        assert!(!sets.is_ignored(libc::SIGTERM) && !sets.is_ignored(libc::SIGCONT));
     }
 
     #[test]

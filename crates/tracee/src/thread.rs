@@ -1,5 +1,6 @@
 //! The processes and threads of a tree.
 
+use std::cell::Cell;
 use std::fs::File;
 use unbroken_image::{Pid, Registers, Tid};
 use unbroken_sys::ptrace::UserRegisters;
@@ -64,6 +65,9 @@ pub struct Thread {
     pub tid: Tid,
     pub host_tid: HostTid,
     pub(crate) state: State,
+    /// A call that the thread makes again because our stop ended it: the registers for that, and
+    /// those of the call as it had ended.
+    pub(crate) reissued: Cell<Option<(Registers, Registers)>>,
 }
 
 impl Thread {

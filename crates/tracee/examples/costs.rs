@@ -1,0 +1,141 @@
+//! What stopping, calling and scanning cost on this machine: medians in nanoseconds, on stdout.
+//!
+//! `cargo run --release --example costs -p unbroken-tracee [same|other]` traces itself run again as
+//! a process of five threads, from the same core (the default) or from another.
+
+use std::time::Instant;
+use unbroken_image::{Mapping, PageRun};
+use unbroken_sys::affinity;
+use unbroken_tracee::memory_map::MapReader;
+use unbroken_tracee::{DirtyTracker, HostTid, Tree};
+
+const ROUNDS: usize = 2000;
+
+fn guest() -> ! {
+    for _ in 0..4 {
+        std::thread::spawn(|| {
+            loop {
+                std::thread::park();
+            }
+        });
+    }
+    let mut memory = vec![1_u8; 20 << 20];
+    println!("ready");
+    let mut position = 0;
+    loop {
+        for _ in 0..20 {
+            position = (position + 7 * 4096) % memory.len();
+            memory[position] = memory[position].wrapping_add(1);
+        }
+        std::thread::sleep(std::time::Duration::from_micros(100));
+    }
+}
+
+fn median(name: &str, mut times: Vec<u64>) {
+    times.sort_unstable();
+    println!(
+        "{name}: p50 {} p99 {}",
+        times[times.len() / 2],
+        times[times.len() * 99 / 100]
+    );
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let argument = std::env::args().nth(1);
+    if argument.as_deref() == Some("guest") {
+        guest();
+    }
+    affinity::bind(0, &[1])?;
+    let mut child = std::process::Command::new(std::env::current_exe()?)
+        .arg("guest")
+        .stdout(std::process::Stdio::piped())
+        .spawn()?;
+    affinity::bind(
+        0,
+        if argument.as_deref() == Some("other") {
+            &[0]
+        } else {
+            &[1]
+        },
+    )?;
+    let mut line = String::new();
+    let output = child.stdout.take().ok_or("no output")?;
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line)?;
+    affinity::make_urgent(0, 10)?;
+    measure(child.id() as i32)?;
+    child.kill()?;
+    Ok(())
+}
+
+fn measure(pid: i32) -> Result<(), Box<dyn std::error::Error>> {
+    let tid = HostTid(pid);
+    let mut tree = Tree::seize(&[pid], true)?;
+    let mut map: Vec<Mapping> = Vec::new();
+    let mut tracker = {
+        let mut stopped = tree.stop()?;
+        stopped.install_blob(tid)?;
+        let tracker = DirtyTracker::install(&mut stopped, tid)?;
+        let process = stopped.processes().next().ok_or("no process")?;
+        MapReader::default().survey(process, &mut map)?;
+        for mapping in &map {
+            tracker.register(mapping, mapping.range)?;
+        }
+        tracker
+    };
+    let mut names = [
+        "stop",
+        "registers",
+        "batch of 1",
+        "batch of 10",
+        "scan",
+        "empty scan",
+        "copy",
+        "resume",
+    ]
+    .map(|name| (name, Vec::new()));
+    let mut pages: Vec<PageRun> = Vec::new();
+    let mut bytes = vec![0; 64 << 20];
+    for _ in 0..ROUNDS {
+        let mut last = Instant::now();
+        let mut lap = 0;
+        let mut note = || {
+            names[lap].1.push(last.elapsed().as_nanos() as u64);
+            lap += 1;
+            last = Instant::now();
+        };
+        let mut stopped = tree.stop()?;
+        note();
+        for thread in stopped.processes().flat_map(|process| process.threads()) {
+            stopped.registers(thread.host_tid)?;
+        }
+        note();
+        for calls in [1, 10] {
+            let mut batch = stopped.remote(tid);
+            for _ in 0..calls {
+                batch.call(libc::SYS_gettid, &[])?;
+            }
+            batch.run()?;
+            note();
+        }
+        pages.clear();
+        tracker.scan(&map, &mut pages)?;
+        note();
+        tracker.scan(&map, &mut Vec::new())?;
+        note();
+        let length = pages.iter().map(|run| run.count as usize * 4096).sum();
+        let process = stopped.processes().next().ok_or("no process")?;
+        tracker.read_pages(process.memory(), &pages, &mut bytes[..length])?;
+        note();
+        stopped.resume()?;
+        note();
+        std::thread::sleep(std::time::Duration::from_micros(300));
+    }
+    println!(
+        "pages in the last round: {}",
+        pages.iter().map(|run| run.count).sum::<u64>()
+    );
+    for (name, times) in names {
+        median(name, times);
+    }
+    Ok(())
+}
