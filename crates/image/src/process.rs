@@ -31,7 +31,8 @@ pub struct PosixTimer {
     /// The thread that `SIGEV_THREAD_ID` names, else 0.
     pub notify_tid: i32,
     pub value: u64,
-    /// Absolute on the timer's own clock; 0 is disarmed.
+    /// Absolute on the timer's own clock, but the rest for clocks of processor time, which begin
+    /// anew in a replica; 0 is disarmed.
     pub expiry_ns: u64,
     pub interval_ns: u64,
     pub overrun: i32,
@@ -62,6 +63,7 @@ pub struct ProcessState {
     pub posix_timers: Vec<PosixTimer>,
     pub credentials: Credentials,
     pub umask: u32,
+    /// Both from the root of the mount namespace, so the one is entered before the other is set.
     pub working_directory: String,
     pub root_directory: String,
     /// `RLIMIT_*` in the kernel's order: (soft, hard); 16 entries.

@@ -8,6 +8,7 @@
 //! - [`Tree`] knows every process and thread and [waits](Tree::wait) for what they do.
 //! - [`Stopped`] is the tree while none of it runs; what needs a stopped thread exists only there.
 //! - [`Batch`] runs system calls in a stopped thread, through the [`blob`].
+//! - [`survey`] reads what a process is, apart from memory and descriptors.
 #![forbid(unsafe_code)]
 
 pub mod blob;
@@ -18,6 +19,7 @@ mod proc;
 mod remote;
 mod seize;
 mod stop;
+pub mod survey;
 mod thread;
 mod tree;
 
