@@ -18,7 +18,6 @@ pub mod futex;
 pub mod kcmp;
 pub mod lock;
 pub mod memfd;
-pub mod limits;
 pub mod local_route;
 pub mod mapped;
 pub mod memory;
