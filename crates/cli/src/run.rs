@@ -136,12 +136,20 @@ mod tests {
     #[test]
     fn each_mistake_has_its_code_and_names_its_subject() {
         let cases = [
-            ("--standby other:7000 -- sh", Exit::NotAvailable, "other:7000"),
+            (
+                "--standby other:7000 -- sh",
+                Exit::NotAvailable,
+                "other:7000",
+            ),
             ("--standby remote -- sh", Exit::Usage, "remote"),
             ("--user no-such-user -- sh", Exit::Usage, "no-such-user"),
             ("-- no-such-command", Exit::Command, "no-such-command"),
             ("-- /etc/passwd", Exit::Command, "/etc/passwd"),
-            ("--publish 80 --publish 127.0.0.1:80 -- sh", Exit::Usage, "127.0.0.1:80"),
+            (
+                "--publish 80 --publish 127.0.0.1:80 -- sh",
+                Exit::Usage,
+                "127.0.0.1:80",
+            ),
         ];
         for (flags, exit, subject) in cases {
             let (code, message) = refused(&format!("unbroken run {flags}"));

@@ -16,7 +16,11 @@ pub enum Start {
     /// Start the service and be its primary.
     Launch,
     /// Build a replica and stand by.
-    Standby { primary_pid: i32, service_pid: i32, term: u64 },
+    Standby {
+        primary_pid: i32,
+        service_pid: i32,
+        term: u64,
+    },
 }
 
 /// What a descriptor is for.
@@ -64,7 +68,9 @@ impl Bundle {
     /// Takes the descriptor out; an error names what the starter forgot.
     pub fn take(&mut self, purpose: Purpose) -> io::Result<OwnedFd> {
         self.descriptors.remove(&purpose).ok_or_else(|| {
-            io::Error::other(format!("the starting process sent no {purpose:?} descriptor"))
+            io::Error::other(format!(
+                "the starting process sent no {purpose:?} descriptor"
+            ))
         })
     }
 
@@ -73,10 +79,17 @@ impl Bundle {
         let (message, descriptors) = channel::receive::<Message>(channel.as_fd())?
             .ok_or_else(|| io::Error::other("the starting process is gone"))?;
         if message.purposes.len() != descriptors.len() {
-            return Err(io::Error::other("the starting process sent too few descriptors"));
+            return Err(io::Error::other(
+                "the starting process sent too few descriptors",
+            ));
         }
         let descriptors = message.purposes.into_iter().zip(descriptors).collect();
-        Ok(Bundle { config: message.config, start: message.start, descriptors, channel })
+        Ok(Bundle {
+            config: message.config,
+            start: message.start,
+            descriptors,
+            channel,
+        })
     }
 }
 
@@ -92,13 +105,23 @@ pub fn spawn(
         // The child finds its end as its standard input: no number to agree on, nothing else of
         // ours is inherited, and what we hold is closed on exec.
         let mut command = Command::new("/proc/self/exe");
-        command.arg0(format!("unbroken: {}", config.name)).arg("__node").stdin(theirs);
+        command
+            .arg0(format!("unbroken: {}", config.name))
+            .arg("__node")
+            .stdin(theirs);
         command.process_group(0);
         command.spawn()?
     };
     let purposes = descriptors.iter().map(|&(purpose, _)| purpose).collect();
-    let message = Message { config: config.clone(), start, purposes };
-    let borrowed: Vec<_> = descriptors.iter().map(|&(_, descriptor)| descriptor).collect();
+    let message = Message {
+        config: config.clone(),
+        start,
+        purposes,
+    };
+    let borrowed: Vec<_> = descriptors
+        .iter()
+        .map(|&(_, descriptor)| descriptor)
+        .collect();
     channel::send(ours.as_fd(), &message, &borrowed)?;
     Ok((child, ours))
 }

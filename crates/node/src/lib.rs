@@ -13,8 +13,8 @@ pub mod handshake;
 pub mod log;
 pub mod record;
 
-pub mod stage;
 pub mod notify;
 pub mod publish;
+pub mod stage;
 #[cfg(test)]
 mod test_root;

@@ -22,8 +22,8 @@ pub mod timerfd;
 mod error;
 
 pub use classify::{Kind, classify};
-pub use error::Error;
 pub(crate) use error::Context;
+pub use error::Error;
 pub mod listener;
 pub mod socket;
 pub mod socket_options;

@@ -36,10 +36,16 @@ fn phase_of(state: u8) -> Option<TcpPhase> {
 /// This side has sent or queued a FIN that the peer has not acknowledged. It counts as one byte in
 /// `SIOCOUTQ` and in `tcpi_notsent_bytes`.
 fn own_fin_is_open(phase: TcpPhase) -> bool {
-    matches!(phase, TcpPhase::FinWait1 | TcpPhase::LastAck | TcpPhase::Closing)
+    matches!(
+        phase,
+        TcpPhase::FinWait1 | TcpPhase::LastAck | TcpPhase::Closing
+    )
 }
 
 /// The peer's FIN has arrived; it counts as one sequence number in `rcv_nxt`.
 fn peer_fin_arrived(phase: TcpPhase) -> bool {
-    matches!(phase, TcpPhase::CloseWait | TcpPhase::LastAck | TcpPhase::Closing)
+    matches!(
+        phase,
+        TcpPhase::CloseWait | TcpPhase::LastAck | TcpPhase::Closing
+    )
 }

@@ -31,7 +31,9 @@ struct Pair {
 }
 
 fn connect(net: &Net, family: Family) -> (TcpListener, Pair) {
-    let listener = net.service.run(move || TcpListener::bind(family.listen_on()).unwrap());
+    let listener = net
+        .service
+        .run(move || TcpListener::bind(family.listen_on()).unwrap());
     let pair = connect_to(net, family, &listener);
     (listener, pair)
 }
@@ -42,7 +44,14 @@ fn connect_to(net: &Net, family: Family, listener: &TcpListener) -> Pair {
     let (service, _) = listener.accept().unwrap();
     client.set_read_timeout(Some(PATIENCE)).unwrap();
     client.set_write_timeout(Some(PATIENCE)).unwrap();
-    Pair { client, service, client_wrote: 0, client_read: 0, service_wrote: 0, service_read: 0 }
+    Pair {
+        client,
+        service,
+        client_wrote: 0,
+        client_read: 0,
+        service_wrote: 0,
+        service_read: 0,
+    }
 }
 
 impl Pair {
@@ -51,7 +60,12 @@ impl Pair {
     }
 
     fn service_writes(&mut self, length: usize) {
-        write_what_fits(&mut self.service, TO_CLIENT, &mut self.service_wrote, length);
+        write_what_fits(
+            &mut self.service,
+            TO_CLIENT,
+            &mut self.service_wrote,
+            length,
+        );
     }
 
     fn client_reads(&mut self, length: usize) {
@@ -59,14 +73,29 @@ impl Pair {
     }
 
     fn service_reads(&mut self, length: usize) {
-        expect(&mut self.service, TO_SERVICE, &mut self.service_read, length);
+        expect(
+            &mut self.service,
+            TO_SERVICE,
+            &mut self.service_read,
+            length,
+        );
     }
 
     /// Reads all that is on its way both ways, then more of it, then both ends to the end.
     fn finish(&mut self, client_open: bool, service_open: bool) {
         for (open, from, wrote, salt) in [
-            (client_open, &mut self.client, &mut self.client_wrote, TO_SERVICE),
-            (service_open, &mut self.service, &mut self.service_wrote, TO_CLIENT),
+            (
+                client_open,
+                &mut self.client,
+                &mut self.client_wrote,
+                TO_SERVICE,
+            ),
+            (
+                service_open,
+                &mut self.service,
+                &mut self.service_wrote,
+                TO_CLIENT,
+            ),
         ] {
             if open {
                 write_what_fits(from, salt, wrote, 20_000);
@@ -75,8 +104,16 @@ impl Pair {
         }
         self.client_reads(self.service_wrote - self.client_read);
         self.service_reads(self.client_wrote - self.service_read);
-        assert_eq!(self.client.read(&mut [0]).unwrap(), 0, "the client reads past the end");
-        assert_eq!(self.service.read(&mut [0]).unwrap(), 0, "the service reads past the end");
+        assert_eq!(
+            self.client.read(&mut [0]).unwrap(),
+            0,
+            "the client reads past the end"
+        );
+        assert_eq!(
+            self.service.read(&mut [0]).unwrap(),
+            0,
+            "the service reads past the end"
+        );
     }
 }
 
@@ -99,7 +136,10 @@ fn expect(end: &mut TcpStream, salt: u64, read: &mut usize, length: usize) {
     let mut bytes = vec![0; length];
     end.read_exact(&mut bytes)
         .unwrap_or_else(|error| panic!("stream {salt} at {read}, {length} wanted: {error}"));
-    assert!(bytes == stream(salt, *read, length), "stream {salt} differs behind byte {read}");
+    assert!(
+        bytes == stream(salt, *read, length),
+        "stream {salt} differs behind byte {read}"
+    );
     *read += length;
 }
 
@@ -120,11 +160,23 @@ fn capture_checked(end: &TcpStream) -> TcpConnection {
     // Kernel timers run on: they may send more of the queue and acknowledge, and do not change
     // what the streams hold.
     let numbers = |state: &TcpConnection| {
-        (state.phase, state.send_sequence, state.receive_sequence, state.local, state.remote)
+        (
+            state.phase,
+            state.send_sequence,
+            state.receive_sequence,
+            state.local,
+            state.remote,
+        )
     };
     assert_eq!(numbers(&state), numbers(&again));
-    assert!(state.send_queue == again.send_queue, "the send queues differ");
-    assert!(state.receive_queue == again.receive_queue, "the receive queues differ");
+    assert!(
+        state.send_queue == again.send_queue,
+        "the send queues differ"
+    );
+    assert!(
+        state.receive_queue == again.receive_queue,
+        "the receive queues differ"
+    );
     state
 }
 
@@ -137,7 +189,10 @@ fn make_live(net: &Net, states: Vec<(TcpConnection, tcp::View)>) -> Vec<TcpStrea
             .iter()
             .map(|(state, view)| tcp::prepare(state, *view).unwrap())
             .collect();
-        prepared.into_iter().map(|one| one.go_live().unwrap()).collect::<Vec<_>>()
+        prepared
+            .into_iter()
+            .map(|one| one.go_live().unwrap())
+            .collect::<Vec<_>>()
     });
     net.connect_replica();
     let mut ends = Vec::new();
@@ -147,7 +202,8 @@ fn make_live(net: &Net, states: Vec<(TcpConnection, tcp::View)>) -> Vec<TcpStrea
         }
         if let Some(resend) = live.resend {
             let states = Arc::clone(&states);
-            net.replica.run(move || packet::resend(&resend, &states[index].0));
+            net.replica
+                .run(move || packet::resend(&resend, &states[index].0));
         }
         let end = TcpStream::from(live.fd);
         end.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -161,7 +217,10 @@ fn wait_until_quiet(end: &TcpStream) {
     for _ in 0..2_000 {
         let (state, tracker) = tcp::capture(end.as_fd()).unwrap();
         if state.send_queue.is_empty() && state.receive_queue.is_empty() {
-            assert_eq!(*tracker.fingerprint(), tcp::fingerprint(end.as_fd()).unwrap());
+            assert_eq!(
+                *tracker.fingerprint(),
+                tcp::fingerprint(end.as_fd()).unwrap()
+            );
             return;
         }
         thread::sleep(Duration::from_millis(1));
@@ -210,7 +269,12 @@ fn queues_both_ways_go_on() {
         net.cut();
         pair.service_writes(200_000);
         let state = take_over(&net, &mut pair);
-        assert!(state.sent_bytes > 0 && (state.sent_bytes as usize) < state.send_queue.len(), "{} of {}", state.sent_bytes, state.send_queue.len());
+        assert!(
+            state.sent_bytes > 0 && (state.sent_bytes as usize) < state.send_queue.len(),
+            "{} of {}",
+            state.sent_bytes,
+            state.send_queue.len()
+        );
         pair.finish(true, true);
     });
 }
@@ -326,7 +390,10 @@ fn acknowledged_after_the_capture(net: &Net, family: Family, fin_too: bool) {
     wait_for_phase(&pair.service, TcpPhase::FinWait2);
     net.cut();
     let acknowledged = state.send_sequence.wrapping_add(9_000 + u32::from(fin_too));
-    let view = tcp::View { client_acknowledged: Some(acknowledged), ..tcp::View::default() };
+    let view = tcp::View {
+        client_acknowledged: Some(acknowledged),
+        ..tcp::View::default()
+    };
     pair.service = make_live(net, vec![(state, view)]).remove(0);
     wait_for_phase(&pair.service, TcpPhase::FinWait2);
     pair.finish(true, false);
@@ -340,7 +407,10 @@ fn a_reset_connection_reads_as_before() {
         // Closing with unread bytes resets.
         pair.service_writes(10);
         pair.client.peek(&mut [0]).unwrap();
-        drop(std::mem::replace(&mut pair.client, pair.service.try_clone().unwrap()));
+        drop(std::mem::replace(
+            &mut pair.client,
+            pair.service.try_clone().unwrap(),
+        ));
         wait_for_phase(&pair.service, TcpPhase::Closed);
         let state = take_over(&net, &mut pair);
         assert_eq!(state.error, libc::ECONNRESET);
@@ -348,7 +418,10 @@ fn a_reset_connection_reads_as_before() {
         let error = pair.service.read(&mut [0]).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ECONNRESET));
         assert_eq!(pair.service.read(&mut [0]).unwrap(), 0);
-        assert_eq!(pair.service.write(&[0]).unwrap_err().raw_os_error(), Some(libc::EPIPE));
+        assert_eq!(
+            pair.service.write(&[0]).unwrap_err().raw_os_error(),
+            Some(libc::EPIPE)
+        );
     });
 }
 
@@ -361,7 +434,10 @@ fn a_finished_connection_reads_as_before() {
         pair.client.shutdown(Shutdown::Write).unwrap();
         wait_for_phase(&pair.service, TcpPhase::Closed);
         let state = take_over(&net, &mut pair);
-        assert_eq!((state.error, state.receive_queue.len()), (0, pair.client_wrote));
+        assert_eq!(
+            (state.error, state.receive_queue.len()),
+            (0, pair.client_wrote)
+        );
         pair.service_reads(pair.client_wrote);
         assert_eq!(pair.service.read(&mut [0]).unwrap(), 0);
     });
@@ -370,8 +446,9 @@ fn a_finished_connection_reads_as_before() {
 #[test]
 fn a_handshake_on_its_way_goes_on() {
     let net = Net::new();
-    let server =
-        net.client.run(|| TcpListener::bind(("10.77.0.2", 0)).unwrap());
+    let server = net
+        .client
+        .run(|| TcpListener::bind(("10.77.0.2", 0)).unwrap());
     let target = server.local_addr().unwrap();
     net.cut();
     let connecting = net.service.run(move || {
@@ -406,7 +483,10 @@ fn a_connection_that_the_service_closes_still_delivers() {
         // Captured when the close is announced: the kernel will finish alone, without a
         // descriptor. So does the replica's.
         drop(take_over(&net, &mut pair));
-        drop(std::mem::replace(&mut pair.service, pair.client.try_clone().unwrap()));
+        drop(std::mem::replace(
+            &mut pair.service,
+            pair.client.try_clone().unwrap(),
+        ));
         pair.client_reads(pair.service_wrote);
         assert_eq!(pair.client.read(&mut [0]).unwrap(), 0);
     });
@@ -463,10 +543,24 @@ fn options_are_put_back() {
     for (level, name, value) in set {
         sockopt::set_i32(pair.service.as_fd(), level, name, value).unwrap();
     }
-    sockopt::set(pair.service.as_fd(), libc::IPPROTO_TCP, libc::TCP_CONGESTION, b"reno").unwrap();
+    sockopt::set(
+        pair.service.as_fd(),
+        libc::IPPROTO_TCP,
+        libc::TCP_CONGESTION,
+        b"reno",
+    )
+    .unwrap();
     let linger = [1i32.to_ne_bytes(), 4i32.to_ne_bytes()].concat();
-    sockopt::set(pair.service.as_fd(), libc::SOL_SOCKET, libc::SO_LINGER, &linger).unwrap();
-    pair.service.set_read_timeout(Some(Duration::from_millis(1_500))).unwrap();
+    sockopt::set(
+        pair.service.as_fd(),
+        libc::SOL_SOCKET,
+        libc::SO_LINGER,
+        &linger,
+    )
+    .unwrap();
+    pair.service
+        .set_read_timeout(Some(Duration::from_millis(1_500)))
+        .unwrap();
     let all = [
         (libc::SOL_SOCKET, libc::SO_REUSEADDR),
         (libc::SOL_SOCKET, libc::SO_REUSEPORT),
@@ -476,7 +570,10 @@ fn options_are_put_back() {
         (libc::IPPROTO_TCP, libc::TCP_CONGESTION),
     ];
     let read = move |end: &TcpStream| -> Vec<(i32, i32, Vec<u8>)> {
-        let names = set.iter().map(|(level, name, _)| (*level, *name)).chain(all);
+        let names = set
+            .iter()
+            .map(|(level, name, _)| (*level, *name))
+            .chain(all);
         names
             .map(|(level, name)| {
                 let mut value = [0; 16];
@@ -493,7 +590,8 @@ fn options_are_put_back() {
     let end = make_live(&net, vec![(state.clone(), tcp::View::default())]).remove(0);
     assert_eq!(read(&end), before);
     // The harness gave the restored end a timeout of its own.
-    end.set_read_timeout(Some(Duration::from_millis(1_500))).unwrap();
+    end.set_read_timeout(Some(Duration::from_millis(1_500)))
+        .unwrap();
     let (again, _) = tcp::capture(end.as_fd()).unwrap();
     assert_eq!(again.socket_options, state.socket_options);
 }
@@ -511,7 +609,9 @@ fn listeners_go_on() {
         let state = listener::capture(listener.as_fd()).unwrap();
         assert_eq!((state.backlog, state.listening), (17, true));
         let for_replica = state.clone();
-        let restored = net.replica.run(move || listener::restore(&for_replica).unwrap());
+        let restored = net
+            .replica
+            .run(move || listener::restore(&for_replica).unwrap());
         assert_eq!(listener::capture(restored.as_fd()).unwrap(), state);
         net.cut();
         net.connect_replica();
@@ -530,7 +630,11 @@ fn sockets_that_never_listened_go_on() {
         let address: std::net::SocketAddr = address.parse().unwrap();
         for bound in [false, true] {
             let state = net.service.run(move || {
-                let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+                let family = if address.is_ipv4() {
+                    libc::AF_INET
+                } else {
+                    libc::AF_INET6
+                };
                 let fd = socket::open(family, libc::SOCK_STREAM, 0).unwrap();
                 if bound {
                     socket::bind(fd.as_fd(), &address).unwrap();
@@ -540,7 +644,9 @@ fn sockets_that_never_listened_go_on() {
             });
             assert_eq!((state.listening, state.local.port() != 0), (false, bound));
             let for_replica = state.clone();
-            let restored = net.replica.run(move || listener::restore(&for_replica).unwrap());
+            let restored = net
+                .replica
+                .run(move || listener::restore(&for_replica).unwrap());
             assert_eq!(listener::capture(restored.as_fd()).unwrap(), state);
         }
     }
@@ -558,8 +664,13 @@ fn many_connections_in_any_phase_go_on() {
 fn many_connections(random: &mut Random) {
     let net = Net::new();
     // What the handshake negotiates differs from round to round.
-    for name in ["ipv4.tcp_timestamps", "ipv4.tcp_sack", "ipv4.tcp_window_scaling"] {
-        net.client.sysctl(name, if random.below(4) == 0 { "0" } else { "1" });
+    for name in [
+        "ipv4.tcp_timestamps",
+        "ipv4.tcp_sack",
+        "ipv4.tcp_window_scaling",
+    ] {
+        net.client
+            .sysctl(name, if random.below(4) == 0 { "0" } else { "1" });
     }
     let family = [Family::V4, Family::V6, Family::Mapped][random.below(3) as usize];
     let (listener, first) = connect(&net, family);
@@ -581,8 +692,12 @@ fn many_connections(random: &mut Random) {
     }
     net.cut();
     let listening = listener::capture(listener.as_fd()).unwrap();
-    let _listener = net.replica.run(move || listener::restore(&listening).unwrap());
-    let states = pairs.iter().map(|pair| (capture_checked(&pair.service), tcp::View::default()));
+    let _listener = net
+        .replica
+        .run(move || listener::restore(&listening).unwrap());
+    let states = pairs
+        .iter()
+        .map(|pair| (capture_checked(&pair.service), tcp::View::default()));
     let ends = make_live(&net, states.collect());
     for ((pair, end), (client, service)) in pairs.iter_mut().zip(ends).zip(closed) {
         pair.service = end;

@@ -158,9 +158,8 @@ pub fn info(fd: BorrowedFd<'_>) -> io::Result<Info> {
     // SAFETY: Info is plain integers.
     let mut info: Info = unsafe { zeroed() };
     // SAFETY: Info is plain integers without padding, so any bytes written are valid.
-    let bytes = unsafe {
-        std::slice::from_raw_parts_mut((&raw mut info).cast::<u8>(), size_of::<Info>())
-    };
+    let bytes =
+        unsafe { std::slice::from_raw_parts_mut((&raw mut info).cast::<u8>(), size_of::<Info>()) };
     let length = sockopt::get(fd, libc::IPPROTO_TCP, libc::TCP_INFO, bytes)?;
     if length < std::mem::offset_of!(Info, rehash) {
         return Err(io::Error::new(
@@ -206,10 +205,7 @@ pub fn repair_window(fd: BorrowedFd<'_>) -> io::Result<RepairWindow> {
     let mut window = RepairWindow::default();
     // SAFETY: RepairWindow is five u32 without padding, so any bytes written are valid.
     let bytes = unsafe {
-        std::slice::from_raw_parts_mut(
-            (&raw mut window).cast::<u8>(),
-            size_of::<RepairWindow>(),
-        )
+        std::slice::from_raw_parts_mut((&raw mut window).cast::<u8>(), size_of::<RepairWindow>())
     };
     sockopt::get(fd, libc::IPPROTO_TCP, TCP_REPAIR_WINDOW, bytes)?;
     Ok(window)
@@ -254,13 +250,21 @@ pub fn timestamp(fd: BorrowedFd<'_>) -> io::Result<u32> {
 /// Makes the socket's timestamp clock read `timestamp` now; in repair mode. The lowest bit selects
 /// microseconds.
 pub fn set_timestamp(fd: BorrowedFd<'_>, timestamp: u32) -> io::Result<()> {
-    sockopt::set_i32(fd, libc::IPPROTO_TCP, TCP_TIMESTAMP, timestamp.cast_signed())
+    sockopt::set_i32(
+        fd,
+        libc::IPPROTO_TCP,
+        TCP_TIMESTAMP,
+        timestamp.cast_signed(),
+    )
 }
 
 /// `CLOCK_MONOTONIC` in nanoseconds: the clock behind TCP timestamps (`tcp_clock_ns`), as the
 /// calling thread's time namespace shifts it.
 pub fn clock_ns() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: `time` is writable; CLOCK_MONOTONIC always exists, so the call cannot fail.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
     time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()

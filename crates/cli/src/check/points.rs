@@ -285,7 +285,11 @@ mod tests {
 
     #[test]
     fn a_probe_that_fails_names_the_fix() {
-        let probe: Probe = ("thing", "do this", || Err(io::ErrorKind::Unsupported.into()));
+        let probe: Probe = (
+            "thing",
+            "do this",
+            || Err(io::ErrorKind::Unsupported.into()),
+        );
         let finding = try_probe(probe, false);
         assert!(matches!(&finding.verdict, Verdict::Missing { fix, .. } if fix == "do this"));
         let denied: Probe = ("thing", "do this", || {

@@ -128,7 +128,10 @@ pub fn detail(service: &Service, in_colour: bool) -> String {
                 None => board.takeovers.to_string(),
             },
         ),
-        ("unprotected", duration_us(board.unprotected_total_ns / 1000)),
+        (
+            "unprotected",
+            duration_us(board.unprotected_total_ns / 1000),
+        ),
         ("term", board.term.to_string()),
         (
             "epoch",

@@ -2,7 +2,9 @@
 
 use super::Process;
 use crate::pipe::{self, Scratch};
-use crate::{Context, Error, Kind, device, directory, epoll, eventfd, file, memfd, signalfd, timerfd};
+use crate::{
+    Context, Error, Kind, device, directory, epoll, eventfd, file, memfd, signalfd, timerfd,
+};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use unbroken_image::object::RegularFile;
@@ -52,7 +54,10 @@ impl Entry {
     pub fn new(kind: Kind, status: &Status, output: Option<u8>) -> Entry {
         Entry {
             kind,
-            identity: FileIdentity { device: status.device, inode: status.inode },
+            identity: FileIdentity {
+                device: status.device,
+                inode: status.inode,
+            },
             output,
             slots: Vec::new(),
             state: None,
@@ -147,7 +152,11 @@ impl Entry {
     fn watch(&mut self, sources: &BTreeMap<Pid, Process>) -> Result<(), Error> {
         let by_text = matches!(
             self.kind,
-            Kind::RegularFile | Kind::Directory | Kind::MemoryFile | Kind::EventCounter | Kind::Timer
+            Kind::RegularFile
+                | Kind::Directory
+                | Kind::MemoryFile
+                | Kind::EventCounter
+                | Kind::Timer
         );
         if !by_text {
             return Ok(());
@@ -158,7 +167,9 @@ impl Entry {
             if self.watches.iter().any(|watch| watch.place.0 == place.0) {
                 continue;
             }
-            let Some(process) = sources.get(&place.0) else { continue };
+            let Some(process) = sources.get(&place.0) else {
+                continue;
+            };
             let fdinfo = process.source.fdinfo(place.1)?;
             self.watches.push(Watch {
                 place: *place,
@@ -180,8 +191,12 @@ impl Entry {
         let fd = match self.reference.take() {
             Some((fd, _)) => fd,
             None => {
-                let Some((pid, fd)) = self.slots.first() else { return Ok(()) };
-                let Some(process) = sources.get(pid) else { return Ok(()) };
+                let Some((pid, fd)) = self.slots.first() else {
+                    return Ok(());
+                };
+                let Some(process) = sources.get(pid) else {
+                    return Ok(());
+                };
                 process.source.reference(*fd)?
             }
         };
@@ -223,12 +238,15 @@ impl Entry {
     /// Length for a file that can be written; for a memfd the time of change as well, because no
     /// call that writes to it is announced.
     fn status_differs(&self) -> Result<bool, Error> {
-        let Some((reference, last)) = &self.reference else { return Ok(false) };
+        let Some((reference, last)) = &self.reference else {
+            return Ok(false);
+        };
         let now = descriptor::status(reference.as_fd()).during("look at", "a file")?;
         Ok(match &self.state {
-            Some(Object::RegularFile(RegularFile { length_bytes: Some(known), .. })) => {
-                now.length_bytes != *known
-            }
+            Some(Object::RegularFile(RegularFile {
+                length_bytes: Some(known),
+                ..
+            })) => now.length_bytes != *known,
             Some(Object::MemoryFile(_)) => {
                 now.length_bytes != last.length_bytes
                     || now.changed_ns != last.changed_ns
@@ -239,10 +257,14 @@ impl Entry {
     }
 
     fn timer_differs(&mut self) -> Result<bool, Error> {
-        let Some(watch) = self.watches.first_mut() else { return Ok(true) };
+        let Some(watch) = self.watches.first_mut() else {
+            return Ok(true);
+        };
         watch.read()?;
         let reading = timerfd::parse(&watch.text)?;
-        let Some(Object::TimerDescriptor(known)) = &self.state else { return Ok(true) };
+        let Some(Object::TimerDescriptor(known)) = &self.state else {
+            return Ok(true);
+        };
         let is_due = known.expiry_ns != 0 && {
             let clock = timerfd::counting_clock(known.clock, known.set_flags);
             timer::now_ns(clock).during("read the clock of", "a timerfd")? >= known.expiry_ns
@@ -255,9 +277,15 @@ impl Entry {
         sources: &BTreeMap<Pid, Process>,
         scratch: &mut Scratch,
     ) -> Result<bool, Error> {
-        let Some(Object::PipeEnd(known)) = &self.state else { return Ok(true) };
-        let Some(pipe) = &known.pipe else { return Ok(false) };
-        let Some(fd) = super::duplicate(sources, &self.slots)? else { return Ok(true) };
+        let Some(Object::PipeEnd(known)) = &self.state else {
+            return Ok(true);
+        };
+        let Some(pipe) = &known.pipe else {
+            return Ok(false);
+        };
+        let Some(fd) = super::duplicate(sources, &self.slots)? else {
+            return Ok(true);
+        };
         let unread = descriptor::unread_bytes(fd.as_fd()).during("look into", "a pipe")?;
         let known_bytes: usize = pipe.content.iter().map(Vec::len).sum();
         if unread == 0 || unread != known_bytes {

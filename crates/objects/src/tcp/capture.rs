@@ -46,8 +46,7 @@ fn fingerprint_from(fd: BorrowedFd<'_>, info: &Info) -> Result<Fingerprint, Sock
         send_window: info.send_window,
         receive_window: info.receive_window,
         unread_bytes: socket::unread_bytes(fd).context("read SIOCINQ", SUBJECT)?,
-        unacknowledged_bytes: socket::unacknowledged_bytes(fd)
-            .context("read SIOCOUTQ", SUBJECT)?,
+        unacknowledged_bytes: socket::unacknowledged_bytes(fd).context("read SIOCOUTQ", SUBJECT)?,
     })
 }
 
@@ -102,8 +101,12 @@ pub fn capture(fd: BorrowedFd<'_>) -> Result<(TcpConnection, Tracker), SocketErr
         socket_options: Vec::new(),
     };
     let fingerprint = fingerprint_from(fd, &info)?;
-    let mut tracker =
-        Tracker { send_base: 0, receive_base: 0, max_window: 0, fingerprint };
+    let mut tracker = Tracker {
+        send_base: 0,
+        receive_base: 0,
+        max_window: 0,
+        fingerprint,
+    };
     if phase != TcpPhase::Closed {
         tracker.synchronise(fd, &info, &mut connection)?;
     }
@@ -168,8 +171,7 @@ impl Tracker {
             Ok((receive_next, write_sequence, window, mss_clamp))
         })?;
         let (receive_next, write_sequence, window, mss_clamp) = numbers;
-        let unacknowledged =
-            socket::unacknowledged_bytes(fd).context("read SIOCOUTQ", SUBJECT)?;
+        let unacknowledged = socket::unacknowledged_bytes(fd).context("read SIOCOUTQ", SUBJECT)?;
         let first = write_sequence.wrapping_sub(unacknowledged);
         self.send_base = first.wrapping_sub(info.bytes_acked as u32);
         self.receive_base = receive_next.wrapping_sub(info.bytes_received as u32);
@@ -201,8 +203,11 @@ impl Tracker {
                 connection.send_queue.clear();
                 connection.sent_bytes = 0;
                 connection.fin_sent = false;
-                connection.error =
-                    if ready & libc::POLLERR != 0 { libc::ECONNRESET } else { 0 };
+                connection.error = if ready & libc::POLLERR != 0 {
+                    libc::ECONNRESET
+                } else {
+                    0
+                };
                 return Ok(());
             }
             TcpPhase::SynSent => {
@@ -279,7 +284,11 @@ impl Tracker {
         let queued = self.fingerprint.unacknowledged_bytes.saturating_sub(fin) as usize;
         // The FIN is the last to be sent, so nothing unsent means that it went out too.
         connection.fin_sent = fin == 1 && info.not_sent_bytes == 0;
-        let not_sent = if info.not_sent_bytes == 0 { 0 } else { info.not_sent_bytes - fin };
+        let not_sent = if info.not_sent_bytes == 0 {
+            0
+        } else {
+            info.not_sent_bytes - fin
+        };
         connection.sent_bytes = (queued as u32).saturating_sub(not_sent);
         if queued == 0 {
             return Ok(());
@@ -292,12 +301,8 @@ impl Tracker {
 }
 
 /// Reads the options again, as after an announced `setsockopt`.
-fn refresh_options(
-    fd: BorrowedFd<'_>,
-    connection: &mut TcpConnection,
-) -> Result<(), SocketError> {
-    connection.socket_options =
-        socket_options::capture(fd, connection.family, libc::SOCK_STREAM)?;
+fn refresh_options(fd: BorrowedFd<'_>, connection: &mut TcpConnection) -> Result<(), SocketError> {
+    connection.socket_options = socket_options::capture(fd, connection.family, libc::SOCK_STREAM)?;
     Ok(())
 }
 

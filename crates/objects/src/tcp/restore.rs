@@ -112,18 +112,32 @@ pub struct Live {
 /// address and a route to the peer. Sends nothing. Listeners must be restored before.
 pub fn prepare(connection: &TcpConnection, view: View) -> Result<Prepared<'_>, SocketError> {
     let own_fin = own_fin(connection);
-    let mut plan = Plan { view, dropped_bytes: 0, own_fin, send_buffer_bytes: 0 };
+    let mut plan = Plan {
+        view,
+        dropped_bytes: 0,
+        own_fin,
+        send_buffer_bytes: 0,
+    };
     if connection.phase == TcpPhase::Closed {
         let fd = closed::restore(connection)?;
-        return Ok(Prepared { fd, connection, plan });
+        return Ok(Prepared {
+            fd,
+            connection,
+            plan,
+        });
     }
     let fd = socket::open(connection.family, libc::SOCK_STREAM, libc::IPPROTO_TCP)
         .context("create", SUBJECT)?;
     let socket = fd.as_fd();
-    tcp::repair(socket, Repair::On).context("enter TCP repair mode (needs CAP_NET_ADMIN)", SUBJECT)?;
+    tcp::repair(socket, Repair::On)
+        .context("enter TCP repair mode (needs CAP_NET_ADMIN)", SUBJECT)?;
     bind(socket, connection)?;
     if connection.phase == TcpPhase::SynSent {
-        return Ok(Prepared { fd, connection, plan });
+        return Ok(Prepared {
+            fd,
+            connection,
+            plan,
+        });
     }
     plan.drop_acknowledged(connection);
     connect(socket, connection, &plan)?;
@@ -131,7 +145,12 @@ pub fn prepare(connection: &TcpConnection, view: View) -> Result<Prepared<'_>, S
         .context("read SO_SNDBUF", SUBJECT)?;
     fill_queues(socket, connection, &plan)?;
     set_window(socket, connection)?;
-    socket_options::apply(socket, &connection.socket_options, Moment::AfterConnect, SUBJECT)?;
+    socket_options::apply(
+        socket,
+        &connection.socket_options,
+        Moment::AfterConnect,
+        SUBJECT,
+    )?;
     if connection.corked {
         sockopt::set_i32(socket, libc::IPPROTO_TCP, libc::TCP_CORK, 1)
             .context("set TCP_CORK", SUBJECT)?;
@@ -142,7 +161,11 @@ pub fn prepare(connection: &TcpConnection, view: View) -> Result<Prepared<'_>, S
         tcp::select_queue(socket, Queue::Send).context("select send queue", SUBJECT)?;
         socket::shutdown(socket, libc::SHUT_WR).context("shut down writing", SUBJECT)?;
     }
-    Ok(Prepared { fd, connection, plan })
+    Ok(Prepared {
+        fd,
+        connection,
+        plan,
+    })
 }
 
 impl Prepared<'_> {
@@ -153,14 +176,26 @@ impl Prepared<'_> {
 
     /// Leaves repair mode and writes what had not been sent, which may go out at once.
     pub fn go_live(self) -> Result<Live, SocketError> {
-        let Prepared { fd, connection, plan } = self;
+        let Prepared {
+            fd,
+            connection,
+            plan,
+        } = self;
         let socket = fd.as_fd();
         if connection.phase == TcpPhase::Closed {
-            return Ok(Live { fd, inject: None, resend: None });
+            return Ok(Live {
+                fd,
+                inject: None,
+                resend: None,
+            });
         }
         if connection.phase == TcpPhase::SynSent {
             connect_again(socket, connection)?;
-            return Ok(Live { fd, inject: None, resend: None });
+            return Ok(Live {
+                fd,
+                inject: None,
+                resend: None,
+            });
         }
         tcp::repair(socket, Repair::OffSilently).context("leave TCP repair mode", SUBJECT)?;
         let unsent = &connection.send_queue[connection.sent_bytes as usize..];
@@ -173,7 +208,11 @@ impl Prepared<'_> {
         }
         settle(socket, connection, plan.send_buffer_bytes)?;
         let (inject, resend) = packets(socket, connection, &plan)?;
-        Ok(Live { fd, inject, resend: Some(resend) })
+        Ok(Live {
+            fd,
+            inject,
+            resend: Some(resend),
+        })
     }
 }
 
@@ -198,7 +237,10 @@ impl Plan {
     fn first_sequence(&self, connection: &TcpConnection) -> u32 {
         // In FIN_WAIT2 snd_una is behind the FIN, which the restored socket goes through again.
         let fin = u32::from(connection.phase == TcpPhase::FinWait2);
-        connection.send_sequence.wrapping_sub(fin).wrapping_add(self.dropped_bytes as u32)
+        connection
+            .send_sequence
+            .wrapping_sub(fin)
+            .wrapping_add(self.dropped_bytes as u32)
     }
 
     /// What the client has acknowledged as far as this side may show it.
@@ -222,11 +264,13 @@ fn own_fin(connection: &TcpConnection) -> OwnFin {
 
 /// Binds beside the listener and the other connections of the port, which repair mode's forced
 /// reuse allows.
-pub(super) fn bind(
-    socket: BorrowedFd<'_>,
-    connection: &TcpConnection,
-) -> Result<(), SocketError> {
-    socket_options::apply(socket, &connection.socket_options, Moment::BeforeBind, SUBJECT)?;
+pub(super) fn bind(socket: BorrowedFd<'_>, connection: &TcpConnection) -> Result<(), SocketError> {
+    socket_options::apply(
+        socket,
+        &connection.socket_options,
+        Moment::BeforeBind,
+        SUBJECT,
+    )?;
     // An IPv6 address may still be tentative.
     let transient = socket_options::find(
         &connection.socket_options,
@@ -258,9 +302,16 @@ fn connect(
 ) -> Result<(), SocketError> {
     // The segment size is computed in connect, from the clamp that TCP_MAXSEG sets. Set later, the
     // first writes would be cut to the default of 536.
-    let segment = connection.mss_clamp.clamp(*MSS_RANGE.start(), *MSS_RANGE.end());
-    sockopt::set_i32(socket, libc::IPPROTO_TCP, libc::TCP_MAXSEG, segment.cast_signed())
-        .context("set TCP_MAXSEG", SUBJECT)?;
+    let segment = connection
+        .mss_clamp
+        .clamp(*MSS_RANGE.start(), *MSS_RANGE.end());
+    sockopt::set_i32(
+        socket,
+        libc::IPPROTO_TCP,
+        libc::TCP_MAXSEG,
+        segment.cast_signed(),
+    )
+    .context("set TCP_MAXSEG", SUBJECT)?;
     // The window clamp is computed in connect from the buffer's size.
     force_buffer(socket, libc::SO_RCVBUFFORCE, receive_room_bytes(connection))?;
     for (queue, sequence) in [
@@ -280,10 +331,11 @@ fn set_negotiated(
     clock_offset_ns: i64,
 ) -> Result<(), SocketError> {
     let has = |bit: u8| connection.options & u32::from(bit) != 0;
-    let set = |option| {
-        tcp::set_repair_option(socket, option).context("set TCP_REPAIR_OPTIONS", SUBJECT)
-    };
-    set(RepairOption::MaximumSegment(connection.mss_clamp.min(u32::from(u16::MAX)) as u16))?;
+    let set =
+        |option| tcp::set_repair_option(socket, option).context("set TCP_REPAIR_OPTIONS", SUBJECT);
+    set(RepairOption::MaximumSegment(
+        connection.mss_clamp.min(u32::from(u16::MAX)) as u16,
+    ))?;
     if has(negotiated::WINDOW_SCALE) {
         set(RepairOption::WindowScale {
             send: connection.send_window_scale,
@@ -307,12 +359,15 @@ fn set_negotiated(
 /// (PAWS).
 fn timestamp_at(connection: &TcpConnection, now_ns: u64) -> u32 {
     let elapsed_ns = now_ns.saturating_sub(connection.timestamp_read_at_ns);
-    let microseconds =
-        connection.options & u32::from(negotiated::MICROSECOND_TIMESTAMPS) != 0;
+    let microseconds = connection.options & u32::from(negotiated::MICROSECOND_TIMESTAMPS) != 0;
     let ticks = elapsed_ns / if microseconds { 1_000 } else { 1_000_000 } + 2;
     let now = connection.timestamp.wrapping_add(ticks as u32);
     // The lowest bit is the kernel's mark for microseconds.
-    if microseconds { now | 1 } else { now.wrapping_add(1) & !1 }
+    if microseconds {
+        now | 1
+    } else {
+        now.wrapping_add(1) & !1
+    }
 }
 
 /// Everything that the peer was told to have been received, and everything that was sent.
@@ -321,21 +376,23 @@ fn fill_queues(
     connection: &TcpConnection,
     plan: &Plan,
 ) -> Result<(), SocketError> {
-    force_buffer(socket, libc::SO_SNDBUFFORCE, connection.send_queue.len() * 2)?;
+    force_buffer(
+        socket,
+        libc::SO_SNDBUFFORCE,
+        connection.send_queue.len() * 2,
+    )?;
     let sent = &connection.send_queue[plan.dropped_bytes..connection.sent_bytes as usize];
-    for (queue, bytes) in
-        [(Queue::Receive, connection.receive_queue.as_slice()), (Queue::Send, sent)]
-    {
+    for (queue, bytes) in [
+        (Queue::Receive, connection.receive_queue.as_slice()),
+        (Queue::Send, sent),
+    ] {
         tcp::select_queue(socket, queue).context("select a queue", SUBJECT)?;
         fill_queue(socket, bytes)?;
     }
     tcp::select_queue(socket, Queue::None).context("select no queue", SUBJECT)
 }
 
-pub(super) fn fill_queue(
-    socket: BorrowedFd<'_>,
-    mut bytes: &[u8],
-) -> Result<(), SocketError> {
+pub(super) fn fill_queue(socket: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), SocketError> {
     let mut chunk = QUEUE_CHUNK_BYTES;
     while !bytes.is_empty() {
         match socket::send(socket, &bytes[..bytes.len().min(chunk)], libc::MSG_DONTWAIT) {
@@ -350,12 +407,10 @@ pub(super) fn fill_queue(
     Ok(())
 }
 
-fn set_window(
-    socket: BorrowedFd<'_>,
-    connection: &TcpConnection,
-) -> Result<(), SocketError> {
-    let receive_next =
-        connection.receive_sequence.wrapping_add(connection.receive_queue.len() as u32);
+fn set_window(socket: BorrowedFd<'_>, connection: &TcpConnection) -> Result<(), SocketError> {
+    let receive_next = connection
+        .receive_sequence
+        .wrapping_add(connection.receive_queue.len() as u32);
     let window = &connection.window;
     // A FIN to come takes one number out of the window that it had been received in.
     let fin = u32::from(peer_fin_arrived(connection.phase));
@@ -381,19 +436,16 @@ fn receive_room_bytes(connection: &TcpConnection) -> usize {
 }
 
 /// Raises a buffer to at least twice `bytes`, the kernel's measure of room for `bytes`.
-fn force_buffer(
-    socket: BorrowedFd<'_>,
-    name: i32,
-    bytes: usize,
-) -> Result<(), SocketError> {
+fn force_buffer(socket: BorrowedFd<'_>, name: i32, bytes: usize) -> Result<(), SocketError> {
     let (read, operation) = if name == libc::SO_RCVBUFFORCE {
         (libc::SO_RCVBUF, "raise SO_RCVBUF")
     } else {
         (libc::SO_SNDBUF, "raise SO_SNDBUF")
     };
-    let current =
-        sockopt::get_i32(socket, libc::SOL_SOCKET, read).context(operation, SUBJECT)?;
-    let wanted = i32::try_from(bytes).unwrap_or(i32::MAX / 2).min(i32::MAX / 2);
+    let current = sockopt::get_i32(socket, libc::SOL_SOCKET, read).context(operation, SUBJECT)?;
+    let wanted = i32::try_from(bytes)
+        .unwrap_or(i32::MAX / 2)
+        .min(i32::MAX / 2);
     if current / 2 >= wanted {
         return Ok(());
     }
@@ -417,13 +469,22 @@ fn settle(
     send_buffer_bytes: i32,
 ) -> Result<(), SocketError> {
     let options = &connection.socket_options;
-    sockopt::set_i32(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, send_buffer_bytes / 2)
-        .context("put SO_SNDBUF back", SUBJECT)?;
+    sockopt::set_i32(
+        socket,
+        libc::SOL_SOCKET,
+        libc::SO_SNDBUFFORCE,
+        send_buffer_bytes / 2,
+    )
+    .context("put SO_SNDBUF back", SUBJECT)?;
     socket_options::apply(socket, options, Moment::Last, SUBJECT)?;
     // Room for the queue and the window even where the service had locked less.
     force_buffer(socket, libc::SO_RCVBUFFORCE, receive_room_bytes(connection))?;
     let locked = |name, bit| {
-        if socket_options::find(options, libc::SOL_SOCKET, name).is_some() { bit } else { 0 }
+        if socket_options::find(options, libc::SOL_SOCKET, name).is_some() {
+            bit
+        } else {
+            0
+        }
     };
     let lock = locked(libc::SO_SNDBUFFORCE, sockopt::SEND_BUFFER_LOCKED)
         | locked(libc::SO_RCVBUFFORCE, sockopt::RECEIVE_BUFFER_LOCKED);
@@ -434,10 +495,7 @@ fn settle(
 
 /// A handshake that was under way starts again with the same first sequence number, so that an
 /// answer to the first SYN still fits.
-fn connect_again(
-    socket: BorrowedFd<'_>,
-    connection: &TcpConnection,
-) -> Result<(), SocketError> {
+fn connect_again(socket: BorrowedFd<'_>, connection: &TcpConnection) -> Result<(), SocketError> {
     tcp::select_queue(socket, Queue::Send).context("select send queue", SUBJECT)?;
     tcp::set_queue_sequence(socket, connection.send_sequence)
         .context("set TCP_QUEUE_SEQ", SUBJECT)?;
@@ -473,9 +531,10 @@ fn packets(
     // of the client's clock could make it drop the client's real ones.
     let client = plan.view.client_timestamp;
     let peer_fin = peer_fin_arrived(connection.phase);
-    let end = connection.receive_sequence.wrapping_add(connection.receive_queue.len() as u32);
-    let window_field =
-        |bytes: u32, scale: u8| (bytes >> scale).min(u32::from(u16::MAX)) as u16;
+    let end = connection
+        .receive_sequence
+        .wrapping_add(connection.receive_queue.len() as u32);
+    let window_field = |bytes: u32, scale: u8| (bytes >> scale).min(u32::from(u16::MAX)) as u16;
     let (local, remote) = (on_wire(connection.local), on_wire(connection.remote));
 
     let inject = (peer_fin || plan.own_fin == OwnFin::Acknowledged).then(|| Inject {

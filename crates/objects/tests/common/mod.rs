@@ -34,7 +34,11 @@ impl Place {
             }
         });
         let tid = tid.recv().unwrap();
-        let place = Self { work: Some(work), thread: Some(thread), tid };
+        let place = Self {
+            work: Some(work),
+            thread: Some(thread),
+            tid,
+        };
         place.ip(&["link set lo up"]);
         place
     }
@@ -46,7 +50,9 @@ impl Place {
             let _ = done.send(work());
         });
         self.work.as_ref().unwrap().send(work).unwrap();
-        result.recv().expect("the work on the namespace's thread panicked")
+        result
+            .recv()
+            .expect("the work on the namespace's thread panicked")
     }
 
     /// Runs `ip` once with these lines as its batch.
@@ -59,7 +65,11 @@ impl Place {
                 thread::current().id()
             ));
             std::fs::write(&path, &batch).unwrap();
-            let output = Command::new("ip").arg("-batch").arg(&path).output().unwrap();
+            let output = Command::new("ip")
+                .arg("-batch")
+                .arg(&path)
+                .output()
+                .unwrap();
             std::fs::remove_file(&path).unwrap();
             assert!(
                 output.status.success(),
@@ -105,8 +115,14 @@ impl Net {
             is_cut: Cell::new(false),
         };
         net.client.ip(&[
-            &format!("link add c0 type veth peer name s0 netns {}", net.service.tid),
-            &format!("link add c1 type veth peer name s0 netns {}", net.replica.tid),
+            &format!(
+                "link add c0 type veth peer name s0 netns {}",
+                net.service.tid
+            ),
+            &format!(
+                "link add c1 type veth peer name s0 netns {}",
+                net.replica.tid
+            ),
             // A way to nowhere, for packets that are sent and lost.
             "link add lost type veth peer name void",
             "link add closed type bridge",
@@ -222,7 +238,9 @@ impl Random {
 pub fn stream(salt: u64, from: usize, length: usize) -> Vec<u8> {
     (from..from + length)
         .map(|index| {
-            let block = (index as u64 / 7).wrapping_add(salt).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let block = (index as u64 / 7)
+                .wrapping_add(salt)
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15);
             (block >> (8 * (index % 7))) as u8
         })
         .collect()
