@@ -8,6 +8,7 @@
 //! - [`Tree`] knows every process and thread and [waits](Tree::wait) for what they do.
 //! - [`Stopped`] is the tree while none of it runs; what needs a stopped thread exists only there.
 //! - [`Batch`] runs system calls in a stopped thread, through the [`blob`].
+//! - [`replica`] builds another tree that is like this one.
 #![forbid(unsafe_code)]
 
 pub mod blob;
@@ -16,6 +17,7 @@ mod error;
 pub mod memory_map;
 mod proc;
 mod remote;
+pub mod replica;
 mod seize;
 mod stop;
 mod thread;

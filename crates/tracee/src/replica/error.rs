@@ -3,7 +3,7 @@
 
 use crate::{HostTid, TraceError};
 use std::io;
-use unbroken_image::{Pid, Tid};
+use unbroken_image::{FileIdentity, Pid, Tid};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ReplicaError {
@@ -31,8 +31,20 @@ pub enum ReplicaError {
     #[error("replica: the epoch has no {what} for thread {tid}, which is new")]
     Incomplete { what: &'static str, tid: Tid },
 
+    #[error("replica: the epoch has a page of process {pid} at {address:#x}, where nothing is mapped")]
+    UnmappedPage { pid: Pid, address: u64 },
+
+    #[error("replica: the epoch names shared memory {identity:?}, which no mapping shows")]
+    UnknownMemory { identity: FileIdentity },
+
+    #[error("replica: descriptors {missing} and above do not fit under the limit of {limit} open files")]
+    TooManyDescriptors { missing: u64, limit: u64 },
+
     #[error("replica: the epoch's pages and its page content differ in length")]
     WrongLength,
+
+    #[error("replica: no timer can be made under the number {number} on this kernel; boot Linux 6.15 or later")]
+    TimerNumber { number: i32 },
 
     #[error("replica: process {pid} goes on without its first thread, which no replica can")]
     LeaderGone { pid: Pid },
