@@ -8,12 +8,14 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-/// Descriptors that one message can carry.
-pub const DESCRIPTORS_MAX: usize = 16;
+/// Descriptors that one message can carry: the kernel's own limit (net/scm.h, SCM_MAX_FD).
+pub const DESCRIPTORS_MAX: usize = 253;
 
 // Room for SCM_RIGHTS with DESCRIPTORS_MAX and SCM_CREDENTIALS, aligned as cmsg(3) asks.
 #[repr(C, align(8))]
-struct ControlBuffer([u8; 160]);
+struct ControlBuffer([u8; CONTROL_BYTES]);
+
+const CONTROL_BYTES: usize = 1088;
 
 /// One end of a connection that keeps message borders.
 #[derive(Debug)]
@@ -62,7 +64,7 @@ impl Channel {
         if descriptors.len() > DESCRIPTORS_MAX {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let mut control = ControlBuffer([0; 160]);
+        let mut control = ControlBuffer([0; CONTROL_BYTES]);
         let mut part = libc::iovec {
             iov_base: bytes.as_ptr().cast_mut().cast(),
             iov_len: bytes.len(),
@@ -106,7 +108,7 @@ impl Channel {
 
     /// Waits for one message. A longer one than `buffer` is an error (`EMSGSIZE`).
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Received> {
-        let mut control = ControlBuffer([0; 160]);
+        let mut control = ControlBuffer([0; CONTROL_BYTES]);
         let mut part = libc::iovec {
             iov_base: buffer.as_mut_ptr().cast(),
             iov_len: buffer.len(),

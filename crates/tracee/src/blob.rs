@@ -233,8 +233,13 @@ fn choose_notice(host_pid: HostPid) -> Result<i32, TraceError> {
             path,
             what: "SigCgt",
         })?;
+    Ok(notice_for(caught))
+}
+
+/// The same for a process that handles the signals of `caught`, signal 1 in bit 0.
+pub(crate) fn notice_for(caught: u64) -> i32 {
     let is_free = |signal: &i32| caught & (1 << (signal - 1)) == 0;
-    Ok(NOTICES.into_iter().find(is_free).unwrap_or(libc::SIGCHLD))
+    NOTICES.into_iter().find(is_free).unwrap_or(libc::SIGCHLD)
 }
 
 /// A `syscall` instruction that every program has: the vDSO's.

@@ -9,6 +9,7 @@
 //! - [`Stopped`] is the tree while none of it runs; what needs a stopped thread exists only there.
 //! - [`Batch`] runs system calls in a stopped thread, through the [`blob`].
 //! - [`survey`] reads what a process is, apart from memory and descriptors.
+//! - [`replica`] builds another tree that is like this one.
 #![forbid(unsafe_code)]
 
 pub mod blob;
@@ -17,6 +18,7 @@ mod error;
 pub mod memory_map;
 mod proc;
 mod remote;
+pub mod replica;
 mod seize;
 mod stop;
 pub mod survey;

@@ -180,6 +180,11 @@ impl<'tree> Stopped<'tree> {
         self.tree.resume_all()
     }
 
+    /// Leaves every thread where it is; the next [`Tree::stop`] finds it so.
+    pub(crate) fn stay(mut self) {
+        self.resumed = true;
+    }
+
     /// Ends tracing: the service runs on by itself. Group stops last.
     pub fn detach(mut self) -> Result<(), TraceError> {
         self.resumed = true;

@@ -268,6 +268,12 @@ impl Tree {
         self.reindex();
     }
 
+    /// Drops what the next wait would say or let go on. For a replica that does not run by itself.
+    pub(crate) fn discard_events(&mut self) {
+        self.events.clear();
+        self.held.clear();
+    }
+
     fn reindex(&mut self) {
         self.index.clear();
         for (position, process) in self.processes.iter().enumerate() {
@@ -343,7 +349,7 @@ impl Tree {
         Ok(())
     }
 
-    fn release_held(&mut self) -> Result<(), TraceError> {
+    pub(crate) fn release_held(&mut self) -> Result<(), TraceError> {
         while let Some(tid) = self.held.pop() {
             self.resume_thread(tid)?;
         }

@@ -1,0 +1,193 @@
+//! The descriptor table of a process of the replica.
+//!
+//! While it waits it holds nothing but its end of a channel. At a takeover descriptors come over
+//! that channel, many in one message, each into the lowest free slot: sent in the order of their
+//! numbers, with fillers for the free ones between, they land where they belong.
+
+use super::ReplicaError;
+use super::calls::{Calls, Expect};
+use crate::{HostTid, RemoteAddr, Stopped};
+use std::os::fd::BorrowedFd;
+use unbroken_image::Fd;
+use unbroken_sys::channel::{Channel, DESCRIPTORS_MAX};
+use unbroken_sys::process;
+
+/// Where a waiting process has its end of the channel.
+pub const STUB_CHANNEL: i32 = 255;
+
+/// Fillers that are cheaper than a process of their own for what lies behind them.
+const FILLERS_MAX: i32 = 256;
+
+/// Messages under way at once: a socket's send buffer holds more than this many.
+const MESSAGES_MAX: usize = 24;
+
+/// One descriptor for a process: its number, what it names, and whether exec closes it.
+pub type Installed<'a> = (Fd, BorrowedFd<'a>, bool);
+
+/// The control part of one message: struct cmsghdr and the numbers.
+const CONTROL_BYTES: usize = 16 + (DESCRIPTORS_MAX * 4).next_multiple_of(8);
+
+/// Adds the receipt of one message. The descriptors in it land in the lowest free slots.
+pub(super) fn receive(calls: &mut Calls<'_, '_>) -> Result<(), ReplicaError> {
+    let control = calls.reserve(CONTROL_BYTES)?;
+    receive_from(calls, i64::from(STUB_CHANNEL) as u64, control)
+}
+
+fn receive_from(
+    calls: &mut Calls<'_, '_>,
+    channel: u64,
+    control: RemoteAddr,
+) -> Result<(), ReplicaError> {
+    let data = calls.reserve(8)?;
+    let part = calls.words(&[data.0, 8])?;
+    // struct msghdr: name, its length, parts, their number, control, its length, flags.
+    let message = calls.words(&[0, 0, part.0, 1, control.0, CONTROL_BYTES as u64, 0])?;
+    let arguments = [channel, message.0, 0];
+    calls.add("recvmsg", libc::SYS_recvmsg, &arguments, Expect::Value(1)).map(drop)
+}
+
+/// Lays `wanted`, sorted by number, into the empty table of a process, and takes its end of the
+/// channel away.
+pub(super) fn install(
+    stopped: &mut Stopped<'_>,
+    leader: HostTid,
+    channel: &Channel,
+    wanted: &[Installed<'_>],
+) -> Result<(), ReplicaError> {
+    let highest = wanted.last().map_or(0, |(fd, ..)| fd.0);
+    let own = move_channel(stopped, leader, highest)?;
+    let mut rest = wanted;
+    // Everything below is taken.
+    let mut next = 0;
+    while let Some((first, ..)) = rest.first() {
+        if first.0 - next > FILLERS_MAX {
+            rest = install_far(stopped, leader, channel, own, next, rest)?;
+        } else {
+            (rest, next) = install_near(stopped, leader, channel, own, next, rest)?;
+        }
+    }
+    close_unwanted(stopped, leader, wanted, own)
+}
+
+/// Makes room for numbers up to `highest`, the channel behind them.
+fn move_channel(
+    stopped: &mut Stopped<'_>,
+    leader: HostTid,
+    highest: i32,
+) -> Result<u64, ReplicaError> {
+    let (_, limit) = process::limit(leader.0, libc::RLIMIT_NOFILE)
+        .map_err(ReplicaError::own("read the limit of open files"))?;
+    let place = u64::from(highest.max(STUB_CHANNEL).unsigned_abs()) + 1;
+    if place >= limit {
+        return Err(ReplicaError::TooManyDescriptors { missing: place, limit });
+    }
+    let mut calls = Calls::new(stopped, leader);
+    let raised = calls.words(&[limit, limit])?;
+    let arguments = [0, u64::from(libc::RLIMIT_NOFILE), raised.0, 0];
+    calls.add("prlimit64", libc::SYS_prlimit64, &arguments, Expect::Success)?;
+    let from = i64::from(STUB_CHANNEL) as u64;
+    let arguments = [from, libc::F_DUPFD as u64, place];
+    calls.add("fcntl(F_DUPFD)", libc::SYS_fcntl, &arguments, Expect::Value(place))?;
+    calls.add("close", libc::SYS_close, &[from], Expect::Success)?;
+    calls.run()?;
+    Ok(place)
+}
+
+/// Lays down a run of descriptors with few holes. Returns what is left and the next free number.
+fn install_near<'a, 'fd>(
+    stopped: &mut Stopped<'_>,
+    leader: HostTid,
+    channel: &Channel,
+    own: u64,
+    mut next: i32,
+    wanted: &'a [Installed<'fd>],
+) -> Result<(&'a [Installed<'fd>], i32), ReplicaError> {
+    let mut rest = wanted;
+    let mut calls = Calls::new(stopped, leader);
+    let control = calls.reserve(CONTROL_BYTES)?;
+    for _ in 0..MESSAGES_MAX {
+        let mut message = Vec::with_capacity(DESCRIPTORS_MAX);
+        while let Some((fd, descriptor, _)) = rest.first()
+            && message.len() < DESCRIPTORS_MAX
+            && fd.0 - next <= FILLERS_MAX
+        {
+            message.push(*descriptor);
+            if fd.0 == next {
+                rest = &rest[1..];
+            }
+            next += 1;
+        }
+        if message.is_empty() {
+            break;
+        }
+        receive_from(&mut calls, own, control)?;
+        channel.send(b"d", &message).map_err(ReplicaError::own("send descriptors"))?;
+    }
+    calls.run()?;
+    Ok((rest, next))
+}
+
+/// Lays down descriptors that are far from `next`, the lowest free number: they come there and
+/// are moved.
+fn install_far<'a, 'fd>(
+    stopped: &mut Stopped<'_>,
+    leader: HostTid,
+    channel: &Channel,
+    own: u64,
+    next: i32,
+    wanted: &'a [Installed<'fd>],
+) -> Result<&'a [Installed<'fd>], ReplicaError> {
+    // As many as fit before the first of them, and into one batch.
+    let count = wanted.len().min(64);
+    let (now, rest) = wanted.split_at(count);
+    let message: Vec<BorrowedFd<'_>> = now.iter().map(|(_, descriptor, _)| *descriptor).collect();
+    let mut calls = Calls::new(stopped, leader);
+    let control = calls.reserve(CONTROL_BYTES)?;
+    receive_from(&mut calls, own, control)?;
+    for (came, (fd, ..)) in (next..).zip(now) {
+        let (from, to) = (came as u64, fd.0 as u64);
+        calls.add("dup2", libc::SYS_dup2, &[from, to], Expect::Value(to))?;
+    }
+    let last = next as u64 + count as u64 - 1;
+    let arguments = [next as u64, last, 0];
+    calls.add("close_range", libc::SYS_close_range, &arguments, Expect::Success)?;
+    channel.send(b"d", &message).map_err(ReplicaError::own("send descriptors"))?;
+    calls.run()?;
+    Ok(rest)
+}
+
+/// Closes the fillers and the channel, and marks what exec closes.
+fn close_unwanted(
+    stopped: &mut Stopped<'_>,
+    leader: HostTid,
+    wanted: &[Installed<'_>],
+    own: u64,
+) -> Result<(), ReplicaError> {
+    enum Last {
+        Close(u64, u64),
+        Mark(u64),
+    }
+    let mut last = Vec::new();
+    let mut next = 0;
+    for (fd, _, close_on_exec) in wanted {
+        let number = fd.0 as u64;
+        if next < number {
+            last.push(Last::Close(next, number - 1));
+        }
+        if *close_on_exec {
+            last.push(Last::Mark(number));
+        }
+        next = number + 1;
+    }
+    last.push(Last::Close(own, own));
+    super::calls::for_each(stopped, leader, &last, |calls, item| {
+        let (name, number, arguments) = match *item {
+            Last::Close(first, last) => ("close_range", libc::SYS_close_range, [first, last, 0]),
+            Last::Mark(fd) => {
+                let set = [fd, libc::F_SETFD as u64, libc::FD_CLOEXEC as u64];
+                ("fcntl(F_SETFD)", libc::SYS_fcntl, set)
+            }
+        };
+        calls.add(name, number, &arguments, Expect::Success).map(drop)
+    })
+}

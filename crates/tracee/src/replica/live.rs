@@ -1,0 +1,338 @@
+//! Bringing a filled replica to life: everything that could not stand before, in an order in which
+//! nothing undoes or needs what comes later (HAZARDS 20-26, 41, 49, 95, 96).
+
+use super::ProcessReplica;
+use super::ReplicaError;
+use super::calls::{Calls, Expect, for_each};
+use super::timers;
+use crate::{HostTid, Stopped, blob};
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use unbroken_image::{
+    AlternateStack, Credentials, Pid, ProcessState, SignalAction, SignalInfo, ThreadAttributes,
+    ThreadState,
+};
+
+const SIGNAL_SET_BYTES: u64 = 8;
+const SIGTRAP_BIT: u64 = 1 << (libc::SIGTRAP - 1);
+
+/// linux/capability.h
+const CAPABILITY_VERSION_3: u64 = 0x2008_0522;
+/// Capabilities that exist in any kernel up to a word's worth.
+const CAPABILITIES: u64 = 64;
+/// linux/securebits.h: changes of user change no capabilities.
+const SECBIT_NO_SETUID_FIXUP: u64 = 1 << 2;
+/// The bits that can be set; the highest kernel bit that exists is EXEC_DENY_INTERACTIVE_LOCKED.
+const SS_DISABLE: i32 = 2;
+const SS_ONSTACK: i32 = 1;
+
+/// Does it for every process, parents first. Leaves all threads stopped, their registers loaded.
+pub(super) fn go_live(
+    stopped: &mut Stopped<'_>,
+    processes: &BTreeMap<Pid, ProcessReplica>,
+    now_ns: u64,
+) -> Result<(), ReplicaError> {
+    for (&pid, process) in processes {
+        let state = process.state.as_ref().ok_or(ReplicaError::Incomplete {
+            what: "process state",
+            tid: unbroken_image::Tid(pid.0),
+        })?;
+        go_live_process(stopped, pid, process, state, now_ns)?;
+    }
+    Ok(())
+}
+
+fn go_live_process(
+    stopped: &mut Stopped<'_>,
+    pid: Pid,
+    process: &ProcessReplica,
+    state: &ProcessState,
+    now_ns: u64,
+) -> Result<(), ReplicaError> {
+    let standing = stopped.process(pid)?;
+    let leader = standing.leader();
+    let threads: Vec<(HostTid, &ThreadState)> = standing
+        .threads()
+        .filter_map(|thread| Some((thread.host_tid, process.threads.get(&thread.tid)?)))
+        .collect();
+    process.memory.lock(stopped, leader)?;
+    set_signal_actions(stopped, leader, &state.signal_actions)?;
+    set_process_state(stopped, leader, state)?;
+    timers::create(stopped, leader, &state.posix_timers)?;
+    adjust_out_of_memory_score(leader, state.oom_score_adjust)?;
+    for &(tid, thread) in &threads {
+        if let Some(attributes) = &thread.attributes {
+            set_attributes(stopped, tid, attributes, &state.credentials)?;
+        }
+    }
+    // A change of credentials has cleared it (kernel/cred.c, commit_creds).
+    set_dumpable(stopped, leader, state.dumpable)?;
+    for &(tid, thread) in &threads {
+        // Nothing is delivered before all is in place; the traps of the blob must be.
+        stopped.set_signal_mask(tid, !SIGTRAP_BIT)?;
+        queue_signals(stopped, tid, &thread.pending, |calls, signal, info| {
+            let arguments = [pid.0 as u64, thread.tid.0 as u64, signal, info];
+            calls.add(
+                "rt_tgsigqueueinfo",
+                libc::SYS_rt_tgsigqueueinfo,
+                &arguments,
+                Expect::Success,
+            )
+        })?;
+    }
+    queue_signals(stopped, leader, &state.shared_pending, |calls, signal, info| {
+        let arguments = [pid.0 as u64, signal, info];
+        calls.add("rt_sigqueueinfo", libc::SYS_rt_sigqueueinfo, &arguments, Expect::Success)
+    })?;
+    timers::arm(stopped, leader, state, now_ns)?;
+    adopt_signals(stopped, pid, leader, state)?;
+    for &(tid, thread) in &threads {
+        if let Some(extended) = &thread.extended_state {
+            stopped.set_extended_state(tid, extended)?;
+        }
+        stopped.set_signal_mask(tid, thread.signal_mask)?;
+        stopped.set_registers(tid, &thread.registers)?;
+    }
+    Ok(())
+}
+
+/// All signals but two that have no action, and SIGTRAP, which the blob still needs.
+fn set_signal_actions(
+    stopped: &mut Stopped<'_>,
+    leader: HostTid,
+    actions: &[SignalAction],
+) -> Result<(), ReplicaError> {
+    let actions: Vec<(i32, SignalAction)> = (1..).zip(actions.iter().copied()).collect();
+    for_each(stopped, leader, &actions, |calls, &(signal, action)| {
+        match signal {
+            libc::SIGKILL | libc::SIGSTOP | libc::SIGTRAP => Ok(()),
+            _ => set_signal_action(calls, signal, action),
+        }
+    })
+}
+
+fn set_signal_action(
+    calls: &mut Calls<'_, '_>,
+    signal: i32,
+    action: SignalAction,
+) -> Result<(), ReplicaError> {
+    let SignalAction { handler, flags, restorer, mask } = action;
+    let action = calls.words(&[handler, flags, restorer, mask])?;
+    let arguments = [signal as u64, action.0, 0, SIGNAL_SET_BYTES];
+    calls.add("rt_sigaction", libc::SYS_rt_sigaction, &arguments, Expect::Success).map(drop)
+}
+
+/// The action of SIGTRAP, and which signal the blob may use from now on.
+///
+/// A trap in a process that ignores SIGTRAP makes the kernel forget that (kernel/signal.c,
+/// force_sig_info_to_task), so this call must be the one after which there are no more traps: it
+/// is made by the way for live processes.
+fn adopt_signals(
+    stopped: &mut Stopped<'_>,
+    pid: Pid,
+    leader: HostTid,
+    state: &ProcessState,
+) -> Result<(), ReplicaError> {
+    // SIG_DFL is 0, SIG_IGN is 1.
+    let caught = (0..64u64)
+        .zip(&state.signal_actions)
+        .filter(|(_, action)| action.handler > 1)
+        .fold(0, |caught, (bit, _)| caught | 1 << bit);
+    let host_pid = stopped.process(pid)?.host_pid;
+    stopped.tree.set_notice(host_pid, blob::notice_for(caught));
+    let action = state.signal_actions.get(libc::SIGTRAP as usize - 1).copied().unwrap_or_default();
+    if action == SignalAction::default() {
+        return Ok(());
+    }
+    let SignalAction { handler, flags, restorer, mask } = action;
+    let mut batch = stopped.remote(leader);
+    let words = [handler, flags, restorer, mask];
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let action = batch.scratch(&bytes)?;
+    let slot = batch.call(
+        libc::SYS_rt_sigaction,
+        &[libc::SIGTRAP as u64, action.0, 0, SIGNAL_SET_BYTES],
+    )?;
+    let results = batch.run()?;
+    results
+        .get(slot)
+        .map(drop)
+        .map_err(|source| ReplicaError::Call { call: "rt_sigaction", tid: leader, source })
+}
+
+fn set_process_state(
+    stopped: &mut Stopped<'_>,
+    leader: HostTid,
+    state: &ProcessState,
+) -> Result<(), ReplicaError> {
+    for_each(
+        stopped,
+        leader,
+        &(0u64..).zip(&state.limits).collect::<Vec<_>>(),
+        |calls, &(resource, &(soft, hard))| {
+            let limit = calls.words(&[soft, hard])?;
+            let arguments = [0, resource, limit.0, 0];
+            calls.add("prlimit64", libc::SYS_prlimit64, &arguments, Expect::Success).map(drop)
+        },
+    )?;
+    let mut calls = Calls::new(stopped, leader);
+    let on = u64::from;
+    let group = state.process_group as u64;
+    // A group whose leader has ended cannot be joined.
+    calls.add("setpgid", libc::SYS_setpgid, &[0, group], Expect::Anything)?;
+    calls.add("umask", libc::SYS_umask, &[u64::from(state.umask)], Expect::Success)?;
+    let personality = [u64::from(state.personality)];
+    calls.add("personality", libc::SYS_personality, &personality, Expect::Success)?;
+    for (option, value) in [
+        (libc::PR_SET_CHILD_SUBREAPER, on(state.child_subreaper)),
+        (libc::PR_SET_THP_DISABLE, on(state.transparent_huge_pages_disabled)),
+    ] {
+        let arguments = [option as u64, value, 0, 0, 0];
+        calls.add("prctl", libc::SYS_prctl, &arguments, Expect::Success)?;
+    }
+    calls.run()?;
+    // The working directory is named as it is seen from outside the service's own root.
+    for (name, number, path) in [
+        ("chdir", libc::SYS_chdir, &state.working_directory),
+        ("chroot", libc::SYS_chroot, &state.root_directory),
+    ] {
+        let mut calls = Calls::new(stopped, leader);
+        let path = calls.string(path.as_bytes())?;
+        calls.add(name, number, &[path.0], Expect::Success)?;
+        calls.run()?;
+    }
+    Ok(())
+}
+
+/// Lowering it needs a capability that root may lack; the default of the other then stays.
+fn adjust_out_of_memory_score(leader: HostTid, score: i32) -> Result<(), ReplicaError> {
+    let path = format!("/proc/{leader}/oom_score_adj");
+    let is = std::fs::read_to_string(&path).unwrap_or_default();
+    if is.trim() == score.to_string() {
+        return Ok(());
+    }
+    match std::fs::write(&path, score.to_string()) {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
+        other => other.map_err(ReplicaError::own("write oom_score_adj")),
+    }
+}
+
+/// What each thread has of its own. Credentials are among it for the kernel, whatever the C
+/// library makes of it.
+fn set_attributes(
+    stopped: &mut Stopped<'_>,
+    tid: HostTid,
+    attributes: &ThreadAttributes,
+    credentials: &Credentials,
+) -> Result<(), ReplicaError> {
+    let mut calls = Calls::new(stopped, tid);
+    let AlternateStack { address, flags, length_bytes } = attributes.alternate_stack;
+    // struct stack_t. That a handler runs on it now is a matter of the stack pointer.
+    let flags = flags & !SS_ONSTACK;
+    let size = if flags & SS_DISABLE != 0 { 0 } else { length_bytes };
+    let stack = calls.words(&[address, u64::from(flags as u32), size])?;
+    calls.add("sigaltstack", libc::SYS_sigaltstack, &[stack.0, 0], Expect::Success)?;
+    let list = &attributes.robust_list;
+    let arguments = [list.head, list.length_bytes.max(24)];
+    calls.add("set_robust_list", libc::SYS_set_robust_list, &arguments, Expect::Success)?;
+    let address = [attributes.clear_child_tid];
+    calls.add("set_tid_address", libc::SYS_set_tid_address, &address, Expect::Success)?;
+    let nice = [libc::PRIO_PROCESS as u64, 0, i64::from(attributes.nice) as u64];
+    calls.add("setpriority", libc::SYS_setpriority, &nice, Expect::Success)?;
+    let name = calls.string(&attributes.name)?;
+    let prctl = |calls: &mut Calls<'_, '_>, option: i32, value: u64| {
+        let arguments = [option as u64, value, 0, 0, 0];
+        calls.add("prctl", libc::SYS_prctl, &arguments, Expect::Success)
+    };
+    prctl(&mut calls, libc::PR_SET_NAME, name.0)?;
+    prctl(&mut calls, libc::PR_SET_TIMERSLACK, attributes.timer_slack_ns)?;
+    if let Some(area) = attributes.restartable_sequence {
+        let arguments = [
+            area.address,
+            u64::from(area.length_bytes),
+            u64::from(area.flags),
+            u64::from(area.signature),
+        ];
+        calls.add("rseq", libc::SYS_rseq, &arguments, Expect::Success)?;
+    }
+    set_credentials(&mut calls, credentials)?;
+    if attributes.no_new_privileges {
+        prctl(&mut calls, libc::PR_SET_NO_NEW_PRIVS, 1)?;
+    }
+    // A change of credentials would have cleared it.
+    prctl(&mut calls, libc::PR_SET_PDEATHSIG, attributes.parent_death_signal as u64)?;
+    calls.run().map(drop)
+}
+
+fn set_credentials(
+    calls: &mut Calls<'_, '_>,
+    credentials: &Credentials,
+) -> Result<(), ReplicaError> {
+    let prctl = |calls: &mut Calls<'_, '_>, option: i32, value: u64, more: u64| {
+        let arguments = [option as u64, value, more, 0, 0];
+        calls.add("prctl", libc::SYS_prctl, &arguments, Expect::Success).map(drop)
+    };
+    let set = |calls: &mut Calls<'_, '_>, name, number, ids: &[u32], expect| {
+        let arguments: Vec<u64> = ids.iter().map(|&id| u64::from(id)).collect();
+        calls.add(name, number, &arguments, expect).map(drop)
+    };
+    prctl(calls, libc::PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0)?;
+    for capability in (0..CAPABILITIES).filter(|bit| credentials.bounding >> bit & 1 == 0) {
+        // EINVAL: the kernel has no such capability.
+        let arguments = [libc::PR_CAPBSET_DROP as u64, capability, 0, 0, 0];
+        calls.add("prctl", libc::SYS_prctl, &arguments, Expect::Anything)?;
+    }
+    let groups: Vec<u8> = credentials.groups.iter().flat_map(|id| id.to_ne_bytes()).collect();
+    let groups = calls.bytes(&groups)?;
+    let arguments = [credentials.groups.len() as u64, groups.0];
+    calls.add("setgroups", libc::SYS_setgroups, &arguments, Expect::Success)?;
+    let [gids @ .., filesystem_gid] = credentials.gids;
+    let [uids @ .., filesystem_uid] = credentials.uids;
+    set(calls, "setresgid", libc::SYS_setresgid, &gids, Expect::Success)?;
+    set(calls, "setresuid", libc::SYS_setresuid, &uids, Expect::Success)?;
+    // These return what was before.
+    set(calls, "setfsgid", libc::SYS_setfsgid, &[filesystem_gid], Expect::Anything)?;
+    set(calls, "setfsuid", libc::SYS_setfsuid, &[filesystem_uid], Expect::Anything)?;
+    prctl(calls, libc::PR_SET_SECUREBITS, u64::from(credentials.secure_bits), 0)?;
+    let header = calls.words(&[CAPABILITY_VERSION_3])?;
+    let Credentials { effective, permitted, inheritable, .. } = credentials;
+    // struct __user_cap_data_struct, the low halves of all three, then the high halves.
+    let halves = |shift: u32| {
+        [effective, permitted, inheritable].map(|set| ((*set >> shift) as u32).to_ne_bytes())
+    };
+    let data = calls.bytes([halves(0), halves(32)].as_flattened().as_flattened())?;
+    calls.add("capset", libc::SYS_capset, &[header.0, data.0], Expect::Success)?;
+    for capability in (0..CAPABILITIES).filter(|bit| credentials.ambient >> bit & 1 == 1) {
+        prctl(calls, libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as u64, capability)?;
+    }
+    Ok(())
+}
+
+fn set_dumpable(
+    stopped: &mut Stopped<'_>,
+    leader: HostTid,
+    dumpable: i32,
+) -> Result<(), ReplicaError> {
+    // 2, "for root only", is what the change of credentials leaves; it cannot be asked for.
+    if !matches!(dumpable, 0 | 1) {
+        return Ok(());
+    }
+    let mut calls = Calls::new(stopped, leader);
+    let arguments = [libc::PR_SET_DUMPABLE as u64, dumpable as u64, 0, 0, 0];
+    calls.add("prctl(PR_SET_DUMPABLE)", libc::SYS_prctl, &arguments, Expect::Success)?;
+    calls.run().map(drop)
+}
+
+/// Queues signals as they were, by `send`. Only the process itself may claim that a signal came
+/// from the kernel (rt_sigqueueinfo(2)).
+fn queue_signals(
+    stopped: &mut Stopped<'_>,
+    tid: HostTid,
+    signals: &[SignalInfo],
+    send: impl Fn(&mut Calls<'_, '_>, u64, u64) -> Result<crate::Slot, ReplicaError>,
+) -> Result<(), ReplicaError> {
+    for_each(stopped, tid, signals, |calls, signal| {
+        let info = calls.bytes(&signal.0)?;
+        send(calls, signal.signal() as u64, info.0).map(drop)
+    })
+}

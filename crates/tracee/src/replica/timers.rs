@@ -1,0 +1,109 @@
+//! Timers of the process: `timer_create(2)` and `setitimer(2)`.
+
+use super::ReplicaError;
+use super::calls::{Calls, Expect, for_each};
+use crate::{HostTid, Stopped};
+use unbroken_image::{PosixTimer, ProcessState};
+
+const TIMER_ABSTIME: u64 = 1;
+/// linux/prctl.h, since Linux 6.15: timer_create takes the number from where it returns it.
+const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
+/// Timers that are made and deleted in search of a number, where the kernel cannot be told.
+const ATTEMPTS_MAX: i32 = 10_000;
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// Makes the timers under their numbers, disarmed. The threads that they signal must stand.
+pub(super) fn create(
+    stopped: &mut Stopped<'_>,
+    leader: HostTid,
+    timers: &[PosixTimer],
+) -> Result<(), ReplicaError> {
+    if timers.is_empty() {
+        return Ok(());
+    }
+    let mut calls = Calls::new(stopped, leader);
+    let mode = |on: u64| [PR_TIMER_CREATE_RESTORE_IDS, on, 0, 0, 0];
+    calls.add("prctl", libc::SYS_prctl, &mode(1), Expect::Anything)?;
+    let numbers_can_be_chosen = calls.run()?.first() == Some(&0);
+    if numbers_can_be_chosen {
+        for_each(stopped, leader, timers, |calls, timer| add_create(calls, timer).map(drop))?;
+        let mut calls = Calls::new(stopped, leader);
+        calls.add("prctl", libc::SYS_prctl, &mode(0), Expect::Success)?;
+        return calls.run().map(drop);
+    }
+    // Numbers only grow (kernel/time/posix-timers.c, posix_timer_add).
+    let mut timers: Vec<&PosixTimer> = timers.iter().collect();
+    timers.sort_unstable_by_key(|timer| timer.id);
+    let mut next = 0;
+    for timer in timers {
+        if timer.id - next > ATTEMPTS_MAX {
+            return Err(ReplicaError::TimerNumber { number: timer.id });
+        }
+        for number in next..=timer.id {
+            let made = PosixTimer { id: number, ..timer.clone() };
+            let mut calls = Calls::new(stopped, leader);
+            add_create(&mut calls, &made)?;
+            if number < timer.id {
+                let number = [number as u64];
+                calls.add("timer_delete", libc::SYS_timer_delete, &number, Expect::Success)?;
+            }
+            calls.run()?;
+        }
+        next = timer.id + 1;
+    }
+    Ok(())
+}
+
+fn add_create(calls: &mut Calls<'_, '_>, timer: &PosixTimer) -> Result<(), ReplicaError> {
+    // struct sigevent, 64 bytes: value, signal, notify, thread.
+    let event = calls.words(&[
+        timer.value,
+        u64::from(timer.signal as u32) | u64::from(timer.notify as u32) << 32,
+        u64::from(timer.notify_tid as u32),
+        0,
+        0,
+        0,
+        0,
+        0,
+    ])?;
+    let number = calls.words(&[u64::from(timer.id as u32)])?;
+    let arguments = [i64::from(timer.clock) as u64, event.0, number.0];
+    calls.add("timer_create", libc::SYS_timer_create, &arguments, Expect::Success).map(drop)
+}
+
+/// Starts the timers: the last thing before the process runs.
+pub(super) fn arm(
+    stopped: &mut Stopped<'_>,
+    leader: HostTid,
+    state: &ProcessState,
+    now_ns: u64,
+) -> Result<(), ReplicaError> {
+    for_each(stopped, leader, &state.posix_timers, |calls, timer| {
+        if timer.expiry_ns == 0 {
+            return Ok(());
+        }
+        let [interval, expiry] = [timer.interval_ns, timer.expiry_ns]
+            .map(|time_ns| [time_ns / SECOND_NS, time_ns % SECOND_NS]);
+        let value = calls.words(&[interval, expiry].concat())?;
+        let arguments = [timer.id as u64, TIMER_ABSTIME, value.0, 0];
+        calls.add("timer_settime", libc::SYS_timer_settime, &arguments, Expect::Success).map(drop)
+    })?;
+    let mut calls = Calls::new(stopped, leader);
+    for (which, timer) in (0u64..).zip(&state.interval_timers) {
+        if timer.expiry_ns == 0 {
+            continue;
+        }
+        // ITIMER_REAL, the first, has a deadline and the others what is left. What is overdue
+        // fires at once: zero would disarm.
+        let left_ns = match which {
+            0 => timer.expiry_ns.saturating_sub(now_ns),
+            _ => timer.expiry_ns,
+        };
+        let [interval, left] = [timer.interval_ns, left_ns.max(1000)]
+            .map(|time_ns| [time_ns / SECOND_NS, time_ns % SECOND_NS / 1000]);
+        let value = calls.words(&[interval, left].concat())?;
+        let arguments = [which, value.0, 0];
+        calls.add("setitimer", libc::SYS_setitimer, &arguments, Expect::Success)?;
+    }
+    calls.run().map(drop)
+}
