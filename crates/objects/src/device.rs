@@ -10,7 +10,11 @@ pub fn capture(fd: BorrowedFd<'_>) -> Result<CharacterDevice, Error> {
     let status = descriptor::status(fd).during("look at", "a device")?;
     let path = crate::file::path_of(fd)?;
     let flags = descriptor::status_flags(fd).during("read the flags of", &path)?;
-    Ok(CharacterDevice { path, device: status.special_device, flags })
+    Ok(CharacterDevice {
+        path,
+        device: status.special_device,
+        flags,
+    })
 }
 
 /// Opens the device of the calling thread's mount namespace.

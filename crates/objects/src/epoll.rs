@@ -23,8 +23,7 @@ pub const EPOLLWAKEUP: u32 = libc::EPOLLWAKEUP as u32;
 
 /// The bits that are no events: `EP_PRIVATE_BITS` of fs/eventpoll.c. A fired `EPOLLONESHOT` entry
 /// has nothing else left.
-const PRIVATE_BITS: u32 =
-    EPOLLWAKEUP | EPOLLONESHOT | libc::EPOLLET as u32 | EPOLLEXCLUSIVE;
+const PRIVATE_BITS: u32 = EPOLLWAKEUP | EPOLLONESHOT | libc::EPOLLET as u32 | EPOLLEXCLUSIVE;
 
 /// Whether an entry is an `EPOLLONESHOT` one that fired and was not armed again.
 pub fn has_fired(events: u32) -> bool {
@@ -54,7 +53,9 @@ pub struct RawEntry {
 pub fn parse(text: &[u8], entries: &mut Vec<RawEntry>) -> Result<(), Error> {
     entries.clear();
     for line in text.split(|byte| *byte == b'\n') {
-        let Some(line) = line.strip_prefix(b"tfd:") else { continue };
+        let Some(line) = line.strip_prefix(b"tfd:") else {
+            continue;
+        };
         let line = std::str::from_utf8(line).unwrap_or_default();
         let mut entry = parse_line(line).ok_or_else(|| Error::Answer {
             operation: "read the entries of",
@@ -83,7 +84,13 @@ fn parse_line(line: &str) -> Option<RawEntry> {
     let data = u64::from_str_radix(value("data:")?, 16).ok()?;
     value("pos:")?;
     let inode = u64::from_str_radix(value("ino:")?, 16).ok()?;
-    Some(RawEntry { fd, events, data, inode, nth: 0 })
+    Some(RawEntry {
+        fd,
+        events,
+        data,
+        inode,
+        nth: 0,
+    })
 }
 
 fn number_repetitions(entries: &mut [RawEntry]) {
@@ -112,7 +119,12 @@ pub fn capture(
         .iter()
         .map(|entry| {
             let target = resolve(entry)?;
-            Ok(EpollEntry { fd: entry.fd, target, events: entry.events, data: entry.data })
+            Ok(EpollEntry {
+                fd: entry.fd,
+                target,
+                events: entry.events,
+                data: entry.data,
+            })
         })
         .collect::<Result<Vec<EpollEntry>, Error>>()?;
     entries.sort_unstable_by_key(key);
@@ -124,7 +136,11 @@ pub fn capture(
             prefer: raw.prefer != 0,
         })
         .unwrap_or_default();
-    Ok(Epoll { flags, busy_poll, entries })
+    Ok(Epoll {
+        flags,
+        busy_poll,
+        entries,
+    })
 }
 
 /// The order of `Epoll::entries`.
@@ -149,13 +165,27 @@ pub fn restore(state: &Epoll) -> Result<OwnedFd, Error> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// `dup3(from, to, close_on_exec ? O_CLOEXEC : 0)`.
-    Duplicate { from: Fd, to: Fd, close_on_exec: bool },
+    Duplicate {
+        from: Fd,
+        to: Fd,
+        close_on_exec: bool,
+    },
     /// `epoll_ctl(epoll, EPOLL_CTL_ADD, fd, {events, data})`.
-    Add { epoll: Fd, fd: Fd, events: u32, data: u64 },
+    Add {
+        epoll: Fd,
+        fd: Fd,
+        events: u32,
+        data: u64,
+    },
     /// `epoll_wait(epoll, one event, timeout 0)`, the result thrown away; and if it was 0,
     /// `epoll_ctl(epoll, EPOLL_CTL_MOD, fd, {events, data})`. Disarms an `EPOLLONESHOT` entry by
     /// letting it fire; one that is not ready can only be narrowed to `EPOLLERR` and `EPOLLHUP`.
-    Disarm { epoll: Fd, fd: Fd, events: u32, data: u64 },
+    Disarm {
+        epoll: Fd,
+        fd: Fd,
+        events: u32,
+        data: u64,
+    },
     /// `close(fd)`.
     Close { fd: Fd },
 }
@@ -180,8 +210,10 @@ pub fn plan(
         let instances = places.get(id).map(Vec::as_slice).unwrap_or_default();
         // Fired entries first: while they are the only ones, letting one fire takes no event from
         // another.
-        let (fired, armed): (Vec<_>, Vec<_>) =
-            state.entries.iter().partition(|entry| has_fired(entry.events));
+        let (fired, armed): (Vec<_>, Vec<_>) = state
+            .entries
+            .iter()
+            .partition(|entry| has_fired(entry.events));
         for entry in fired.into_iter().chain(armed) {
             add_entry(instances, entry, &places, tables, &mut steps)?;
         }
@@ -195,7 +227,10 @@ fn places(tables: &BTreeMap<Pid, Slots>) -> Places {
     let mut places = Places::new();
     for (pid, slots) in tables {
         for (fd, descriptor) in slots {
-            places.entry(descriptor.object).or_default().push((*pid, *fd));
+            places
+                .entry(descriptor.object)
+                .or_default()
+                .push((*pid, *fd));
         }
     }
     places
@@ -208,7 +243,10 @@ fn add_entry(
     tables: &BTreeMap<Pid, Slots>,
     steps: &mut Vec<(Pid, Step)>,
 ) -> Result<(), Error> {
-    let targets = places.get(&entry.target).map(Vec::as_slice).unwrap_or_default();
+    let targets = places
+        .get(&entry.target)
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     let both = instances.iter().flat_map(|(pid, epoll)| {
         let here = targets.iter().filter(move |(other, _)| other == pid);
         here.map(move |(_, fd)| (*pid, *epoll, *fd))
@@ -227,17 +265,42 @@ fn add_entry(
         add(pid, epoll, entry, steps);
         return Ok(());
     }
-    let spare = Fd(slots.keys().next_back().map_or(0, |last| last.0 + 1).max(entry.fd.0 + 1));
+    let spare = Fd(slots
+        .keys()
+        .next_back()
+        .map_or(0, |last| last.0 + 1)
+        .max(entry.fd.0 + 1));
     if occupant.is_some() {
-        steps.push((pid, Step::Duplicate { from: entry.fd, to: spare, close_on_exec: true }));
+        steps.push((
+            pid,
+            Step::Duplicate {
+                from: entry.fd,
+                to: spare,
+                close_on_exec: true,
+            },
+        ));
     }
-    steps.push((pid, Step::Duplicate { from: source, to: entry.fd, close_on_exec: true }));
+    steps.push((
+        pid,
+        Step::Duplicate {
+            from: source,
+            to: entry.fd,
+            close_on_exec: true,
+        },
+    ));
     // The instance itself may be what was moved aside.
     let reachable = if epoll == entry.fd { spare } else { epoll };
     add(pid, reachable, entry, steps);
     match occupant {
         Some(Descriptor { close_on_exec, .. }) => {
-            steps.push((pid, Step::Duplicate { from: spare, to: entry.fd, close_on_exec }));
+            steps.push((
+                pid,
+                Step::Duplicate {
+                    from: spare,
+                    to: entry.fd,
+                    close_on_exec,
+                },
+            ));
             steps.push((pid, Step::Close { fd: spare }));
         }
         None => steps.push((pid, Step::Close { fd: entry.fd })),
@@ -246,13 +309,39 @@ fn add_entry(
 }
 
 fn add(pid: Pid, epoll: Fd, entry: &EpollEntry, steps: &mut Vec<(Pid, Step)>) {
-    let EpollEntry { fd, events, data, .. } = *entry;
+    let EpollEntry {
+        fd, events, data, ..
+    } = *entry;
     if has_fired(events) {
         let wide = events | EPOLLIN | EPOLLOUT;
-        steps.push((pid, Step::Add { epoll, fd, events: wide, data }));
-        steps.push((pid, Step::Disarm { epoll, fd, events, data }));
+        steps.push((
+            pid,
+            Step::Add {
+                epoll,
+                fd,
+                events: wide,
+                data,
+            },
+        ));
+        steps.push((
+            pid,
+            Step::Disarm {
+                epoll,
+                fd,
+                events,
+                data,
+            },
+        ));
     } else {
-        steps.push((pid, Step::Add { epoll, fd, events, data }));
+        steps.push((
+            pid,
+            Step::Add {
+                epoll,
+                fd,
+                events,
+                data,
+            },
+        ));
     }
 }
 
@@ -269,9 +358,27 @@ mod tests {
         let mut entries = Vec::new();
         parse(text, &mut entries).expect("the text is the kernel's");
         let expected = [
-            RawEntry { fd: Fd(3), events: 0x4000_0019, data: 3, inode: 0x1797e, nth: 0 },
-            RawEntry { fd: Fd(12), events: 0x1d, data: u64::MAX, inode: 0x12, nth: 0 },
-            RawEntry { fd: Fd(3), events: 0x4000_0000, data: 7, inode: 1, nth: 1 },
+            RawEntry {
+                fd: Fd(3),
+                events: 0x4000_0019,
+                data: 3,
+                inode: 0x1797e,
+                nth: 0,
+            },
+            RawEntry {
+                fd: Fd(12),
+                events: 0x1d,
+                data: u64::MAX,
+                inode: 0x12,
+                nth: 0,
+            },
+            RawEntry {
+                fd: Fd(3),
+                events: 0x4000_0000,
+                data: 7,
+                inode: 1,
+                nth: 1,
+            },
         ];
         assert_eq!(entries, expected);
         assert!(parse(b"tfd: x\n", &mut entries).is_err());
@@ -288,15 +395,27 @@ mod tests {
     }
 
     fn slot(object: u64) -> Descriptor {
-        Descriptor { object: ObjectId(object), close_on_exec: false }
+        Descriptor {
+            object: ObjectId(object),
+            close_on_exec: false,
+        }
     }
 
     fn instance(entries: Vec<EpollEntry>) -> Epoll {
-        Epoll { flags: 2, busy_poll: BusyPoll::default(), entries }
+        Epoll {
+            flags: 2,
+            busy_poll: BusyPoll::default(),
+            entries,
+        }
     }
 
     fn entry(fd: i32, target: u64, events: u32) -> EpollEntry {
-        EpollEntry { fd: Fd(fd), target: ObjectId(target), events, data: 9 }
+        EpollEntry {
+            fd: Fd(fd),
+            target: ObjectId(target),
+            events,
+            data: 9,
+        }
     }
 
     #[test]
@@ -309,10 +428,27 @@ mod tests {
         let steps = plan(&[(ObjectId(1), &state)], &tables).expect("both are open in one process");
         let steps: Vec<Step> = steps.into_iter().map(|(_, step)| step).collect();
         let expected = [
-            Step::Duplicate { from: Fd(4), to: Fd(8), close_on_exec: true },
-            Step::Duplicate { from: Fd(7), to: Fd(4), close_on_exec: true },
-            Step::Add { epoll: Fd(3), fd: Fd(4), events: EPOLLIN, data: 9 },
-            Step::Duplicate { from: Fd(8), to: Fd(4), close_on_exec: false },
+            Step::Duplicate {
+                from: Fd(4),
+                to: Fd(8),
+                close_on_exec: true,
+            },
+            Step::Duplicate {
+                from: Fd(7),
+                to: Fd(4),
+                close_on_exec: true,
+            },
+            Step::Add {
+                epoll: Fd(3),
+                fd: Fd(4),
+                events: EPOLLIN,
+                data: 9,
+            },
+            Step::Duplicate {
+                from: Fd(8),
+                to: Fd(4),
+                close_on_exec: false,
+            },
             Step::Close { fd: Fd(8) },
         ];
         assert_eq!(steps, expected);
@@ -322,6 +458,9 @@ mod tests {
     fn a_target_without_a_descriptor_is_refused() {
         let tables = BTreeMap::from([(Pid(1), Slots::from([(Fd(3), slot(1))]))]);
         let state = instance(vec![entry(4, 3, EPOLLIN)]);
-        assert!(matches!(plan(&[(ObjectId(1), &state)], &tables), Err(Error::Refused { .. })));
+        assert!(matches!(
+            plan(&[(ObjectId(1), &state)], &tables),
+            Err(Error::Refused { .. })
+        ));
     }
 }

@@ -9,10 +9,7 @@ pub enum Error {
     /// The object is of a kind, or in a state, that no replica can have. Not a fault: protection
     /// is refused or ends, with these words for the user.
     #[error("{what} cannot be replicated: {why}")]
-    Refused {
-        what: String,
-        why: &'static str,
-    },
+    Refused { what: String, why: &'static str },
     /// The kernel said no.
     #[error("{operation} {subject}: {source}")]
     Kernel {
@@ -34,11 +31,17 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn refused(what: impl Into<String>, why: &'static str) -> Error {
-        Error::Refused { what: what.into(), why }
+        Error::Refused {
+            what: what.into(),
+            why,
+        }
     }
 
     pub(crate) fn differs(subject: impl Display, difference: impl Into<String>) -> Error {
-        Error::Differs { subject: subject.to_string(), difference: difference.into() }
+        Error::Differs {
+            subject: subject.to_string(),
+            difference: difference.into(),
+        }
     }
 
     /// The kernel's error number, when it is one.
@@ -57,6 +60,10 @@ pub(crate) trait Context<T> {
 
 impl<T> Context<T> for io::Result<T> {
     fn during(self, operation: &'static str, subject: impl Display) -> Result<T, Error> {
-        self.map_err(|source| Error::Kernel { operation, subject: subject.to_string(), source })
+        self.map_err(|source| Error::Kernel {
+            operation,
+            subject: subject.to_string(),
+            source,
+        })
     }
 }

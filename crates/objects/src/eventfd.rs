@@ -16,8 +16,8 @@ pub fn capture(fd: BorrowedFd<'_>) -> Result<EventCounter, Error> {
 
 /// The state that an eventfd's fdinfo tells, of whatever process; `flags` are those of `F_GETFL`.
 pub(crate) fn parse(text: &[u8], flags: i32) -> Result<EventCounter, Error> {
-    let count = fdinfo::field(text, "eventfd-count")
-        .and_then(|value| u64::from_str_radix(value, 16).ok());
+    let count =
+        fdinfo::field(text, "eventfd-count").and_then(|value| u64::from_str_radix(value, 16).ok());
     // Linux 6.5 and later print it, and no earlier kernel is supported.
     let semaphore = fdinfo::field(text, "eventfd-semaphore").and_then(|value| match value {
         "0" => Some(false),
@@ -25,7 +25,11 @@ pub(crate) fn parse(text: &[u8], flags: i32) -> Result<EventCounter, Error> {
         _ => None,
     });
     match (count, semaphore) {
-        (Some(count), Some(semaphore)) => Ok(EventCounter { flags, count, semaphore }),
+        (Some(count), Some(semaphore)) => Ok(EventCounter {
+            flags,
+            count,
+            semaphore,
+        }),
         _ => Err(Error::Answer {
             operation: "read the count of",
             subject: "an eventfd".to_owned(),
@@ -36,7 +40,11 @@ pub(crate) fn parse(text: &[u8], flags: i32) -> Result<EventCounter, Error> {
 
 /// Makes an eventfd with that count.
 pub fn restore(state: &EventCounter) -> Result<OwnedFd, Error> {
-    let semaphore = if state.semaphore { libc::EFD_SEMAPHORE } else { 0 };
+    let semaphore = if state.semaphore {
+        libc::EFD_SEMAPHORE
+    } else {
+        0
+    };
     let fd = event::counter(semaphore | libc::EFD_NONBLOCK).during("create", "an eventfd")?;
     if state.count > 0 {
         // The count of eventfd(2) itself has only 32 bits; a write has 64.

@@ -20,7 +20,11 @@ pub fn capture(fd: BorrowedFd<'_>) -> Result<RegularFile, Error> {
     let identity = identity_of(fd, &path)?;
     let writable = flags & libc::O_ACCMODE != libc::O_RDONLY && flags & libc::O_PATH == 0;
     let length_bytes = if writable && identity != UNCHECKED {
-        Some(descriptor::status(fd).during("look at", &path)?.length_bytes)
+        Some(
+            descriptor::status(fd)
+                .during("look at", &path)?
+                .length_bytes,
+        )
     } else {
         None
     };
@@ -77,7 +81,12 @@ fn parse_lock(line: &str, pid: Pid, path: &str) -> Result<FileLock, Error> {
         Ok(end) => end.saturating_sub(start).saturating_add(1),
         Err(_) => 0,
     };
-    Ok(FileLock { owner, exclusive, start, length_bytes })
+    Ok(FileLock {
+        owner,
+        exclusive,
+        start,
+        length_bytes,
+    })
 }
 
 fn not_understood(line: &str, path: &str) -> Error {
@@ -115,7 +124,10 @@ pub fn restore(state: &RegularFile, reference: Option<BorrowedFd<'_>>) -> Result
 /// The locks that process `pid` must take itself by `fcntl(F_SETLK)`, after the last descriptor of
 /// the file that it closes: any close releases them.
 pub fn process_locks(state: &RegularFile, pid: Pid) -> impl Iterator<Item = &FileLock> {
-    state.locks.iter().filter(move |lock| lock.owner == LockOwner::Process(pid))
+    state
+        .locks
+        .iter()
+        .filter(move |lock| lock.owner == LockOwner::Process(pid))
 }
 
 /// What [`cut_back`] did.
@@ -127,33 +139,55 @@ pub enum CutBack {
     Cut { from_bytes: u64, to_bytes: u64 },
     /// The file is longer, but the description does not write at its end, so the rest may be
     /// another writer's.
-    LongerKept { committed_bytes: u64, now_bytes: u64 },
+    LongerKept {
+        committed_bytes: u64,
+        now_bytes: u64,
+    },
     /// The file is shorter: it was truncated after the commit, and that cannot be undone.
-    Shorter { committed_bytes: u64, now_bytes: u64 },
+    Shorter {
+        committed_bytes: u64,
+        now_bytes: u64,
+    },
 }
 
 /// Cuts the restored file back to its committed length when the description is a sequential
 /// writer: it appends (`O_APPEND`), or its position was the end of the file at the commit. Only
 /// after the service that wrote to it is dead, and before the replica runs.
 pub fn cut_back(fd: BorrowedFd<'_>, state: &RegularFile) -> Result<CutBack, Error> {
-    let Some(committed_bytes) = state.length_bytes else { return Ok(CutBack::Unchanged) };
-    let now_bytes = descriptor::status(fd).during("look at", &state.path)?.length_bytes;
+    let Some(committed_bytes) = state.length_bytes else {
+        return Ok(CutBack::Unchanged);
+    };
+    let now_bytes = descriptor::status(fd)
+        .during("look at", &state.path)?
+        .length_bytes;
     let sequential = state.flags & libc::O_APPEND != 0 || state.position >= committed_bytes;
     if now_bytes == committed_bytes {
         Ok(CutBack::Unchanged)
     } else if now_bytes < committed_bytes {
-        Ok(CutBack::Shorter { committed_bytes, now_bytes })
+        Ok(CutBack::Shorter {
+            committed_bytes,
+            now_bytes,
+        })
     } else if !sequential {
-        Ok(CutBack::LongerKept { committed_bytes, now_bytes })
+        Ok(CutBack::LongerKept {
+            committed_bytes,
+            now_bytes,
+        })
     } else {
         descriptor::truncate(fd, committed_bytes).during("cut back", &state.path)?;
-        Ok(CutBack::Cut { from_bytes: now_bytes, to_bytes: committed_bytes })
+        Ok(CutBack::Cut {
+            from_bytes: now_bytes,
+            to_bytes: committed_bytes,
+        })
     }
 }
 
 /// The identity of files on filesystems that make their inodes as they are looked up, and so give
 /// the same path another number on each mount.
-const UNCHECKED: FileIdentity = FileIdentity { device: 0, inode: 0 };
+const UNCHECKED: FileIdentity = FileIdentity {
+    device: 0,
+    inode: 0,
+};
 
 // include/uapi/linux/magic.h
 const PROC_SUPER_MAGIC: i64 = 0x9fa0;
@@ -163,11 +197,21 @@ const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
 
 pub(crate) fn identity_of(fd: BorrowedFd<'_>, path: &str) -> Result<FileIdentity, Error> {
     let magic = descriptor::filesystem_magic(fd).during("look at the filesystem of", path)?;
-    if [PROC_SUPER_MAGIC, SYSFS_MAGIC, CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC].contains(&magic) {
+    if [
+        PROC_SUPER_MAGIC,
+        SYSFS_MAGIC,
+        CGROUP_SUPER_MAGIC,
+        CGROUP2_SUPER_MAGIC,
+    ]
+    .contains(&magic)
+    {
         return Ok(UNCHECKED);
     }
     let status = descriptor::status(fd).during("look at", path)?;
-    Ok(FileIdentity { device: status.device, inode: status.inode })
+    Ok(FileIdentity {
+        device: status.device,
+        inode: status.inode,
+    })
 }
 
 /// The path of what `fd` names, from the root of its mount namespace.
@@ -204,7 +248,9 @@ pub(crate) fn set_position(
     }
     let offset = i64::try_from(position)
         .map_err(|_| Error::differs(path, format!("position {position} is out of range")))?;
-    descriptor::seek(fd, offset, libc::SEEK_SET).during("set the position of", path).map(drop)
+    descriptor::seek(fd, offset, libc::SEEK_SET)
+        .during("set the position of", path)
+        .map(drop)
 }
 
 /// What of `F_GETFL` may be given to `open` again: nothing that creates or cuts off.
@@ -237,7 +283,10 @@ pub(crate) fn open_again(
     }
     .during("open", path)?;
     let found = descriptor::status(fd.as_fd()).during("look at", path)?;
-    let found = FileIdentity { device: found.device, inode: found.inode };
+    let found = FileIdentity {
+        device: found.device,
+        inode: found.inode,
+    };
     if identity != UNCHECKED && found != identity {
         return Err(Error::differs(
             path,
@@ -277,7 +326,12 @@ mod tests {
         let parse = |line| parse_lock(line, Pid(7), "/x").map_err(|error| error.to_string());
         assert_eq!(
             parse("1: FLOCK  ADVISORY  WRITE 4711 fe:00:131 0 EOF"),
-            Ok(FileLock { owner: LockOwner::Description, exclusive: true, start: 0, length_bytes: 0 })
+            Ok(FileLock {
+                owner: LockOwner::Description,
+                exclusive: true,
+                start: 0,
+                length_bytes: 0
+            })
         );
         assert_eq!(
             parse("2: OFDLCK ADVISORY  READ -1 00:1f:12 100 199"),

@@ -21,10 +21,15 @@ pub fn capture(fd: BorrowedFd<'_>, mapped: bool) -> Result<MemoryFile, Error> {
     let flags = descriptor::status_flags(fd).during("read the flags of", &path)?;
     file::refuse_ownership(fd, flags, &path)?;
     let status = descriptor::status(fd).during("look at", &path)?;
-    let name = path.strip_prefix(PREFIX).and_then(|name| name.strip_suffix(SUFFIX));
+    let name = path
+        .strip_prefix(PREFIX)
+        .and_then(|name| name.strip_suffix(SUFFIX));
     let state = MemoryFile {
         name: name.unwrap_or_default().to_owned(),
-        identity: FileIdentity { device: status.device, inode: status.inode },
+        identity: FileIdentity {
+            device: status.device,
+            inode: status.inode,
+        },
         flags,
         position: file::position_of(fd, flags, &path)?,
         length_bytes: status.length_bytes,
@@ -58,8 +63,8 @@ fn read_extents(fd: BorrowedFd<'_>, path: &str) -> Result<Vec<(u64, Vec<u8>)>, E
             Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(extents),
             other => other.during("find the data of", path)?,
         };
-        let end = descriptor::seek(fd, start as i64, libc::SEEK_HOLE)
-            .during("find the data of", path)?;
+        let end =
+            descriptor::seek(fd, start as i64, libc::SEEK_HOLE).during("find the data of", path)?;
         let mut bytes = vec![0; (end - start) as usize];
         read_all_at(fd, &mut bytes, start).during("read", path)?;
         extents.push((start, bytes));
@@ -81,10 +86,7 @@ fn read_all_at(fd: BorrowedFd<'_>, bytes: &mut [u8], offset: u64) -> std::io::Re
 /// Makes the memfd, or opens once more the one in `existing`: the memory of the replica has made
 /// it already when it is mapped, and descriptions of one memfd share it. The seals come last, by
 /// [`seal`], when all content and all mappings are there.
-pub fn restore(
-    state: &MemoryFile,
-    existing: Option<BorrowedFd<'_>>,
-) -> Result<OwnedFd, Error> {
+pub fn restore(state: &MemoryFile, existing: Option<BorrowedFd<'_>>) -> Result<OwnedFd, Error> {
     let name = &state.name;
     let fd = match existing {
         Some(existing) => fdinfo::reopen(existing, file::open_flags(state.flags))
@@ -97,7 +99,11 @@ pub fn restore(
 
 fn create(state: &MemoryFile) -> Result<OwnedFd, Error> {
     let name = &state.name;
-    let no_execute = if state.seals & F_SEAL_EXEC != 0 { MFD_NOEXEC_SEAL } else { 0 };
+    let no_execute = if state.seals & F_SEAL_EXEC != 0 {
+        MFD_NOEXEC_SEAL
+    } else {
+        0
+    };
     let path = fdinfo::c_path(name).during("create the memfd", name)?;
     // Without MFD_ALLOW_SEALING it would be sealed against seals from the start; `seal` adds that.
     let fd = memfd::create(&path, libc::MFD_ALLOW_SEALING | no_execute)

@@ -18,8 +18,14 @@ impl Scratch {
     pub fn new() -> Result<Scratch, Error> {
         let (read, write) =
             pipe::pipe(libc::O_NONBLOCK).during("create", "a pipe to copy pipes into")?;
-        let capacity_bytes = pipe::capacity(read.as_fd()).during("read the capacity of", "a pipe")?;
-        Ok(Scratch { read, write, capacity_bytes, buffer: Vec::new() })
+        let capacity_bytes =
+            pipe::capacity(read.as_fd()).during("read the capacity of", "a pipe")?;
+        Ok(Scratch {
+            read,
+            write,
+            capacity_bytes,
+            buffer: Vec::new(),
+        })
     }
 
     /// Copies the content of `from` into the empty scratch pipe; the number of bytes.
@@ -57,7 +63,12 @@ pub fn capture(fd: BorrowedFd<'_>, scratch: &mut Scratch) -> Result<PipeEnd, Err
         libc::O_WRONLY => None,
         _ => Some(capture_content(fd, scratch)?),
     };
-    Ok(PipeEnd { inode: status.inode, flags, pipe, fifo_path })
+    Ok(PipeEnd {
+        inode: status.inode,
+        flags,
+        pipe,
+        fifo_path,
+    })
 }
 
 /// The content of the pipe behind a read end, and its shape.
@@ -84,7 +95,11 @@ pub(crate) fn capture_content(fd: BorrowedFd<'_>, scratch: &mut Scratch) -> Resu
         [_] => false,
         _ => true,
     };
-    Ok(Pipe { capacity_bytes: capacity as u64, content, packets })
+    Ok(Pipe {
+        capacity_bytes: capacity as u64,
+        content,
+        packets,
+    })
 }
 
 /// Whether the single entry in the pipe is a packet: a read that is one byte short then loses the
@@ -97,7 +112,8 @@ fn is_packet(
 ) -> Result<bool, Error> {
     scratch.copy(fd, capacity)?;
     scratch.read_entry(length - 1)?;
-    let left = descriptor::unread_bytes(scratch.read.as_fd()).during("look into", "a pipe's copy")?;
+    let left =
+        descriptor::unread_bytes(scratch.read.as_fd()).during("look into", "a pipe's copy")?;
     if left > 0 {
         scratch.read_entry(left)?;
     }
@@ -108,7 +124,9 @@ fn is_packet(
 /// Read ends whose pipe has no writer among them report end of file after the content, write ends
 /// without a reader `EPIPE`, as the originals did.
 pub fn restore_group(ends: &[&PipeEnd]) -> Result<Vec<OwnedFd>, Error> {
-    let Some(first) = ends.first() else { return Ok(Vec::new()) };
+    let Some(first) = ends.first() else {
+        return Ok(Vec::new());
+    };
     if let Some(stranger) = ends.iter().find(|end| end.inode != first.inode) {
         return Err(Error::differs(
             format!("pipe {}", first.inode),
@@ -129,7 +147,10 @@ pub fn restore_pair(
 ) -> Result<(Option<OwnedFd>, Option<OwnedFd>), Error> {
     let ends: Vec<&PipeEnd> = read.into_iter().chain(write).collect();
     let mut restored = restore_group(&ends)?.into_iter();
-    Ok((read.and_then(|_| restored.next()), write.and_then(|_| restored.next())))
+    Ok((
+        read.and_then(|_| restored.next()),
+        write.and_then(|_| restored.next()),
+    ))
 }
 
 fn restore_pipe(ends: &[&PipeEnd], state: Option<&Pipe>) -> Result<Vec<OwnedFd>, Error> {
@@ -182,7 +203,10 @@ fn restore_fifo(
     }
     let left = descriptor::unread_bytes(anchor.as_fd()).during("look into", path)?;
     if left > 0 {
-        return Err(Error::differs(path, "a process outside the service holds it open"));
+        return Err(Error::differs(
+            path,
+            "a process outside the service holds it open",
+        ));
     }
     if let Some(state) = state {
         fill(anchor.as_fd(), state)?;

@@ -141,7 +141,9 @@ impl Kind {
     pub fn require_support(self) -> Result<(), Error> {
         match self.support() {
             Support::Replicated(_) => Ok(()),
-            Support::Denied(_, why) | Support::Refused(why) => Err(Error::refused(self.name(), why)),
+            Support::Denied(_, why) | Support::Refused(why) => {
+                Err(Error::refused(self.name(), why))
+            }
         }
     }
 }
@@ -188,20 +190,23 @@ impl Refusal {
                 "ENOSYS",
                 "dirty pages are found by userfaultfd, and a range has room for one user",
             ),
-            Refusal::KernelTracing => {
-                Denied("EPERM", "its state is the kernel's own and cannot be read out")
-            }
-            Refusal::SeccompListener => {
-                Denied("EINVAL", "it would hide calls from the listener that announces them")
-            }
+            Refusal::KernelTracing => Denied(
+                "EPERM",
+                "its state is the kernel's own and cannot be read out",
+            ),
+            Refusal::SeccompListener => Denied(
+                "EINVAL",
+                "it would hide calls from the listener that announces them",
+            ),
             Refusal::SecretMemory => Denied("ENOSYS", "not even root can read its pages"),
             Refusal::Mptcp => Denied(
                 "EPROTONOSUPPORT",
                 "the kernel has no way to restore a subflow; programs fall back to TCP",
             ),
-            Refusal::Sctp => {
-                Denied("EPROTONOSUPPORT", "the kernel has no way to restore an association")
-            }
+            Refusal::Sctp => Denied(
+                "EPROTONOSUPPORT",
+                "the kernel has no way to restore an association",
+            ),
             Refusal::OtherSocket => {
                 Denied("EAFNOSUPPORT", "the kernel has no way to restore its state")
             }
@@ -258,6 +263,9 @@ mod tests {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/SUPPORT.md");
         let document = std::fs::read_to_string(path).expect("docs/SUPPORT.md exists");
         let table = support_table();
-        assert!(document.contains(&table), "docs/SUPPORT.md must contain:\n{table}");
+        assert!(
+            document.contains(&table),
+            "docs/SUPPORT.md must contain:\n{table}"
+        );
     }
 }

@@ -43,7 +43,9 @@ pub(crate) struct Reading {
 pub(crate) fn parse(text: &[u8]) -> Result<Reading, Error> {
     let number = |name| fdinfo::field(text, name)?.parse::<u64>().ok();
     let pair = |name| {
-        let value = fdinfo::field(text, name)?.strip_prefix('(')?.strip_suffix(')')?;
+        let value = fdinfo::field(text, name)?
+            .strip_prefix('(')?
+            .strip_suffix(')')?;
         let (seconds, rest) = value.split_once(", ")?;
         let seconds = seconds.parse::<u64>().ok()?.checked_mul(1_000_000_000)?;
         seconds.checked_add(rest.parse().ok()?)
@@ -115,7 +117,11 @@ fn exact(reckoned_ns: u64, interval_ns: u64, previous: Option<&TimerDescriptor>)
     let passed_ns = (reckoned_ns + SAME_DEADLINE_NS).saturating_sub(previous.expiry_ns);
     let steps = passed_ns.checked_div(interval_ns).unwrap_or(0);
     let candidate_ns = previous.expiry_ns + steps * interval_ns;
-    if candidate_ns.abs_diff(reckoned_ns) <= SAME_DEADLINE_NS { candidate_ns } else { reckoned_ns }
+    if candidate_ns.abs_diff(reckoned_ns) <= SAME_DEADLINE_NS {
+        candidate_ns
+    } else {
+        reckoned_ns
+    }
 }
 
 /// Makes a timerfd with that deadline. What became due since the capture counts as expired.
@@ -131,7 +137,10 @@ pub fn restore(state: &TimerDescriptor) -> Result<OwnedFd, Error> {
             due if absolute => due,
             due => due.saturating_sub(now_ns).max(1),
         };
-        let setting = Setting { value_ns, interval_ns: state.interval_ns };
+        let setting = Setting {
+            value_ns,
+            interval_ns: state.interval_ns,
+        };
         timer::set(fd.as_fd(), state.set_flags as i32, setting).during("arm", SUBJECT)?;
     }
     // Arming clears the ticks, so they come after.
@@ -184,7 +193,10 @@ mod tests {
         assert_eq!(exact(5 * second + 300, second, Some(&known)), 5 * second);
         assert_eq!(exact(5 * second - 300, second, Some(&known)), 5 * second);
         assert_eq!(exact(9 * second - 300, second, Some(&known)), 9 * second);
-        assert_eq!(exact(9 * second + second / 2, second, Some(&known)), 9 * second + second / 2);
+        assert_eq!(
+            exact(9 * second + second / 2, second, Some(&known)),
+            9 * second + second / 2
+        );
         let once = periodic(5 * second, 0);
         assert_eq!(exact(5 * second + 300, 0, Some(&once)), 5 * second);
         assert_eq!(exact(7 * second, 0, Some(&once)), 7 * second);

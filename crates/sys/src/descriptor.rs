@@ -32,7 +32,11 @@ impl Status {
 }
 
 pub(crate) fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 pub(crate) fn check_size(result: libc::ssize_t) -> io::Result<usize> {
@@ -112,8 +116,8 @@ pub fn seek(fd: BorrowedFd<'_>, offset: i64, whence: i32) -> io::Result<u64> {
 
 /// `ftruncate(2)`.
 pub fn truncate(fd: BorrowedFd<'_>, length_bytes: u64) -> io::Result<()> {
-    let length = i64::try_from(length_bytes)
-        .map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+    let length =
+        i64::try_from(length_bytes).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
     // SAFETY: no memory is involved.
     check(unsafe { libc::ftruncate(fd.as_raw_fd(), length) }).map(drop)
 }
@@ -134,7 +138,12 @@ pub fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
 pub fn read_at(fd: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     // SAFETY: the kernel writes at most `len` bytes into `buffer`.
     check_size(unsafe {
-        libc::pread(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), offset as i64)
+        libc::pread(
+            fd.as_raw_fd(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            offset as i64,
+        )
     })
 }
 
@@ -142,7 +151,12 @@ pub fn read_at(fd: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> io::Result
 pub fn write_at(fd: BorrowedFd<'_>, bytes: &[u8], offset: u64) -> io::Result<usize> {
     // SAFETY: the kernel reads `len` bytes of `bytes`.
     check_size(unsafe {
-        libc::pwrite(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), offset as i64)
+        libc::pwrite(
+            fd.as_raw_fd(),
+            bytes.as_ptr().cast(),
+            bytes.len(),
+            offset as i64,
+        )
     })
 }
 
@@ -156,7 +170,11 @@ pub fn unread_bytes(fd: BorrowedFd<'_>) -> io::Result<usize> {
 
 /// `poll(2)` without waiting: which of `events`, and of `POLLERR` and `POLLHUP`, hold now.
 pub fn poll_now(fd: BorrowedFd<'_>, events: i16) -> io::Result<i16> {
-    let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
+    let mut entry = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events,
+        revents: 0,
+    };
     // SAFETY: one entry, which outlives the call.
     check(unsafe { libc::poll(&mut entry, 1, 0) })?;
     Ok(entry.revents)
@@ -172,11 +190,7 @@ pub fn open(directory: Option<BorrowedFd<'_>>, path: &CStr, flags: i32) -> io::R
 }
 
 /// `readlinkat(2)` into `buffer`; returns the length. A result as long as `buffer` may be cut.
-pub fn read_link(
-    directory: BorrowedFd<'_>,
-    path: &CStr,
-    buffer: &mut [u8],
-) -> io::Result<usize> {
+pub fn read_link(directory: BorrowedFd<'_>, path: &CStr, buffer: &mut [u8]) -> io::Result<usize> {
     // SAFETY: `path` is NUL-terminated and the kernel writes at most `len` bytes into `buffer`.
     check_size(unsafe {
         libc::readlinkat(
@@ -214,7 +228,12 @@ pub fn each_name(directory: BorrowedFd<'_>, mut each: impl FnMut(&[u8])) -> io::
             let Some(record) = rest.get(..length).filter(|record| record.len() > NAME_AT) else {
                 return Err(io::Error::from(io::ErrorKind::InvalidData));
             };
-            each(record[NAME_AT..].split(|byte| *byte == 0).next().unwrap_or_default());
+            each(
+                record[NAME_AT..]
+                    .split(|byte| *byte == 0)
+                    .next()
+                    .unwrap_or_default(),
+            );
             rest = &rest[length..];
         }
     }

@@ -19,7 +19,12 @@ pub struct BusyPoll {
 
 impl BusyPoll {
     pub fn new(microseconds: u32, budget: u16, prefer: u8) -> BusyPoll {
-        BusyPoll { microseconds, budget, prefer, padding: 0 }
+        BusyPoll {
+            microseconds,
+            budget,
+            prefer,
+            padding: 0,
+        }
     }
 }
 
@@ -46,10 +51,8 @@ pub fn control(
 ) -> io::Result<()> {
     let mut event = libc::epoll_event { events, u64: data };
     // SAFETY: the kernel reads `event`, which outlives the call.
-    check(unsafe {
-        libc::epoll_ctl(epoll.as_raw_fd(), operation, target.as_raw_fd(), &mut event)
-    })
-    .map(drop)
+    check(unsafe { libc::epoll_ctl(epoll.as_raw_fd(), operation, target.as_raw_fd(), &mut event) })
+        .map(drop)
 }
 
 /// `epoll_wait(2)` without waiting: (events, data) of what is ready, at most 64, into `ready`.
@@ -57,11 +60,20 @@ pub fn ready_now(epoll: BorrowedFd<'_>, ready: &mut Vec<(u32, u64)>) -> io::Resu
     let mut events = [libc::epoll_event { events: 0, u64: 0 }; 64];
     // SAFETY: the kernel writes at most 64 entries into `events`.
     let count = check(unsafe {
-        libc::epoll_wait(epoll.as_raw_fd(), events.as_mut_ptr(), events.len() as i32, 0)
+        libc::epoll_wait(
+            epoll.as_raw_fd(),
+            events.as_mut_ptr(),
+            events.len() as i32,
+            0,
+        )
     })?;
     ready.clear();
     let count = usize::try_from(count).unwrap_or(0);
-    ready.extend(events[..count].iter().map(|event| (event.events, event.u64)));
+    ready.extend(
+        events[..count]
+            .iter()
+            .map(|event| (event.events, event.u64)),
+    );
     Ok(())
 }
 
@@ -71,7 +83,12 @@ pub fn busy_poll(epoll: BorrowedFd<'_>) -> io::Result<Option<BusyPoll>> {
     // SAFETY: the kernel writes one `struct epoll_params` of 8 bytes.
     match check(unsafe { libc::ioctl(epoll.as_raw_fd(), EPIOCGPARAMS, &mut parameters) }) {
         Ok(_) => Ok(Some(parameters)),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL | libc::EOPNOTSUPP)) => {
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::ENOTTY | libc::EINVAL | libc::EOPNOTSUPP)
+            ) =>
+        {
             Ok(None)
         }
         Err(error) => Err(error),

@@ -20,7 +20,13 @@ pub fn signals(mask: u64, flags: i32) -> io::Result<OwnedFd> {
     // The kernel's own sigset_t is 8 bytes, glibc's is longer: hence the bare call.
     // SAFETY: the kernel reads 8 bytes of `mask`, which outlives the call.
     let fd = unsafe {
-        libc::syscall(libc::SYS_signalfd4, -1, &raw const mask, 8, flags | libc::SFD_CLOEXEC)
+        libc::syscall(
+            libc::SYS_signalfd4,
+            -1,
+            &raw const mask,
+            8,
+            flags | libc::SFD_CLOEXEC,
+        )
     };
     let fd = check(fd as libc::c_int)?;
     // SAFETY: the kernel just gave us this number, and nothing else owns it.

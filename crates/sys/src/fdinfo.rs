@@ -25,7 +25,11 @@ pub fn proc_root() -> io::Result<BorrowedFd<'static>> {
     if let Some(root) = PROC.get() {
         return Ok(root.as_fd());
     }
-    let root = descriptor::open(None, c"/proc", libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC)?;
+    let root = descriptor::open(
+        None,
+        c"/proc",
+        libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC,
+    )?;
     // Two threads may race here; either descriptor does, the loser's is closed.
     Ok(PROC.get_or_init(|| root).as_fd())
 }
@@ -38,8 +42,12 @@ struct ShortPath {
 
 impl ShortPath {
     fn new(arguments: fmt::Arguments<'_>) -> io::Result<ShortPath> {
-        let mut path = ShortPath { bytes: [0; 64], length: 0 };
-        path.write_fmt(arguments).map_err(|_| io::Error::from_raw_os_error(libc::ENAMETOOLONG))?;
+        let mut path = ShortPath {
+            bytes: [0; 64],
+            length: 0,
+        };
+        path.write_fmt(arguments)
+            .map_err(|_| io::Error::from_raw_os_error(libc::ENAMETOOLONG))?;
         Ok(path)
     }
 
@@ -71,7 +79,11 @@ impl ProcessDirectory {
     pub fn open(pid: i32) -> io::Result<ProcessDirectory> {
         let path = ShortPath::new(format_args!("{pid}"))?;
         let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
-        Ok(ProcessDirectory(descriptor::open(Some(proc_root()?), path.as_c_str(), flags)?))
+        Ok(ProcessDirectory(descriptor::open(
+            Some(proc_root()?),
+            path.as_c_str(),
+            flags,
+        )?))
     }
 
     /// How many descriptors are open, in one call (`st_size` of `/proc/PID/fd`, Linux 6.2).
@@ -97,7 +109,9 @@ impl ProcessDirectory {
         let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
         let directory = descriptor::open(Some(self.0.as_fd()), name, flags)?;
         descriptor::each_name(directory.as_fd(), |name| {
-            let number = std::str::from_utf8(name).ok().and_then(|text| text.parse::<i32>().ok());
+            let number = std::str::from_utf8(name)
+                .ok()
+                .and_then(|text| text.parse::<i32>().ok());
             list.extend(number);
         })?;
         list.sort_unstable();
@@ -108,13 +122,21 @@ impl ProcessDirectory {
     /// that number names, and holds nothing of the process.
     pub fn fdinfo(&self, fd: i32) -> io::Result<OwnedFd> {
         let path = ShortPath::new(format_args!("fdinfo/{fd}"))?;
-        descriptor::open(Some(self.0.as_fd()), path.as_c_str(), libc::O_RDONLY | libc::O_CLOEXEC)
+        descriptor::open(
+            Some(self.0.as_fd()),
+            path.as_c_str(),
+            libc::O_RDONLY | libc::O_CLOEXEC,
+        )
     }
 
     /// An `O_PATH` descriptor of the file behind `fd`: for `fstat`, without its locks or position.
     pub fn reference(&self, fd: i32) -> io::Result<OwnedFd> {
         let path = ShortPath::new(format_args!("fd/{fd}"))?;
-        descriptor::open(Some(self.0.as_fd()), path.as_c_str(), libc::O_PATH | libc::O_CLOEXEC)
+        descriptor::open(
+            Some(self.0.as_fd()),
+            path.as_c_str(),
+            libc::O_PATH | libc::O_CLOEXEC,
+        )
     }
 }
 

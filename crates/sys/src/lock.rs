@@ -10,7 +10,11 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 /// Takes a `flock(2)` lock on the description, without waiting. `EWOULDBLOCK` when another holds
 /// it.
 pub fn flock(fd: BorrowedFd<'_>, exclusive: bool) -> io::Result<()> {
-    let operation = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
+    let operation = if exclusive {
+        libc::LOCK_EX
+    } else {
+        libc::LOCK_SH
+    };
     // SAFETY: no memory is involved.
     check(unsafe { libc::flock(fd.as_raw_fd(), operation | libc::LOCK_NB) }).map(drop)
 }
@@ -24,7 +28,11 @@ fn record(
 ) -> io::Result<()> {
     // SAFETY: all-zero bytes are a valid `struct flock`; l_pid must be 0 for OFD locks.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    lock.l_type = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK } as i16;
+    lock.l_type = if exclusive {
+        libc::F_WRLCK
+    } else {
+        libc::F_RDLCK
+    } as i16;
     lock.l_whence = libc::SEEK_SET as i16;
     lock.l_start = start;
     lock.l_len = length;
@@ -34,12 +42,22 @@ fn record(
 
 /// Takes an open-file-description lock (`F_OFD_SETLK`) on `length` bytes from `start`, without
 /// waiting; `length` 0 is up to the end, wherever it moves.
-pub fn description_lock(fd: BorrowedFd<'_>, exclusive: bool, start: i64, length: i64) -> io::Result<()> {
+pub fn description_lock(
+    fd: BorrowedFd<'_>,
+    exclusive: bool,
+    start: i64,
+    length: i64,
+) -> io::Result<()> {
     record(fd, libc::F_OFD_SETLK, exclusive, start, length)
 }
 
 /// Takes a POSIX lock (`F_SETLK`) for the calling process, as [`description_lock`] does for the
 /// description.
-pub fn process_lock(fd: BorrowedFd<'_>, exclusive: bool, start: i64, length: i64) -> io::Result<()> {
+pub fn process_lock(
+    fd: BorrowedFd<'_>,
+    exclusive: bool,
+    start: i64,
+    length: i64,
+) -> io::Result<()> {
     record(fd, libc::F_SETLK, exclusive, start, length)
 }

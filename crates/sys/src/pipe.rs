@@ -26,8 +26,8 @@ pub fn capacity(pipe: BorrowedFd<'_>) -> io::Result<usize> {
 /// `F_SETPIPE_SZ`. `EPERM` above /proc/sys/fs/pipe-max-size without `CAP_SYS_RESOURCE`; `EBUSY`
 /// when the content does not fit.
 pub fn set_capacity(pipe: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
-    let bytes = libc::c_int::try_from(bytes)
-        .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let bytes =
+        libc::c_int::try_from(bytes).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     // SAFETY: no memory is involved.
     check(unsafe { libc::fcntl(pipe.as_raw_fd(), libc::F_SETPIPE_SZ, bytes) }).map(drop)
 }
@@ -37,6 +37,11 @@ pub fn set_capacity(pipe: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
 pub fn tee(from: BorrowedFd<'_>, to: BorrowedFd<'_>, most_bytes: usize) -> io::Result<usize> {
     // SAFETY: no memory of ours is involved.
     check_size(unsafe {
-        libc::tee(from.as_raw_fd(), to.as_raw_fd(), most_bytes, libc::SPLICE_F_NONBLOCK)
+        libc::tee(
+            from.as_raw_fd(),
+            to.as_raw_fd(),
+            most_bytes,
+            libc::SPLICE_F_NONBLOCK,
+        )
     })
 }

@@ -34,7 +34,10 @@ fn to_timespec(ns: u64) -> libc::timespec {
 
 /// The time of a clock (`CLOCK_*`), in nanoseconds, as the calling thread's time namespace has it.
 pub fn now_ns(clock: i32) -> io::Result<u64> {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: the kernel fills `time`, which outlives the call.
     check(unsafe { libc::clock_gettime(clock, &mut time) })?;
     Ok(to_ns(time))
@@ -55,21 +58,28 @@ pub fn set(timer: BorrowedFd<'_>, flags: i32, setting: Setting) -> io::Result<()
         it_value: to_timespec(setting.value_ns),
     };
     // SAFETY: the kernel reads `raw`; the old setting is not asked for.
-    check(unsafe {
-        libc::timerfd_settime(timer.as_raw_fd(), flags, &raw, std::ptr::null_mut())
-    })
-    .map(drop)
+    check(unsafe { libc::timerfd_settime(timer.as_raw_fd(), flags, &raw, std::ptr::null_mut()) })
+        .map(drop)
 }
 
 /// `timerfd_gettime(2)`: the remaining time, 0 when disarmed. A periodic timer that expired
 /// unread is moved on to its next expiry, and the missed ones counted as ticks; a reader cannot
 /// tell.
 pub fn get(timer: BorrowedFd<'_>) -> io::Result<Setting> {
-    let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    let mut raw = libc::itimerspec { it_interval: zero, it_value: zero };
+    let zero = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    let mut raw = libc::itimerspec {
+        it_interval: zero,
+        it_value: zero,
+    };
     // SAFETY: the kernel fills `raw`, which outlives the call.
     check(unsafe { libc::timerfd_gettime(timer.as_raw_fd(), &mut raw) })?;
-    Ok(Setting { value_ns: to_ns(raw.it_value), interval_ns: to_ns(raw.it_interval) })
+    Ok(Setting {
+        value_ns: to_ns(raw.it_value),
+        interval_ns: to_ns(raw.it_interval),
+    })
 }
 
 /// Sets the number of unread expirations, which must not be 0 (CONFIG_CHECKPOINT_RESTORE).

@@ -32,5 +32,8 @@ pub enum Object {
     UdpSocket(UdpSocket),
     UnixSocket(UnixSocket),
     /// The service's standard output (`stream` 1) or error (2): a pipe whose other end is ours.
-    Output { stream: u8, flags: i32 },
+    Output {
+        stream: u8,
+        flags: i32,
+    },
 }

@@ -27,11 +27,20 @@ pub enum Announced {
     /// This slot is closed.
     Closing { fd: Fd },
     /// These slots, ends included, are closed, or marked close-on-exec.
-    CloseRange { first: Fd, last: Fd, close_on_exec: bool },
+    CloseRange {
+        first: Fd,
+        last: Fd,
+        close_on_exec: bool,
+    },
     /// Flags of the slot, or something of what it names: options, addresses, a timer set anew.
     Object { fd: Fd },
     /// `epoll_ctl`; `event` is `None` when the call has none, or it could not be read.
-    Epoll { epoll: Fd, operation: i32, target: Fd, event: Option<(u32, u64)> },
+    Epoll {
+        epoll: Fd,
+        operation: i32,
+        target: Fd,
+        event: Option<(u32, u64)>,
+    },
     /// The process ran `execve`: slots marked close-on-exec are closed.
     Executed,
     /// Descriptors came in a message (`SCM_RIGHTS`), at unknown numbers that were free.
@@ -108,7 +117,11 @@ pub(crate) fn add_suspects<'a>(
             Announced::Slot { fd } | Announced::Closing { fd } => {
                 suspects.insert(fd);
             }
-            Announced::CloseRange { first, last, close_on_exec: false } if first <= last => {
+            Announced::CloseRange {
+                first,
+                last,
+                close_on_exec: false,
+            } if first <= last => {
                 suspects.extend(slots.used.range(first..=last).map(|(fd, _)| *fd));
             }
             Announced::Executed => {
@@ -148,7 +161,13 @@ mod tests {
     fn table(used: &[i32]) -> Slots {
         let mut slots = Slots::default();
         for fd in used {
-            slots.insert(Fd(*fd), Descriptor { object: ObjectId(1), close_on_exec: *fd > 5 });
+            slots.insert(
+                Fd(*fd),
+                Descriptor {
+                    object: ObjectId(1),
+                    close_on_exec: *fd > 5,
+                },
+            );
         }
         slots
     }
@@ -170,22 +189,34 @@ mod tests {
     #[test]
     fn a_named_slot_does_not_count_as_given_out() {
         // dup2(0, 3) and then open: the open gives 4.
-        let announced = [Announced::Slot { fd: Fd(3) }, Announced::Created { count: 1 }];
+        let announced = [
+            Announced::Slot { fd: Fd(3) },
+            Announced::Created { count: 1 },
+        ];
         assert_eq!(suspects(&[0, 1, 2], &announced), [3, 4]);
-        let announced = [Announced::Closing { fd: Fd(1) }, Announced::Created { count: 1 }];
+        let announced = [
+            Announced::Closing { fd: Fd(1) },
+            Announced::Created { count: 1 },
+        ];
         assert_eq!(suspects(&[0, 1, 2], &announced), [1, 3]);
     }
 
     #[test]
     fn creations_from_a_minimum_and_from_below_share_the_count() {
-        let announced =
-            [Announced::CreatedFrom { minimum: Fd(10) }, Announced::Created { count: 1 }];
+        let announced = [
+            Announced::CreatedFrom { minimum: Fd(10) },
+            Announced::Created { count: 1 },
+        ];
         assert_eq!(suspects(&[0, 1, 2], &announced), [3, 4, 10, 11]);
     }
 
     #[test]
     fn ranges_and_exec_name_what_is_open() {
-        let range = Announced::CloseRange { first: Fd(1), last: Fd(i32::MAX), close_on_exec: false };
+        let range = Announced::CloseRange {
+            first: Fd(1),
+            last: Fd(i32::MAX),
+            close_on_exec: false,
+        };
         assert_eq!(suspects(&[0, 1, 9], &[range]), [1, 9]);
         assert_eq!(suspects(&[0, 6, 9], &[Announced::Executed]), [6, 9]);
     }
@@ -195,9 +226,25 @@ mod tests {
         let mut slots = table(&[0, 5]);
         slots.remove(Fd(5));
         assert_eq!((slots.end, slots.holes.len()), (1, 0));
-        slots.insert(Fd(3), Descriptor { object: ObjectId(1), close_on_exec: false });
-        assert_eq!(slots.holes.iter().map(|fd| fd.0).collect::<Vec<_>>(), [1, 2]);
+        slots.insert(
+            Fd(3),
+            Descriptor {
+                object: ObjectId(1),
+                close_on_exec: false,
+            },
+        );
+        assert_eq!(
+            slots.holes.iter().map(|fd| fd.0).collect::<Vec<_>>(),
+            [1, 2]
+        );
         slots.remove(Fd(0));
-        assert_eq!(slots.free_from(Fd(0)).take(4).map(|fd| fd.0).collect::<Vec<_>>(), [0, 1, 2, 4]);
+        assert_eq!(
+            slots
+                .free_from(Fd(0))
+                .take(4)
+                .map(|fd| fd.0)
+                .collect::<Vec<_>>(),
+            [0, 1, 2, 4]
+        );
     }
 }

@@ -2,7 +2,9 @@
 
 use super::Process;
 use crate::pipe::{self, Scratch};
-use crate::{Context, Error, Kind, device, directory, epoll, eventfd, file, memfd, signalfd, timerfd};
+use crate::{
+    Context, Error, Kind, device, directory, epoll, eventfd, file, memfd, signalfd, timerfd,
+};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use unbroken_image::object::RegularFile;
@@ -30,6 +32,16 @@ impl Watch {
     }
 }
 
+/// What a cheap look found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Look {
+    Same,
+    /// The state is another one, and up to date.
+    Refreshed,
+    /// Something may have changed: only a capture tells.
+    Unknown,
+}
+
 /// One open file description of the service.
 #[derive(Debug)]
 pub(crate) struct Entry {
@@ -52,7 +64,10 @@ impl Entry {
     pub fn new(kind: Kind, status: &Status, output: Option<u8>) -> Entry {
         Entry {
             kind,
-            identity: FileIdentity { device: status.device, inode: status.inode },
+            identity: FileIdentity {
+                device: status.device,
+                inode: status.inode,
+            },
             output,
             slots: Vec::new(),
             state: None,
@@ -89,11 +104,12 @@ impl Entry {
     }
 
     /// Reads the object whole from `fd`, a duplicate; not for sockets and epoll instances.
-    /// `announced`: a call changed it, so nothing of the last state may be relied on.
+    /// `announced`: a call changed it, so nothing of the last state may be relied on; `mapped`: it
+    /// is a memfd whose pages travel with memory.
     pub fn capture(
         &mut self,
         fd: BorrowedFd<'_>,
-        announced: bool,
+        (announced, mapped): (bool, bool),
         sources: &BTreeMap<Pid, Process>,
         scratch: &mut Scratch,
     ) -> Result<(), Error> {
@@ -111,7 +127,7 @@ impl Entry {
             Kind::RegularFile => Object::RegularFile(file::capture(fd)?),
             Kind::Directory => Object::Directory(directory::capture(fd)?),
             Kind::CharacterDevice => Object::CharacterDevice(device::capture(fd)?),
-            Kind::MemoryFile => Object::MemoryFile(memfd::capture(fd, false)?),
+            Kind::MemoryFile => Object::MemoryFile(memfd::capture(fd, mapped)?),
             Kind::Pipe | Kind::Fifo => Object::PipeEnd(pipe::capture(fd, scratch)?),
             Kind::EventCounter => Object::EventCounter(eventfd::capture(fd)?),
             Kind::Timer => Object::TimerDescriptor(timerfd::capture(fd, previous)?),
@@ -123,22 +139,27 @@ impl Entry {
         self.add_process_locks()
     }
 
-    /// Whether a cheap look shows anything that the last state has not. `true` may be wrong,
-    /// `false` is not.
-    pub fn differs(
+    /// Looks cheaply for what the last state has not, and brings the state up to date where the
+    /// look itself tells all.
+    pub fn look(
         &mut self,
         sources: &BTreeMap<Pid, Process>,
         scratch: &mut Scratch,
-    ) -> Result<bool, Error> {
-        match &self.state {
-            None => Ok(true),
-            Some(Object::RegularFile(_) | Object::Directory(_) | Object::MemoryFile(_)) => {
-                Ok(self.text_differs()? || self.status_differs()?)
+    ) -> Result<Look, Error> {
+        match self.kind {
+            _ if self.state.is_none() => Ok(Look::Unknown),
+            Kind::RegularFile | Kind::Directory | Kind::EventCounter => self.look_at_text(),
+            Kind::Pipe | Kind::Fifo => self.look_at_content(sources, scratch),
+            Kind::MemoryFile => {
+                let differs = self.read_watches()? || self.memory_file_differs()?;
+                Ok(if differs { Look::Unknown } else { Look::Same })
             }
-            Some(Object::EventCounter(_)) => self.text_differs(),
-            Some(Object::TimerDescriptor(_)) => self.timer_differs(),
-            Some(Object::PipeEnd(_)) => self.content_differs(sources, scratch),
-            Some(_) => Ok(false),
+            Kind::Timer => Ok(if self.timer_differs()? {
+                Look::Unknown
+            } else {
+                Look::Same
+            }),
+            _ => Ok(Look::Same),
         }
     }
 
@@ -147,7 +168,11 @@ impl Entry {
     fn watch(&mut self, sources: &BTreeMap<Pid, Process>) -> Result<(), Error> {
         let by_text = matches!(
             self.kind,
-            Kind::RegularFile | Kind::Directory | Kind::MemoryFile | Kind::EventCounter | Kind::Timer
+            Kind::RegularFile
+                | Kind::Directory
+                | Kind::MemoryFile
+                | Kind::EventCounter
+                | Kind::Timer
         );
         if !by_text {
             return Ok(());
@@ -158,7 +183,9 @@ impl Entry {
             if self.watches.iter().any(|watch| watch.place.0 == place.0) {
                 continue;
             }
-            let Some(process) = sources.get(&place.0) else { continue };
+            let Some(process) = sources.get(&place.0) else {
+                continue;
+            };
             let fdinfo = process.source.fdinfo(place.1)?;
             self.watches.push(Watch {
                 place: *place,
@@ -180,8 +207,12 @@ impl Entry {
         let fd = match self.reference.take() {
             Some((fd, _)) => fd,
             None => {
-                let Some((pid, fd)) = self.slots.first() else { return Ok(()) };
-                let Some(process) = sources.get(pid) else { return Ok(()) };
+                let Some((pid, fd)) = self.slots.first() else {
+                    return Ok(());
+                };
+                let Some(process) = sources.get(pid) else {
+                    return Ok(());
+                };
                 process.source.reference(*fd)?
             }
         };
@@ -207,42 +238,92 @@ impl Entry {
         self.slots.push(place);
     }
 
-    fn text_differs(&mut self) -> Result<bool, Error> {
-        // A process that joined or a slot that moved needs new watches.
-        if self.watches.is_empty() {
-            return Ok(true);
-        }
+    /// Reads all watches again; whether any tells something else. Without a watch, as after a slot
+    /// moved, nothing is known.
+    fn read_watches(&mut self) -> Result<bool, Error> {
+        let mut differs = self.watches.is_empty();
         for watch in &mut self.watches {
-            if watch.read()? {
-                return Ok(true);
-            }
+            differs |= watch.read()?;
         }
-        Ok(false)
+        Ok(differs)
     }
 
-    /// Length for a file that can be written; for a memfd the time of change as well, because no
-    /// call that writes to it is announced.
-    fn status_differs(&self) -> Result<bool, Error> {
-        let Some((reference, last)) = &self.reference else { return Ok(false) };
-        let now = descriptor::status(reference.as_fd()).during("look at", "a file")?;
-        Ok(match &self.state {
-            Some(Object::RegularFile(RegularFile { length_bytes: Some(known), .. })) => {
-                now.length_bytes != *known
+    fn look_at_text(&mut self) -> Result<Look, Error> {
+        let differs = self.read_watches()?;
+        let Some(watch) = self.watches.first() else {
+            return Ok(Look::Unknown);
+        };
+        let length_bytes = match (&self.state, &self.reference) {
+            (
+                Some(Object::RegularFile(RegularFile {
+                    length_bytes: Some(_),
+                    ..
+                })),
+                Some((fd, _)),
+            ) => {
+                let status = descriptor::status(fd.as_fd()).during("look at", "a file")?;
+                Some(status.length_bytes)
             }
-            Some(Object::MemoryFile(_)) => {
-                now.length_bytes != last.length_bytes
-                    || now.changed_ns != last.changed_ns
-                    || is_recent(now.changed_ns)
+            _ => None,
+        };
+        match &mut self.state {
+            Some(Object::RegularFile(state)) => {
+                if !differs && state.length_bytes == length_bytes {
+                    return Ok(Look::Same);
+                }
+                let Some((position, flags)) = position_and_flags(&watch.text) else {
+                    return Ok(Look::Unknown);
+                };
+                if flags != state.flags {
+                    return Ok(Look::Unknown);
+                }
+                state.position = position;
+                state.length_bytes = length_bytes;
+                state.locks.clear();
+                for watch in &self.watches {
+                    file::add_locks(&watch.text, watch.place.0, state)?;
+                }
+                Ok(Look::Refreshed)
             }
-            _ => false,
-        })
+            _ if !differs => Ok(Look::Same),
+            Some(Object::Directory(state)) => match position_and_flags(&watch.text) {
+                Some((position, flags)) if flags == state.flags => {
+                    state.position = position;
+                    Ok(Look::Refreshed)
+                }
+                _ => Ok(Look::Unknown),
+            },
+            Some(Object::EventCounter(state)) => match position_and_flags(&watch.text) {
+                Some((_, flags)) if flags == state.flags => {
+                    *state = eventfd::parse(&watch.text, flags)?;
+                    Ok(Look::Refreshed)
+                }
+                _ => Ok(Look::Unknown),
+            },
+            _ => Ok(Look::Unknown),
+        }
+    }
+
+    /// No call that writes to a memfd is announced, but the time of change tells of all.
+    fn memory_file_differs(&self) -> Result<bool, Error> {
+        let Some((reference, last)) = &self.reference else {
+            return Ok(true);
+        };
+        let now = descriptor::status(reference.as_fd()).during("look at", "a memfd")?;
+        Ok(now.length_bytes != last.length_bytes
+            || now.changed_ns != last.changed_ns
+            || is_recent(now.changed_ns))
     }
 
     fn timer_differs(&mut self) -> Result<bool, Error> {
-        let Some(watch) = self.watches.first_mut() else { return Ok(true) };
+        let Some(watch) = self.watches.first_mut() else {
+            return Ok(true);
+        };
         watch.read()?;
         let reading = timerfd::parse(&watch.text)?;
-        let Some(Object::TimerDescriptor(known)) = &self.state else { return Ok(true) };
+        let Some(Object::TimerDescriptor(known)) = &self.state else {
+            return Ok(true);
+        };
         let is_due = known.expiry_ns != 0 && {
             let clock = timerfd::counting_clock(known.clock, known.set_flags);
             timer::now_ns(clock).during("read the clock of", "a timerfd")? >= known.expiry_ns
@@ -250,20 +331,30 @@ impl Entry {
         Ok(is_due || reading.ticks != known.ticks)
     }
 
-    fn content_differs(
-        &self,
+    fn look_at_content(
+        &mut self,
         sources: &BTreeMap<Pid, Process>,
         scratch: &mut Scratch,
-    ) -> Result<bool, Error> {
-        let Some(Object::PipeEnd(known)) = &self.state else { return Ok(true) };
-        let Some(pipe) = &known.pipe else { return Ok(false) };
-        let Some(fd) = super::duplicate(sources, &self.slots)? else { return Ok(true) };
+    ) -> Result<Look, Error> {
+        let Some(Object::PipeEnd(end)) = &mut self.state else {
+            return Ok(Look::Unknown);
+        };
+        let Some(known) = &mut end.pipe else {
+            return Ok(Look::Same);
+        };
+        let Some(fd) = super::duplicate(sources, &self.slots)? else {
+            return Ok(Look::Unknown);
+        };
         let unread = descriptor::unread_bytes(fd.as_fd()).during("look into", "a pipe")?;
-        let known_bytes: usize = pipe.content.iter().map(Vec::len).sum();
-        if unread == 0 || unread != known_bytes {
-            return Ok(unread != known_bytes);
+        if unread == 0 && known.content.is_empty() {
+            return Ok(Look::Same);
         }
-        Ok(pipe::capture_content(fd.as_fd(), scratch)? != *pipe)
+        let now = pipe::capture_content(fd.as_fd(), scratch)?;
+        if now == *known {
+            return Ok(Look::Same);
+        }
+        *known = now;
+        Ok(Look::Refreshed)
     }
 
     /// Adds the locks that show only in each process's own fdinfo.
@@ -275,6 +366,13 @@ impl Entry {
         }
         Ok(())
     }
+}
+
+/// `pos:` and `flags:` of an fdinfo text, without the flag that belongs to the slot.
+fn position_and_flags(text: &[u8]) -> Option<(u64, i32)> {
+    let position = fdinfo::field(text, "pos")?.parse().ok()?;
+    let flags = i32::from_str_radix(fdinfo::field(text, "flags")?, 8).ok()?;
+    Some((position, flags & !libc::O_CLOEXEC))
 }
 
 /// Whether another change could still carry the same time: before multigrain timestamps (Linux

@@ -1,5 +1,6 @@
 //! The states of objects: full captures, and which need a look in every epoch.
 
+use super::entry::Look;
 use super::{Changes, Mirror, duplicate};
 use crate::{Context, Error, Kind};
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,7 +12,9 @@ impl Mirror {
     /// by calls that nobody announces. TCP connections are among them until they are marked
     /// quiet.
     pub fn volatile(&self) -> impl Iterator<Item = (ObjectId, Kind)> + '_ {
-        self.volatile.iter().filter_map(|id| Some((*id, self.objects.get(id)?.kind)))
+        self.volatile
+            .iter()
+            .filter_map(|id| Some((*id, self.objects.get(id)?.kind)))
     }
 
     /// Says that a socket needs no look until [`Mirror::mark_active`]: HAZARDS 125.
@@ -21,7 +24,11 @@ impl Mirror {
 
     /// Says that a socket must be looked at again in every epoch.
     pub fn mark_active(&mut self, id: ObjectId) {
-        if self.objects.get(&id).is_some_and(|entry| entry.is_volatile()) {
+        if self
+            .objects
+            .get(&id)
+            .is_some_and(|entry| entry.is_volatile())
+        {
             self.volatile.insert(id);
         }
     }
@@ -33,7 +40,9 @@ impl Mirror {
     }
 
     fn refresh_one(&mut self, id: ObjectId) {
-        let Some(entry) = self.objects.get(&id) else { return };
+        let Some(entry) = self.objects.get(&id) else {
+            return;
+        };
         if entry.is_volatile() {
             self.volatile.insert(id);
         } else {
@@ -47,7 +56,11 @@ impl Mirror {
     /// # Errors
     /// `EBADF` when no slot of the mirror names it.
     pub fn duplicate(&self, id: ObjectId) -> Result<OwnedFd, Error> {
-        let slots = self.objects.get(&id).map(|entry| entry.slots.as_slice()).unwrap_or_default();
+        let slots = self
+            .objects
+            .get(&id)
+            .map(|entry| entry.slots.as_slice())
+            .unwrap_or_default();
         duplicate(&self.processes, slots)?
             .ok_or_else(|| std::io::Error::from_raw_os_error(libc::EBADF))
             .during("take a duplicate of object", id)
@@ -67,19 +80,31 @@ impl Mirror {
     /// Looks cheaply at a volatile object that is no socket, and captures it again when something
     /// changed: the new state, or `None` when it is as it was.
     pub fn look(&mut self, id: ObjectId) -> Result<Option<&Object>, Error> {
-        let Some(entry) = self.objects.get_mut(&id) else { return Ok(None) };
+        let Some(entry) = self.objects.get_mut(&id) else {
+            return Ok(None);
+        };
         if entry.kind == Kind::Epoll {
             let changed = self.read_epoll(id)?;
             self.refresh_one(id);
             return Ok(if changed { self.state(id) } else { None });
         }
-        if entry.kind.is_socket() || !entry.differs(&self.processes, &mut self.scratch)? {
+        if entry.kind.is_socket() {
             return Ok(None);
         }
-        let before = entry.state.clone();
-        self.capture_announced(id, false)?;
-        let state = self.state(id);
-        Ok(if state == before.as_ref() { None } else { state })
+        match entry.look(&self.processes, &mut self.scratch)? {
+            Look::Same => Ok(None),
+            Look::Refreshed => Ok(self.state(id)),
+            Look::Unknown => {
+                let before = entry.state.clone();
+                self.capture_announced(id, false)?;
+                let state = self.state(id);
+                Ok(if state == before.as_ref() {
+                    None
+                } else {
+                    state
+                })
+            }
+        }
     }
 
     fn capture_announced(&mut self, id: ObjectId, announced: bool) -> Result<(), Error> {
@@ -88,15 +113,25 @@ impl Mirror {
             return Ok(());
         }
         let fd = self.duplicate(id)?;
-        let Some(entry) = self.objects.get_mut(&id) else { return Ok(()) };
-        entry.capture(fd.as_fd(), announced, &self.processes, &mut self.scratch)?;
+        let Some(entry) = self.objects.get_mut(&id) else {
+            return Ok(());
+        };
+        let mapped = self.mapped.contains(&entry.identity);
+        entry.capture(
+            fd.as_fd(),
+            (announced, mapped),
+            &self.processes,
+            &mut self.scratch,
+        )?;
         self.refresh_one(id);
         Ok(())
     }
 
     /// Refuses a pipe whose other end some process outside the service has open.
     fn refuse_outside_pipe(&self, id: ObjectId) -> Result<(), Error> {
-        let Some(entry) = self.objects.get(&id) else { return Ok(()) };
+        let Some(entry) = self.objects.get(&id) else {
+            return Ok(());
+        };
         if !matches!(entry.kind, Kind::Pipe | Kind::Fifo) || entry.output.is_some() {
             return Ok(());
         }
@@ -117,14 +152,20 @@ impl Mirror {
             return Ok(());
         }
         Err(Error::refused(
-            format!("a {} with inode {}", entry.kind.name(), entry.identity.inode),
+            format!(
+                "a {} with inode {}",
+                entry.kind.name(),
+                entry.identity.inode
+            ),
             "a process outside the service holds its other end; start that process as part of \
              the service, or give the service /dev/null or a file instead",
         ))
     }
 
     fn has_other_end(&self, id: ObjectId, access: i32) -> Result<bool, Error> {
-        let Some(entry) = self.objects.get(&id) else { return Ok(false) };
+        let Some(entry) = self.objects.get(&id) else {
+            return Ok(false);
+        };
         for other in self.pipes.get(&entry.identity.inode).into_iter().flatten() {
             if *other != id && access_mode(&self.duplicate(*other)?)? != access {
                 return Ok(true);

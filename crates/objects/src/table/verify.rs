@@ -50,7 +50,9 @@ impl Mirror {
             if !entry.slots.contains(&(pid, *fd)) {
                 differences.push(format!("{place}: object {} lacks it", descriptor.object));
             }
-            let Some(duplicate) = process.source.duplicate(*fd)? else { continue };
+            let Some(duplicate) = process.source.duplicate(*fd)? else {
+                continue;
+            };
             let (kind, status) = crate::classify::classify_into(duplicate.as_fd(), &mut text)?;
             if (kind, status.inode) != (entry.kind, entry.identity.inode) {
                 differences.push(format!(
@@ -75,7 +77,10 @@ impl Mirror {
             let ((owner, fd), (other, second)) =
                 (self.certain_slot(pair[0]), self.certain_slot(pair[1]));
             if !is(owner, fd, other, Fd(second), Ordering::Less) {
-                differences.push(format!("objects {} and {} are not in order", pair[0], pair[1]));
+                differences.push(format!(
+                    "objects {} and {} are not in order",
+                    pair[0], pair[1]
+                ));
             }
         }
     }
