@@ -8,6 +8,7 @@
 
 mod announced;
 mod entry;
+mod flags;
 mod interest;
 mod interests;
 mod order;
@@ -27,7 +28,7 @@ use interest::Namings;
 use order::Order;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
-use unbroken_image::{Descriptor, DescriptorChange, Fd, FileIdentity, Object, ObjectId, Pid};
+use unbroken_image::{Descriptor, DescriptorChange, Fd, FileIdentity, ObjectId, Pid};
 use unbroken_sys::kcmp;
 
 /// One process and its slots.
@@ -433,90 +434,6 @@ impl Mirror {
             self.forget_interest(*id, &entry, changes);
         }
     }
-
-    /// Flags of slots, and objects that calls changed: those objects.
-    fn touch_announced(
-        &mut self,
-        announcements: &[Announcement],
-        before: &[(Pid, Fd, Option<Descriptor>)],
-        duplicated: bool,
-        changes: &mut Changes,
-    ) -> Result<BTreeSet<ObjectId>, Error> {
-        let mut named = BTreeSet::new();
-        for (index, Announcement { pid, thread, what }) in announcements.iter().enumerate() {
-            match *what {
-                Announced::Object { fd } => {
-                    // A slot that this update looked at needs no second look.
-                    if !before
-                        .iter()
-                        .any(|(owner, slot, _)| (owner, *slot) == (pid, fd))
-                    {
-                        self.read_close_on_exec(*pid, fd, changes)?;
-                    }
-                    named.extend(self.slot(*pid, fd).map(|slot| slot.object));
-                    let left_since = self
-                        .namings
-                        .last(*pid, fd)
-                        .is_some_and(|(last, by)| index < last || by != *thread);
-                    if left_since {
-                        let held = before
-                            .iter()
-                            .filter(|(owner, slot, _)| (owner, *slot) == (pid, fd));
-                        named.extend(held.filter_map(|(_, _, old)| old.map(|old| old.object)));
-                    }
-                    if left_since && duplicated {
-                        // The number may have been another name of anything in the table.
-                        let process = self.processes.get(pid);
-                        let slots = process.into_iter().flat_map(|process| process.slots.all());
-                        named.extend(slots.map(|(_, slot)| slot.object));
-                    }
-                }
-                Announced::CloseRange {
-                    first,
-                    last,
-                    close_on_exec: true,
-                } if first <= last => {
-                    let Some(process) = self.processes.get(pid) else {
-                        continue;
-                    };
-                    let range = process.slots.all().range(first..=last);
-                    let numbers: Vec<Fd> = range.map(|(fd, _)| *fd).collect();
-                    for fd in numbers {
-                        self.read_close_on_exec(*pid, fd, changes)?;
-                    }
-                }
-                _ => {}
-            }
-        }
-        named.retain(|id| self.objects.contains_key(id));
-        named.iter().for_each(|id| changes.touch(*id));
-        Ok(named)
-    }
-
-    fn read_close_on_exec(&mut self, pid: Pid, fd: Fd, changes: &mut Changes) -> Result<(), Error> {
-        let Some(process) = self.processes.get_mut(&pid) else {
-            return Ok(());
-        };
-        let Some(mut descriptor) = process.slots.get(fd) else {
-            return Ok(());
-        };
-        let close_on_exec = process.source.close_on_exec(fd, &mut self.text)?;
-        if descriptor.close_on_exec != close_on_exec {
-            descriptor.close_on_exec = close_on_exec;
-            process.slots.insert(fd, descriptor);
-            changes
-                .slots
-                .retain(|(owner, change)| (*owner, change.fd) != (pid, fd));
-            changes.slots.push((
-                pid,
-                DescriptorChange {
-                    fd,
-                    descriptor: Some(descriptor),
-                },
-            ));
-        }
-        Ok(())
-    }
 }
 
 /// A fresh duplicate by the first slot of `slots` that still has one.
@@ -533,46 +450,4 @@ pub(crate) fn duplicate(
         }
     }
     Ok(None)
-}
-
-impl Mirror {
-    /// The slots of every process, for [`crate::epoll::plan`].
-    pub fn tables(&self) -> BTreeMap<Pid, BTreeMap<Fd, Descriptor>> {
-        self.processes
-            .iter()
-            .map(|(pid, process)| (*pid, process.slots.all().clone()))
-            .collect()
-    }
-
-    /// What a slot holds.
-    pub fn slot(&self, pid: Pid, fd: Fd) -> Option<Descriptor> {
-        self.processes.get(&pid)?.slots.get(fd)
-    }
-
-    /// All objects and their kinds.
-    pub fn objects(&self) -> impl Iterator<Item = (ObjectId, Kind)> + '_ {
-        self.objects.iter().map(|(id, entry)| (*id, entry.kind))
-    }
-
-    /// The kind of an object.
-    pub fn kind(&self, id: ObjectId) -> Option<Kind> {
-        self.objects.get(&id).map(|entry| entry.kind)
-    }
-
-    /// The state of an object at its last capture; `None` for sockets.
-    pub fn state(&self, id: ObjectId) -> Option<&Object> {
-        self.objects.get(&id)?.state.as_ref()
-    }
-
-    /// Says which memfds are mapped somewhere in the service: their content is left out of later
-    /// captures, because it travels with memory.
-    pub fn set_mapped(&mut self, identities: impl IntoIterator<Item = FileIdentity>) {
-        self.mapped.clear();
-        self.mapped.extend(identities);
-    }
-
-    /// The number that the next new object will get.
-    pub fn next_object(&self) -> ObjectId {
-        ObjectId(self.next)
-    }
 }
