@@ -168,9 +168,6 @@ mod tests {
         let message = user("nobody-here").expect_err("unknown").message;
         assert!(message.contains("no user \"nobody-here\""), "{message}");
         let message = user("root:nothing-here").expect_err("unknown").message;
-        assert!(
-            message.contains("no group \"nothing-here\""),
-            "{message}"
-        );
+        assert!(message.contains("no group \"nothing-here\""), "{message}");
     }
 }

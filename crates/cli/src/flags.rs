@@ -53,6 +53,7 @@ pub enum Command {
 }
 
 #[derive(Args, Debug, PartialEq)]
+#[command(override_usage = "unbroken run [OPTIONS] -- COMMAND [ARG...]")]
 pub struct RunFlags {
     /// Name of the service: 1 to 32 of a-z 0-9 - _ . [default: from the command]
     #[arg(long)]
@@ -78,13 +79,8 @@ pub struct RunFlags {
     #[arg(long)]
     pub detach: bool,
 
-    /// The server and its arguments, after `--`
-    #[arg(
-        value_name = "COMMAND",
-        required = true,
-        trailing_var_arg = true,
-        allow_hyphen_values = true
-    )]
+    /// The server and its arguments; it need not stay in the foreground
+    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
     pub command: Vec<OsString>,
 }
 

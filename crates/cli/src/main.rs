@@ -5,6 +5,7 @@ mod check;
 mod command;
 mod exit;
 mod flags;
+mod launch;
 mod run;
 mod status;
 
@@ -15,6 +16,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 use unbroken_node::control::{self, ControlError, Request};
 use unbroken_node::directory::RunDirectory;
+use unbroken_node::{program, stage};
 
 /// A switchover waits for a standby that is being filled and for one epoch.
 const SWITCHOVER_PATIENCE: Duration = Duration::from_secs(60);
@@ -22,6 +24,12 @@ const SWITCHOVER_PATIENCE: Duration = Duration::from_secs(60);
 const STOP_PATIENCE: Duration = Duration::from_secs(120);
 
 fn main() -> ExitCode {
+    // What we start ourselves: not for users, so not in the table of flags.
+    match std::env::args_os().nth(1) {
+        Some(word) if word == "__init" => stage::init::main(std::env::args_os().skip(2)),
+        Some(word) if word == "__node" => std::process::exit(program::main()),
+        _ => {}
+    }
     let done = flags::parse(std::env::args_os()).and_then(|wish| match wish {
         Wish::Show(text) => show(&text),
         Wish::Do(command) => carry_out(command),

@@ -1,15 +1,27 @@
 //! `unbroken run`: everything that can be found wrong is found before anything is started.
 
+use crate::check;
 use crate::command;
 use crate::exit::{Exit, Failure};
 use crate::flags::RunFlags;
+use crate::launch;
 use std::ffi::OsString;
 use std::net::IpAddr;
-use std::os::unix::ffi::OsStrExt;
+use std::process::ExitCode;
+use unbroken_node::board::PUBLISHED_BYTES_MAX;
 use unbroken_node::config::UserIds;
 use unbroken_node::directory::ServiceName;
-use unbroken_node::notify;
 use unbroken_node::publish::PublishedPort;
+
+/// Carries out `unbroken run`.
+///
+/// # Errors
+/// What is wrong with the flags, the machine or the name, before anything is started.
+pub fn run(flags: RunFlags) -> Result<ExitCode, Failure> {
+    let plan = Plan::new(flags, std::env::var_os("PATH"))?;
+    check::before_run()?;
+    launch::launch(plan)
+}
 
 /// What is to be run, checked as far as that goes without starting it.
 #[derive(Debug, PartialEq)]
@@ -36,14 +48,21 @@ impl Plan {
             .name
             .unwrap_or_else(|| ServiceName::from_command(&program.to_string_lossy()));
         check_ports(&flags.publish)?;
-        Ok(Plan {
+        let plan = Plan {
             name,
             address: flags.address,
             published: flags.publish,
             user: flags.user.as_deref().map(command::user).transpose()?,
             detach: flags.detach,
             command: flags.command,
-        })
+        };
+        // Other services read there which ports are taken: it must not be cut.
+        if plan.published_text().len() > PUBLISHED_BYTES_MAX {
+            let message =
+                format!("--publish: the ports take more than {PUBLISHED_BYTES_MAX} bytes");
+            return Err(Failure::new(Exit::Usage, message));
+        }
+        Ok(plan)
     }
 
     /// The command as a reader would type it.
@@ -79,13 +98,7 @@ fn check_standby(standby: &str) -> Result<(), Failure> {
 /// The same port of the same address cannot lead to two places.
 fn check_ports(ports: &[PublishedPort]) -> Result<(), Failure> {
     for (index, port) in ports.iter().enumerate() {
-        let clashes = |other: &&PublishedPort| {
-            let same_address = match (port.address, other.address) {
-                (Some(one), Some(two)) => one == two,
-                _ => true,
-            };
-            port.port == other.port && same_address
-        };
+        let clashes = |other: &&PublishedPort| port.overlaps(other);
         if let Some(other) = ports[..index].iter().find(clashes) {
             return Err(Failure::new(
                 Exit::Usage,
@@ -94,16 +107,6 @@ fn check_ports(ports: &[PublishedPort]) -> Result<(), Failure> {
         }
     }
     Ok(())
-}
-
-/// The environment that the service gets: ours, without the way to the service manager, to which
-/// it would report in our name.
-pub fn service_environment() -> Vec<(Vec<u8>, Vec<u8>)> {
-    let bytes = |text: OsString| text.as_bytes().to_vec();
-    std::env::vars_os()
-        .filter(|(name, _)| name != notify::ENVIRONMENT_VARIABLE)
-        .map(|(name, value)| (bytes(name), bytes(value)))
-        .collect()
 }
 
 #[cfg(test)]
@@ -136,12 +139,20 @@ mod tests {
     #[test]
     fn each_mistake_has_its_code_and_names_its_subject() {
         let cases = [
-            ("--standby other:7000 -- sh", Exit::NotAvailable, "other:7000"),
+            (
+                "--standby other:7000 -- sh",
+                Exit::NotAvailable,
+                "other:7000",
+            ),
             ("--standby remote -- sh", Exit::Usage, "remote"),
             ("--user no-such-user -- sh", Exit::Usage, "no-such-user"),
             ("-- no-such-command", Exit::Command, "no-such-command"),
             ("-- /etc/passwd", Exit::Command, "/etc/passwd"),
-            ("--publish 80 --publish 127.0.0.1:80 -- sh", Exit::Usage, "127.0.0.1:80"),
+            (
+                "--publish 80 --publish 127.0.0.1:80 -- sh",
+                Exit::Usage,
+                "127.0.0.1:80",
+            ),
         ];
         for (flags, exit, subject) in cases {
             let (code, message) = refused(&format!("unbroken run {flags}"));

@@ -16,13 +16,21 @@ pub enum Start {
     /// Start the service and be its primary.
     Launch,
     /// Build a replica and stand by.
-    Standby { primary_pid: i32, service_pid: i32, term: u64 },
+    Standby {
+        primary_pid: i32,
+        /// The running service's first process and its stage init, as the host numbers them.
+        service_pid: i32,
+        init_pid: i32,
+        term: u64,
+        /// What the primary knows of deaths right after takeovers.
+        early_deaths: u32,
+        live_since_ns: u64,
+    },
 }
 
 /// What a descriptor is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Purpose {
-    Board,
     Lock,
     Control,
     /// Rung when the front should look at the board.
@@ -36,6 +44,8 @@ pub enum Purpose {
     Inputs,
     /// pidfd of pid 1 of the running service's namespace.
     StageInit,
+    /// The connection to it.
+    StageControl,
     /// pidfd of the primary.
     Primary,
     /// What another node needs to adopt the running service.
@@ -64,8 +74,15 @@ impl Bundle {
     /// Takes the descriptor out; an error names what the starter forgot.
     pub fn take(&mut self, purpose: Purpose) -> io::Result<OwnedFd> {
         self.descriptors.remove(&purpose).ok_or_else(|| {
-            io::Error::other(format!("the starting process sent no {purpose:?} descriptor"))
+            io::Error::other(format!(
+                "the starting process sent no {purpose:?} descriptor"
+            ))
         })
+    }
+
+    /// As [`Bundle::take`], for one that may be missing.
+    pub fn take_if_sent(&mut self, purpose: Purpose) -> Option<OwnedFd> {
+        self.descriptors.remove(&purpose)
     }
 
     /// Receives the bundle that `spawn` sent over `channel`.
@@ -73,10 +90,17 @@ impl Bundle {
         let (message, descriptors) = channel::receive::<Message>(channel.as_fd())?
             .ok_or_else(|| io::Error::other("the starting process is gone"))?;
         if message.purposes.len() != descriptors.len() {
-            return Err(io::Error::other("the starting process sent too few descriptors"));
+            return Err(io::Error::other(
+                "the starting process sent too few descriptors",
+            ));
         }
         let descriptors = message.purposes.into_iter().zip(descriptors).collect();
-        Ok(Bundle { config: message.config, start: message.start, descriptors, channel })
+        Ok(Bundle {
+            config: message.config,
+            start: message.start,
+            descriptors,
+            channel,
+        })
     }
 }
 
@@ -92,13 +116,26 @@ pub fn spawn(
         // The child finds its end as its standard input: no number to agree on, nothing else of
         // ours is inherited, and what we hold is closed on exec.
         let mut command = Command::new("/proc/self/exe");
-        command.arg0(format!("unbroken: {}", config.name)).arg("__node").stdin(theirs);
+        command
+            .arg0(format!("unbroken: {}", config.name))
+            .arg("__node")
+            .stdin(theirs);
         command.process_group(0);
+        // The front alone speaks to the service manager; the service, which has this environment,
+        // would report in our name.
+        command.env_remove(crate::notify::ENVIRONMENT_VARIABLE);
         command.spawn()?
     };
     let purposes = descriptors.iter().map(|&(purpose, _)| purpose).collect();
-    let message = Message { config: config.clone(), start, purposes };
-    let borrowed: Vec<_> = descriptors.iter().map(|&(_, descriptor)| descriptor).collect();
+    let message = Message {
+        config: config.clone(),
+        start,
+        purposes,
+    };
+    let borrowed: Vec<_> = descriptors
+        .iter()
+        .map(|&(_, descriptor)| descriptor)
+        .collect();
     channel::send(ours.as_fd(), &message, &borrowed)?;
     Ok((child, ours))
 }

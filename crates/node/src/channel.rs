@@ -18,7 +18,12 @@ const DESCRIPTORS_MAX: usize = 32;
 /// Both ends of a new channel; neither is inherited across exec.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+    Ok(socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
 }
 
 /// Sends one message and copies of `descriptors`.
@@ -33,7 +38,12 @@ pub fn send<T: Serialize>(
     if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
         return Err(io::Error::other("too many descriptors for one message"));
     }
-    sendmsg(channel, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)?;
+    sendmsg(
+        channel,
+        &[IoSlice::new(&bytes)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?;
     Ok(())
 }
 
@@ -79,7 +89,9 @@ mod tests {
         let (read, write) = rustix::pipe::pipe().expect("pipe");
         send(left.as_fd(), &7u32, &[write.as_fd()]).expect("send");
         drop(write);
-        let (message, descriptors) = receive::<u32>(right.as_fd()).expect("receive").expect("one");
+        let (message, descriptors) = receive::<u32>(right.as_fd())
+            .expect("receive")
+            .expect("one");
         assert_eq!((message, descriptors.len()), (7, 1));
         rustix::io::write(&descriptors[0], b"x").expect("write");
         drop(descriptors);

@@ -263,15 +263,21 @@ impl RunDirectory {
         }
     }
 
-    /// Removes the directory and what is in it; only the holder of the [`Claim`] may.
+    /// Removes the directory and what is in it, and the root when it was the last; only the holder
+    /// of the [`Claim`] may.
     ///
     /// # Errors
     /// What the removal says, other than that there is nothing.
     pub fn remove(&self) -> io::Result<()> {
         match fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
+        if let Some(root) = self.path.parent() {
+            // Fails while other services have theirs in it, as it should.
+            let _ = fs::remove_dir(root);
+        }
+        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use crate::control::{Control, ControlError, Request, ask};
 use crate::directory::{Claim, ClaimError, RunDirectory};
 use crate::log;
 use crate::notify::Notifier;
-use crate::stage::HostLink;
+use crate::stage::host::HostLink;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::io;
@@ -78,13 +78,14 @@ pub fn run(order: Order) -> Result<Ending, FrontError> {
     let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
         .map_err(io::Error::from)
         .map_err(failed("make an eventfd"))?;
+    let (stdout, stderr) = (io::stdout(), io::stderr());
     let descriptors = [
         (Purpose::Lock, order.claim.as_fd()),
         (Purpose::Control, control.as_fd()),
         (Purpose::FrontBell, bell.as_fd()),
-        (Purpose::HostTun, order.link.as_fd()),
-        (Purpose::Output, rustix::stdio::stdout()),
-        (Purpose::ErrorOutput, rustix::stdio::stderr()),
+        (Purpose::HostTun, order.link.tun.as_fd()),
+        (Purpose::Output, stdout.as_fd()),
+        (Purpose::ErrorOutput, stderr.as_fd()),
     ];
     let (child, channel) = bundle::spawn(&order.config, Start::Launch, &descriptors)
         .map_err(failed("start the primary"))?;

@@ -125,7 +125,10 @@ impl Handshake {
 
     /// Main, after `Published`: pages and bytes of the epoch.
     pub fn size(&self) -> (u64, u64) {
-        (self.pages.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+        (
+            self.pages.load(Ordering::Relaxed),
+            self.bytes.load(Ordering::Relaxed),
+        )
     }
 
     /// Main: about to sleep while the step is `seen`. False when the step moved meanwhile: do not

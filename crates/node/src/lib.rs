@@ -1,20 +1,22 @@
 //! The node: the one crate where the service, the wire, the epochs and the standby meet.
 #![forbid(unsafe_code)]
-//! The node: the only crate that meets everything.
 
 pub mod board;
 pub mod bundle;
+pub mod capture;
 pub mod channel;
 pub mod clock;
 pub mod config;
 pub mod control;
 pub mod directory;
+pub mod front;
 pub mod handshake;
 pub mod log;
-pub mod record;
-
-pub mod stage;
 pub mod notify;
+pub mod primary;
+pub mod program;
 pub mod publish;
+pub mod record;
+pub mod stage;
 #[cfg(test)]
 mod test_root;

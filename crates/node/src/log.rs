@@ -11,7 +11,10 @@ static LOG: OnceLock<(File, String)> = OnceLock::new();
 
 /// Opens the log once for this process; `who` stands in every line. Without it, lines are lost.
 pub fn open(directory: &Path, who: &str) -> std::io::Result<()> {
-    let file = File::options().append(true).create(true).open(directory.join("log"))?;
+    let file = File::options()
+        .append(true)
+        .create(true)
+        .open(directory.join("log"))?;
     let _ = LOG.set((file, who.to_owned()));
     Ok(())
 }

@@ -18,12 +18,16 @@ pub mod memfd;
 pub mod pipe;
 pub mod refuse;
 pub mod signalfd;
-pub mod socket;
-pub mod socket_options;
 pub mod table;
-pub mod tcp;
 pub mod timerfd;
 
+
 pub use classify::{Kind, classify};
-pub(crate) use error::Context;
 pub use error::Error;
+pub mod socket;
+pub mod socket_options;
+pub mod tcp;
+pub mod udp;
+pub mod unix;
+
+pub(crate) use error::Context;

@@ -26,8 +26,7 @@ pub fn is_listener(fd: BorrowedFd<'_>) -> Result<bool, SocketError> {
     }
     // The end of a connection shuts both ways; a fresh socket is shut in none
     // (net/ipv4/tcp.c, tcp_poll).
-    let ready =
-        socket::poll(fd, libc::POLLRDHUP, Duration::ZERO).context("poll", SUBJECT)?;
+    let ready = socket::poll(fd, libc::POLLRDHUP, Duration::ZERO).context("poll", SUBJECT)?;
     Ok(ready & libc::POLLRDHUP == 0)
 }
 
@@ -52,7 +51,11 @@ pub fn capture(fd: BorrowedFd<'_>) -> Result<TcpListener, SocketError> {
         flags: socket::status_flags(fd).context("F_GETFL", SUBJECT)?,
         local: socket::local_address(fd).context("getsockname", SUBJECT)?,
         // A listener answers its backlog there (net/ipv4/tcp.c, tcp_get_info).
-        backlog: if listening { info.sacked.cast_signed() } else { 0 },
+        backlog: if listening {
+            info.sacked.cast_signed()
+        } else {
+            0
+        },
         socket_options: options,
         listening,
     })
@@ -94,7 +97,12 @@ pub fn restore(state: &TcpListener) -> Result<OwnedFd, SocketError> {
         socket::bind(listener, &state.local).context("bind", SUBJECT)?;
     }
     // Accepted connections inherit from the listener, so everything stands before it listens.
-    socket_options::apply(listener, &state.socket_options, Moment::AfterConnect, SUBJECT)?;
+    socket_options::apply(
+        listener,
+        &state.socket_options,
+        Moment::AfterConnect,
+        SUBJECT,
+    )?;
     if state.listening {
         socket::listen(listener, state.backlog).context("listen", SUBJECT)?;
     }

@@ -25,7 +25,10 @@ pub enum SocketError {
     },
     /// The socket uses something that cannot be replicated.
     #[error("{what} cannot be replicated: {why}")]
-    Refused { what: &'static str, why: &'static str },
+    Refused {
+        what: &'static str,
+        why: &'static str,
+    },
     /// The socket moved while it was read; the service was not stopped.
     #[error(
         "the {what} changed while it was captured (expected {expected_bytes} bytes, found \
@@ -45,6 +48,10 @@ pub(crate) trait Context<T> {
 
 impl<T> Context<T> for io::Result<T> {
     fn context(self, operation: &'static str, subject: &'static str) -> Result<T, SocketError> {
-        self.map_err(|source| SocketError::Call { operation, subject, source })
+        self.map_err(|source| SocketError::Call {
+            operation,
+            subject,
+            source,
+        })
     }
 }

@@ -67,7 +67,14 @@ const fn known(scope: Scope, name: i32, fresh: Fresh, moment: Moment) -> Known {
         Scope::Tcp => libc::IPPROTO_TCP,
         Scope::Udp => libc::IPPROTO_UDP,
     };
-    Known { scope, level, name, size_bytes: 4, fresh, moment }
+    Known {
+        scope,
+        level,
+        name,
+        size_bytes: 4,
+        fresh,
+        moment,
+    }
 }
 
 const fn sized(size_bytes: usize, mut option: Known) -> Known {
@@ -199,12 +206,18 @@ pub fn capture(
     kind: i32,
 ) -> Result<Vec<SocketOption>, SocketError> {
     let mut options = Vec::new();
-    for option in KNOWN.iter().filter(|option| applies(option.scope, family, kind)) {
+    for option in KNOWN
+        .iter()
+        .filter(|option| applies(option.scope, family, kind))
+    {
         let mut value = [0; LONGEST_VALUE_BYTES];
         // An option that this kernel does not have, or not for this kind of socket, was never set.
-        let Ok(length) =
-            sockopt::get(fd, option.level, option.name, &mut value[..option.size_bytes])
-        else {
+        let Ok(length) = sockopt::get(
+            fd,
+            option.level,
+            option.name,
+            &mut value[..option.size_bytes],
+        ) else {
             continue;
         };
         let value = &value[..length];
@@ -230,7 +243,12 @@ pub fn apply(
 ) -> Result<(), SocketError> {
     for option in options.iter().filter(|option| moment_of(option) == moment) {
         sockopt::set(fd, option.level, option.name, &option.value).map_err(|source| {
-            SocketError::Option { level: option.level, name: option.name, subject, source }
+            SocketError::Option {
+                level: option.level,
+                name: option.name,
+                subject,
+                source,
+            }
         })?;
     }
     Ok(())
@@ -238,7 +256,9 @@ pub fn apply(
 
 /// The captured value of an `int` option, when it differs from a fresh socket's.
 pub(crate) fn find(options: &[SocketOption], level: i32, name: i32) -> Option<i32> {
-    let option = options.iter().find(|option| option.level == level && option.name == name)?;
+    let option = options
+        .iter()
+        .find(|option| option.level == level && option.name == name)?;
     let bytes = option.value.get(..4)?;
     Some(i32::from_ne_bytes(bytes.try_into().ok()?))
 }
@@ -251,8 +271,16 @@ fn capture_buffers(fd: BorrowedFd<'_>, options: &mut Vec<SocketOption>) {
         return;
     };
     for (bit, read, write) in [
-        (sockopt::SEND_BUFFER_LOCKED, libc::SO_SNDBUF, libc::SO_SNDBUFFORCE),
-        (sockopt::RECEIVE_BUFFER_LOCKED, libc::SO_RCVBUF, libc::SO_RCVBUFFORCE),
+        (
+            sockopt::SEND_BUFFER_LOCKED,
+            libc::SO_SNDBUF,
+            libc::SO_SNDBUFFORCE,
+        ),
+        (
+            sockopt::RECEIVE_BUFFER_LOCKED,
+            libc::SO_RCVBUF,
+            libc::SO_RCVBUFFORCE,
+        ),
     ] {
         if lock & bit != 0
             && let Ok(doubled_bytes) = sockopt::get_i32(fd, libc::SOL_SOCKET, read)

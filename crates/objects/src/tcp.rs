@@ -6,10 +6,12 @@
 
 mod capture;
 mod closed;
+mod packets;
 mod restore;
 
-pub use capture::{Fingerprint, Tracker, capture, fingerprint};
-pub use restore::{Inject, Live, Prepared, Resend, View, prepare};
+pub use capture::{Fingerprint, Tracker, capture, capture_accepted, fingerprint};
+pub use packets::{Inject, Resend};
+pub use restore::{Live, Prepared, View, prepare};
 
 use unbroken_image::object::TcpPhase;
 use unbroken_sys::tcp::state;
@@ -36,10 +38,16 @@ fn phase_of(state: u8) -> Option<TcpPhase> {
 /// This side has sent or queued a FIN that the peer has not acknowledged. It counts as one byte in
 /// `SIOCOUTQ` and in `tcpi_notsent_bytes`.
 fn own_fin_is_open(phase: TcpPhase) -> bool {
-    matches!(phase, TcpPhase::FinWait1 | TcpPhase::LastAck | TcpPhase::Closing)
+    matches!(
+        phase,
+        TcpPhase::FinWait1 | TcpPhase::LastAck | TcpPhase::Closing
+    )
 }
 
 /// The peer's FIN has arrived; it counts as one sequence number in `rcv_nxt`.
 fn peer_fin_arrived(phase: TcpPhase) -> bool {
-    matches!(phase, TcpPhase::CloseWait | TcpPhase::LastAck | TcpPhase::Closing)
+    matches!(
+        phase,
+        TcpPhase::CloseWait | TcpPhase::LastAck | TcpPhase::Closing
+    )
 }

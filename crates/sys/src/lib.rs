@@ -16,7 +16,6 @@ pub mod event;
 pub mod fdinfo;
 pub mod futex;
 pub mod kcmp;
-pub mod limits;
 pub mod lock;
 pub mod memfd;
 pub mod local_route;

@@ -34,8 +34,7 @@ impl SignalFd {
         let mut info: libc::signalfd_siginfo = unsafe { std::mem::zeroed() };
         let length = size_of::<libc::signalfd_siginfo>();
         // SAFETY: the buffer is `length` bytes long and writable.
-        let read =
-            unsafe { libc::read(self.0.as_raw_fd(), (&raw mut info).cast(), length) };
+        let read = unsafe { libc::read(self.0.as_raw_fd(), (&raw mut info).cast(), length) };
         if read == length as isize {
             return Ok(Some(info.ssi_signo as i32));
         }

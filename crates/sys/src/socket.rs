@@ -54,9 +54,7 @@ pub fn local_address(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
     let mut storage: libc::sockaddr_storage = unsafe { zeroed() };
     let mut length = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
     // SAFETY: `storage` is writable for `length` bytes.
-    check(unsafe {
-        libc::getsockname(fd.as_raw_fd(), (&raw mut storage).cast(), &mut length)
-    })?;
+    check(unsafe { libc::getsockname(fd.as_raw_fd(), (&raw mut storage).cast(), &mut length) })?;
     decode(&storage)
 }
 
@@ -67,7 +65,10 @@ pub fn peer_address(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
     let mut bytes = [0u8; size_of::<libc::sockaddr_in6>()];
     // The kernel wants no more room than the address takes (net/core/sock.c).
     let whole = sockopt::get(fd, libc::SOL_SOCKET, sockopt::SO_PEERNAME, &mut bytes);
-    if whole.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL)) {
+    if whole
+        .as_ref()
+        .is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL))
+    {
         let short = &mut bytes[..size_of::<libc::sockaddr_in>()];
         sockopt::get(fd, libc::SOL_SOCKET, sockopt::SO_PEERNAME, short)?;
     } else {
@@ -77,7 +78,9 @@ pub fn peer_address(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
     let mut storage: libc::sockaddr_storage = unsafe { zeroed() };
     // SAFETY: sockaddr_storage is larger than sockaddr_in6 and any bytes are valid in it.
     unsafe {
-        (&raw mut storage).cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+        (&raw mut storage)
+            .cast::<u8>()
+            .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
     }
     decode(&storage)
 }
@@ -107,14 +110,42 @@ pub fn receive_into(
     buffer.reserve(limit);
     let room = &mut buffer.spare_capacity_mut()[..limit];
     // SAFETY: `room` is writable for `limit` bytes; the kernel only writes.
-    let result =
-        unsafe { libc::recv(fd.as_raw_fd(), room.as_mut_ptr().cast(), room.len(), flags) };
+    let result = unsafe { libc::recv(fd.as_raw_fd(), room.as_mut_ptr().cast(), room.len(), flags) };
     let received = check_length(result)?;
     // With MSG_TRUNC the kernel returns the length of the datagram, not of what it wrote.
     let written = received.min(limit);
     // SAFETY: the kernel initialised `written` bytes behind the old end.
     unsafe { buffer.set_len(buffer.len() + written) };
     Ok(received)
+}
+
+/// Like [`receive_into`] for one datagram; returns who sent it.
+pub fn receive_from(
+    fd: BorrowedFd<'_>,
+    buffer: &mut Vec<u8>,
+    limit: usize,
+    flags: i32,
+) -> io::Result<SocketAddr> {
+    buffer.reserve(limit);
+    let room = &mut buffer.spare_capacity_mut()[..limit];
+    // SAFETY: an all-zero sockaddr_storage is valid.
+    let mut storage: libc::sockaddr_storage = unsafe { zeroed() };
+    let mut length = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+    // SAFETY: `room` and `storage` are writable for the lengths given.
+    let result = unsafe {
+        libc::recvfrom(
+            fd.as_raw_fd(),
+            room.as_mut_ptr().cast(),
+            room.len(),
+            flags,
+            (&raw mut storage).cast(),
+            &mut length,
+        )
+    };
+    let written = check_length(result)?.min(limit);
+    // SAFETY: the kernel initialised `written` bytes behind the old end.
+    unsafe { buffer.set_len(buffer.len() + written) };
+    decode(&storage)
 }
 
 /// Bytes that a read would find (`SIOCINQ`); a TCP FIN is not counted.
@@ -142,7 +173,11 @@ pub fn set_status_flags(fd: BorrowedFd<'_>, flags: i32) -> io::Result<()> {
 /// What `poll(2)` reports of `events`, waiting at most `timeout`. `POLLERR` and `POLLHUP` are
 /// always reported.
 pub fn poll(fd: BorrowedFd<'_>, events: i16, timeout: Duration) -> io::Result<i16> {
-    let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
+    let mut entry = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events,
+        revents: 0,
+    };
     let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
     // SAFETY: one live entry.
     check(unsafe { libc::poll(&mut entry, 1, timeout_ms) })?;
@@ -167,7 +202,9 @@ pub(crate) fn encode(address: &SocketAddr) -> (libc::sockaddr_storage, libc::soc
             let kernel = libc::sockaddr_in {
                 sin_family: libc::AF_INET as libc::sa_family_t,
                 sin_port: v4.port().to_be(),
-                sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(v4.ip().octets()) },
+                sin_addr: libc::in_addr {
+                    s_addr: u32::from_ne_bytes(v4.ip().octets()),
+                },
                 sin_zero: [0; 8],
             };
             // SAFETY: sockaddr_storage is large enough and aligned for every sockaddr.
@@ -179,11 +216,17 @@ pub(crate) fn encode(address: &SocketAddr) -> (libc::sockaddr_storage, libc::soc
                 sin6_family: libc::AF_INET6 as libc::sa_family_t,
                 sin6_port: v6.port().to_be(),
                 sin6_flowinfo: v6.flowinfo(),
-                sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
+                sin6_addr: libc::in6_addr {
+                    s6_addr: v6.ip().octets(),
+                },
                 sin6_scope_id: v6.scope_id(),
             };
             // SAFETY: as above.
-            unsafe { (&raw mut storage).cast::<libc::sockaddr_in6>().write(kernel) };
+            unsafe {
+                (&raw mut storage)
+                    .cast::<libc::sockaddr_in6>()
+                    .write(kernel)
+            };
             size_of::<libc::sockaddr_in6>()
         }
     };
@@ -221,7 +264,11 @@ fn ioctl_i32(fd: BorrowedFd<'_>, request: libc::Ioctl) -> io::Result<u32> {
 }
 
 pub(crate) fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result >= 0 { Ok(result) } else { Err(io::Error::last_os_error()) }
+    if result >= 0 {
+        Ok(result)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 pub(crate) fn check_length(result: libc::ssize_t) -> io::Result<usize> {

@@ -29,7 +29,11 @@ pub fn get(fd: BorrowedFd<'_>, level: i32, name: i32, value: &mut [u8]) -> io::R
             &mut length,
         )
     };
-    if result == 0 { Ok(length as usize) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(length as usize)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Sets an option to the bytes of `value`.
@@ -44,7 +48,11 @@ pub fn set(fd: BorrowedFd<'_>, level: i32, name: i32, value: &[u8]) -> io::Resul
             value.len() as libc::socklen_t,
         )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Reads an `int` option. IPv4 answers small values with one byte when the buffer is shorter than

@@ -153,14 +153,17 @@ pub enum RepairOption {
     Timestamps,
 }
 
+impl RepairOption {
+    const KINDS: usize = 4;
+}
+
 /// `TCP_INFO`. `InvalidData` on a kernel whose answer ends before `tcpi_rcv_wnd`.
 pub fn info(fd: BorrowedFd<'_>) -> io::Result<Info> {
     // SAFETY: Info is plain integers.
     let mut info: Info = unsafe { zeroed() };
     // SAFETY: Info is plain integers without padding, so any bytes written are valid.
-    let bytes = unsafe {
-        std::slice::from_raw_parts_mut((&raw mut info).cast::<u8>(), size_of::<Info>())
-    };
+    let bytes =
+        unsafe { std::slice::from_raw_parts_mut((&raw mut info).cast::<u8>(), size_of::<Info>()) };
     let length = sockopt::get(fd, libc::IPPROTO_TCP, libc::TCP_INFO, bytes)?;
     if length < std::mem::offset_of!(Info, rehash) {
         return Err(io::Error::new(
@@ -206,10 +209,7 @@ pub fn repair_window(fd: BorrowedFd<'_>) -> io::Result<RepairWindow> {
     let mut window = RepairWindow::default();
     // SAFETY: RepairWindow is five u32 without padding, so any bytes written are valid.
     let bytes = unsafe {
-        std::slice::from_raw_parts_mut(
-            (&raw mut window).cast::<u8>(),
-            size_of::<RepairWindow>(),
-        )
+        std::slice::from_raw_parts_mut((&raw mut window).cast::<u8>(), size_of::<RepairWindow>())
     };
     sockopt::get(fd, libc::IPPROTO_TCP, TCP_REPAIR_WINDOW, bytes)?;
     Ok(window)
@@ -229,20 +229,31 @@ pub fn set_repair_window(fd: BorrowedFd<'_>, window: &RepairWindow) -> io::Resul
 }
 
 /// Sets what the handshake had negotiated; in repair mode, connected, before anything is sent.
-pub fn set_repair_option(fd: BorrowedFd<'_>, option: RepairOption) -> io::Result<()> {
-    // Codes are TCPOPT_* of include/net/tcp.h.
-    let (code, value): (u32, u32) = match option {
-        RepairOption::MaximumSegment(bytes) => (2, u32::from(bytes)),
-        RepairOption::WindowScale { send, receive } => {
-            (3, u32::from(send) | u32::from(receive) << 16)
-        }
-        RepairOption::SackPermitted => (4, 0),
-        RepairOption::Timestamps => (8, 0),
-    };
-    let mut bytes = [0; 8];
-    bytes[..4].copy_from_slice(&code.to_ne_bytes());
-    bytes[4..].copy_from_slice(&value.to_ne_bytes());
-    sockopt::set(fd, libc::IPPROTO_TCP, TCP_REPAIR_OPTIONS, &bytes)
+pub fn set_repair_options(fd: BorrowedFd<'_>, options: &[RepairOption]) -> io::Result<()> {
+    let mut bytes = [0; 8 * RepairOption::KINDS];
+    let room = bytes.chunks_exact_mut(8);
+    if options.len() > room.len() {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    for (entry, option) in room.zip(options) {
+        // Codes are TCPOPT_* of include/net/tcp.h.
+        let (code, value): (u32, u32) = match *option {
+            RepairOption::MaximumSegment(bytes) => (2, u32::from(bytes)),
+            RepairOption::WindowScale { send, receive } => {
+                (3, u32::from(send) | u32::from(receive) << 16)
+            }
+            RepairOption::SackPermitted => (4, 0),
+            RepairOption::Timestamps => (8, 0),
+        };
+        entry[..4].copy_from_slice(&code.to_ne_bytes());
+        entry[4..].copy_from_slice(&value.to_ne_bytes());
+    }
+    sockopt::set(
+        fd,
+        libc::IPPROTO_TCP,
+        TCP_REPAIR_OPTIONS,
+        &bytes[..8 * options.len()],
+    )
 }
 
 /// The socket's timestamp clock now. The lowest bit says that it counts microseconds, not
@@ -254,13 +265,21 @@ pub fn timestamp(fd: BorrowedFd<'_>) -> io::Result<u32> {
 /// Makes the socket's timestamp clock read `timestamp` now; in repair mode. The lowest bit selects
 /// microseconds.
 pub fn set_timestamp(fd: BorrowedFd<'_>, timestamp: u32) -> io::Result<()> {
-    sockopt::set_i32(fd, libc::IPPROTO_TCP, TCP_TIMESTAMP, timestamp.cast_signed())
+    sockopt::set_i32(
+        fd,
+        libc::IPPROTO_TCP,
+        TCP_TIMESTAMP,
+        timestamp.cast_signed(),
+    )
 }
 
 /// `CLOCK_MONOTONIC` in nanoseconds: the clock behind TCP timestamps (`tcp_clock_ns`), as the
 /// calling thread's time namespace shifts it.
 pub fn clock_ns() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: `time` is writable; CLOCK_MONOTONIC always exists, so the call cannot fail.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
     time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()

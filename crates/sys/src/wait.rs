@@ -203,6 +203,14 @@ impl Bell {
         }
     }
 
+    /// As [`Bell::wait`], but `None` when there is nothing yet.
+    pub fn poll(&self) -> io::Result<Option<Wake>> {
+        if self.rung.swap(0, Ordering::SeqCst) != 0 {
+            return Ok(Some(Wake::Rung));
+        }
+        Ok(poll(-1)?.map(Wake::Report))
+    }
+
     /// Waits for a report of any thread that the caller traces, or for a ring. A ring that came
     /// with a report is returned by the next call.
     pub fn wait(&self) -> io::Result<Wake> {

@@ -54,6 +54,14 @@ pub enum TraceError {
     #[error("the process of thread {tid} has no blob yet; install it first")]
     NoBlob { tid: HostTid },
 
+    #[error("replicate the mapping {start:x}-{end:x} {name}: {reason}")]
+    UnsupportedMapping {
+        start: u64,
+        end: u64,
+        name: String,
+        reason: &'static str,
+    },
+
     #[error("{call} in thread {tid} of the service: {source}")]
     RemoteCall {
         call: &'static str,

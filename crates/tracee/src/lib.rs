@@ -11,7 +11,9 @@
 #![forbid(unsafe_code)]
 
 pub mod blob;
+pub mod dirty;
 mod error;
+pub mod memory_map;
 mod proc;
 mod remote;
 mod seize;
@@ -19,6 +21,7 @@ mod stop;
 mod thread;
 mod tree;
 
+pub use dirty::DirtyTracker;
 pub use error::TraceError;
 pub use remote::{Batch, RemoteAddr, Results, Slot};
 pub use stop::Stopped;

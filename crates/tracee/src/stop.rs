@@ -3,7 +3,7 @@
 use crate::remote::Batch;
 use crate::thread::{HostTid, Process, State, Thread, registers_from_user, registers_to_user};
 use crate::{TraceError, Tree};
-use unbroken_image::{Pid, Registers, RestartableSequence, SignalInfo};
+use unbroken_image::{Pid, Registers, RestartableSequence, SignalInfo, Tid};
 use unbroken_sys::ptrace::{self, RseqConfiguration, SIGNAL_INFO_BYTES};
 
 /// The tree while it stands still. Dropping it lets the service run on, as [`Stopped::resume`]
@@ -39,6 +39,11 @@ impl<'tree> Stopped<'tree> {
     /// A thread and its process.
     pub fn thread(&self, tid: HostTid) -> Option<(&Process, &Thread)> {
         self.tree.thread(tid)
+    }
+
+    /// The tracer's number of a thread of the service.
+    pub fn host_tid(&self, tid: Tid) -> Option<HostTid> {
+        self.tree.host_tid(tid)
     }
 
     /// The general registers as the kernel has them. A thread in the middle of a restartable

@@ -139,6 +139,26 @@ impl Tree {
         }
     }
 
+    /// As [`Tree::wait`], but `None` when nothing has happened yet.
+    pub fn poll(&mut self) -> Result<Option<Event>, TraceError> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Ok(Some(event));
+            }
+            self.release_held()?;
+            if self.processes.is_empty() {
+                return Ok(Some(Event::Empty));
+            }
+            let woken = self.bell.poll();
+            match woken.map_err(TraceError::of_tracer("ask after the service"))? {
+                None => return Ok(None),
+                Some(Wake::Rung) => return Ok(Some(Event::Bell)),
+                Some(Wake::Nobody) => return Ok(Some(Event::Empty)),
+                Some(Wake::Report(report)) => self.handle(report, false)?,
+            }
+        }
+    }
+
     /// Stops every thread of every process. Signals that arrive meanwhile stay queued; one that was
     /// being delivered is delivered first, so that its frame is part of what is seen.
     ///

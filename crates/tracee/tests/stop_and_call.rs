@@ -22,7 +22,7 @@ fn guest() {
         Some("threads") => {
             println!("ready");
             loop {
-                std::thread::spawn(|| std::thread::yield_now())
+                std::thread::spawn(std::thread::yield_now)
                     .join()
                     .unwrap();
             }
@@ -317,6 +317,9 @@ fn a_process_that_exits_is_noticed_before_and_after() {
     let mut guest = Guest::start("exits");
     let mut tree = Tree::seize(&[guest.pid()], true).unwrap();
     tree.stop().unwrap().resume().unwrap();
+    assert_eq!(tree.poll().unwrap(), None);
+    tree.bell().ring();
+    assert_eq!(tree.poll().unwrap(), Some(Event::Bell));
     guest.stdin = None;
     let death = Death::Exited(7);
     let pid = tree.processes()[0].pid;
@@ -347,14 +350,9 @@ fn a_killed_process_ends_a_stop() {
                 }
             }
         }
-        let pid = loop {
-            match tree.wait().unwrap() {
-                Event::Exiting {
-                    pid,
-                    death: Death::Killed(libc::SIGKILL),
-                } => break pid,
-                other => panic!("{other:?}"),
-            }
+        let event = tree.wait().unwrap();
+        let Event::Exiting { pid, death: Death::Killed(libc::SIGKILL) } = event else {
+            panic!("{event:?}");
         };
         assert_eq!(
             tree.wait().unwrap(),

@@ -3,6 +3,7 @@
 //! Nothing here trusts a length: whatever is cut off, contradicts itself or is unknown comes out as
 //! [`Packet::Other`]. Checksums are not looked at; with offload most of them are not there yet.
 
+use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Bytes of the virtio network header in front of each packet (`struct virtio_net_hdr`,
@@ -73,7 +74,7 @@ impl TcpFlags {
 }
 
 /// The timestamps option (RFC 7323).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timestamps {
     pub value: u32,
     pub echo: u32,

@@ -1,9 +1,10 @@
+use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use unbroken_image::object::TcpConnection;
 
 /// The two ends of a connection: ours (the service's) and the client's. IPv4-mapped addresses are
 /// kept as IPv4, as they are on the wire, and scopes and flow labels are left out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Tuple {
     local: SocketAddr,
     remote: SocketAddr,

@@ -139,7 +139,7 @@ fn try_probe((subject, fix, probe): Probe, restricted: bool) -> Finding {
         Err(error) if restricted && error.kind() == io::ErrorKind::PermissionDenied => missing(
             subject,
             "cannot be tried without the rights above",
-            "run as root: sudo unbroken check",
+            "give those first",
             Exit::Rights,
         ),
         Err(error) => missing(subject, error.to_string(), fix, Exit::Machine),
@@ -176,7 +176,7 @@ fn rights() -> Finding {
 }
 
 fn lacking(effective: u64) -> Vec<&'static str> {
-    let lacks = |(bit, name)| (effective & (1 << bit) == 0).then_some(name);
+    let lacks = |(bit, name): (u32, _)| (effective & (1_u64 << bit) == 0).then_some(name);
     CAPABILITIES.into_iter().filter_map(lacks).collect()
 }
 
@@ -285,7 +285,11 @@ mod tests {
 
     #[test]
     fn a_probe_that_fails_names_the_fix() {
-        let probe: Probe = ("thing", "do this", || Err(io::ErrorKind::Unsupported.into()));
+        let probe: Probe = (
+            "thing",
+            "do this",
+            || Err(io::ErrorKind::Unsupported.into()),
+        );
         let finding = try_probe(probe, false);
         assert!(matches!(&finding.verdict, Verdict::Missing { fix, .. } if fix == "do this"));
         let denied: Probe = ("thing", "do this", || {

@@ -105,7 +105,7 @@ mod samples {
             board: Snapshot {
                 name: "chat".into(),
                 command: "/bin/server --flag".into(),
-                address: "10.211.0.2".into(),
+                address: "10.211.0.2, fd75::2".into(),
                 published: "6667".into(),
                 state: State::Protected,
                 reason: String::new(),

@@ -7,9 +7,11 @@ use unbroken_node::board::Percentiles;
 /// One service as an object. What is not there (a standby, a takeover) is null.
 pub fn json(service: &Service) -> Value {
     let board = &service.board;
+    let addresses: Vec<&str> = board.address.split(", ").collect();
     json!({
         "name": board.name,
-        "address": board.address,
+        "address": addresses.first(),
+        "addresses": addresses,
         "published": board.published,
         "command": board.command,
         "state": board.state.name(),
@@ -76,6 +78,8 @@ mod tests {
                 assert!(object[times][key].is_f64(), "{times}.{key}");
             }
         }
+        assert_eq!(object["address"], "10.211.0.2");
+        assert_eq!(object["addresses"], json!(["10.211.0.2", "fd75::2"]));
         assert_eq!(object["last_takeover_ms"], 0.875);
         assert_eq!(object["pause_us"]["p50"], 48.1);
         assert_eq!(object["unprotected_seconds"], 1.5);

@@ -44,7 +44,7 @@ fn row(service: &Service) -> [String; 9] {
     [
         board.name.clone(),
         board.state.name().into(),
-        board.address.clone(),
+        board.address.split(", ").next().unwrap_or_default().into(),
         service.connections.to_string(),
         board.takeovers.to_string(),
         board.last_takeover_us.map_or("-".into(), duration_us),
@@ -128,7 +128,10 @@ pub fn detail(service: &Service, in_colour: bool) -> String {
                 None => board.takeovers.to_string(),
             },
         ),
-        ("unprotected", duration_us(board.unprotected_total_ns / 1000)),
+        (
+            "unprotected",
+            duration_us(board.unprotected_total_ns / 1000),
+        ),
         ("term", board.term.to_string()),
         (
             "epoch",

@@ -37,3 +37,28 @@ pub enum Object {
         flags: i32,
     },
 }
+
+impl Object {
+    /// Bytes of queues and content that the state carries, about: what makes it large.
+    pub fn content_bytes(&self) -> usize {
+        match self {
+            Object::MemoryFile(file) => {
+                file.content.iter().map(|(_, bytes)| bytes.len() + 16).sum()
+            }
+            Object::PipeEnd(end) => {
+                end.pipe.iter().flat_map(|pipe| &pipe.content).map(|entry| entry.len() + 8).sum()
+            }
+            Object::TcpConnection(connection) => {
+                connection.send_queue.len() + connection.receive_queue.len()
+            }
+            Object::UdpSocket(socket) => {
+                socket.queue.iter().map(|(_, datagram)| datagram.len() + 64).sum()
+            }
+            Object::UnixSocket(socket) => {
+                socket.queue.iter().map(|message| message.bytes.len() + 64).sum()
+            }
+            Object::Epoll(epoll) => epoll.entries.len() * 32,
+            _ => 0,
+        }
+    }
+}

@@ -128,11 +128,13 @@ pub struct UnixSocket {
     pub flags: i32,
     /// The socket's inode on sockfs.
     pub inode: u64,
-    /// The peer's inode when it is inside the tree (`socketpair`, or a connection to an own
-    /// listener).
+    /// The inode of the socket at the other end, in the tree (`socketpair`, or a connection to an
+    /// own listener) or outside of it; `None` when that has no descriptor.
     pub peer_inode: Option<u64>,
+    /// It has a peer, be it one that has closed its end or is not accepted yet.
+    pub connected: bool,
     pub local: Option<UnixAddress>,
-    /// Set when the socket is connected to an address outside the tree, as to `/dev/log`.
+    /// The name of the peer, as of a listener or of `/dev/log`.
     pub connected_to: Option<UnixAddress>,
     /// The backlog of a listener.
     pub backlog: Option<i32>,

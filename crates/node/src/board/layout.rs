@@ -75,7 +75,7 @@ pub(super) const ADDRESS: TextPlace = TextPlace {
 };
 pub(super) const PUBLISHED: TextPlace = TextPlace {
     at: ADDRESS.end(),
-    bytes: 512,
+    bytes: super::PUBLISHED_BYTES_MAX,
 };
 pub(super) const REASON: TextPlace = TextPlace {
     at: PUBLISHED.end(),

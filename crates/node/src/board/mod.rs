@@ -28,6 +28,9 @@ use unbroken_sys::mapped::{Access, MappedWords};
 /// Host pids that the board has room for; the others are left out.
 pub const SERVICE_PIDS_MAX: usize = 64;
 
+/// Room for the published ports as text.
+pub const PUBLISHED_BYTES_MAX: usize = 512;
+
 /// How a service stands. The names are those of `status --json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
@@ -101,11 +104,11 @@ pub enum BoardError {
 }
 
 /// What does not change while a service lives. Texts longer than their room (1,024 bytes for the
-/// command, 128 for the address, 512 for the ports) are cut.
+/// command, 128 for the address, [`PUBLISHED_BYTES_MAX`] for the ports) are cut.
 #[derive(Clone, Copy, Debug)]
 pub struct Identity<'a> {
     pub command: &'a str,
-    /// The service's addresses, separated by ", ".
+    /// The service's addresses, separated by ", ", first the one that users are told.
     pub address: &'a str,
     /// The published ports, separated by ", ".
     pub published: &'a str,

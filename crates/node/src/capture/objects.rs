@@ -3,13 +3,13 @@
 
 use super::CaptureError;
 use std::collections::BTreeMap;
-use std::os::fd::AsFd;
-use unbroken_image::object::TcpConnection;
+use std::os::fd::{AsFd, BorrowedFd};
+use unbroken_image::object::{TcpConnection, UdpSocket, UnixSocket};
 use unbroken_image::{DescriptorChange, Object, ObjectId, Pid};
 use unbroken_objects::table::{Announcement, Changes, Mirror, Source};
 use unbroken_objects::tcp::Tracker;
 use unbroken_objects::{Kind, listener, tcp, udp, unix};
-use unbroken_wire::flows::NamedConnection;
+use unbroken_sys::unix::Diag;
 
 /// What the primary remembers of one TCP connection.
 struct Connection {
@@ -21,6 +21,11 @@ pub(super) struct Objects {
     mirror: Mirror,
     changes: Changes,
     connections: BTreeMap<ObjectId, Connection>,
+    datagrams: BTreeMap<ObjectId, UdpSocket>,
+    local: BTreeMap<ObjectId, UnixSocket>,
+    /// Asks the kernel about Unix sockets of the service's network namespace; opened with the
+    /// first of them.
+    diag: Option<Diag>,
     volatile: Vec<(ObjectId, Kind)>,
 }
 
@@ -47,6 +52,9 @@ impl Objects {
             mirror: Mirror::new(outputs, ObjectId(1))?,
             changes: Changes::default(),
             connections: BTreeMap::new(),
+            datagrams: BTreeMap::new(),
+            local: BTreeMap::new(),
+            diag: None,
             volatile: Vec::new(),
         })
     }
@@ -58,9 +66,13 @@ impl Objects {
         delta: &mut ObjectsDelta,
     ) -> Result<(), CaptureError> {
         self.connections.clear();
+        self.datagrams.clear();
+        self.local.clear();
         self.changes.clear();
         self.mirror.survey(sources, &mut self.changes)?;
-        self.collect(delta)
+        self.collect(delta)?;
+        unix::check(self.local.values())?;
+        Ok(())
     }
 
     /// Reads what may have changed since the last capture.
@@ -74,13 +86,13 @@ impl Objects {
         self.collect(delta)
     }
 
-    pub fn connection_count(&self) -> u64 {
-        self.connections.len() as u64
-    }
-
-    /// The connections that stand in the tables, as the wire names them.
-    pub fn named_connections(&self) -> impl Iterator<Item = NamedConnection> + '_ {
-        self.connections.values().map(|connection| NamedConnection::from(&connection.state))
+    /// I7: compares the mirror with the kernel.
+    pub fn verify(&mut self) -> Result<(), CaptureError> {
+        let differences = self.mirror.verify()?;
+        if differences.is_empty() {
+            return Ok(());
+        }
+        Err(CaptureError::Mirror(differences.join("; ")))
     }
 
     fn collect(&mut self, delta: &mut ObjectsDelta) -> Result<(), CaptureError> {
@@ -92,6 +104,8 @@ impl Objects {
         }
         for &id in &self.changes.gone {
             self.connections.remove(&id);
+            self.datagrams.remove(&id);
+            self.local.remove(&id);
         }
         delta.gone.append(&mut self.changes.gone);
         self.volatile.clear();
@@ -113,11 +127,16 @@ impl Objects {
             Some(Kind::Tcp) => self.capture_tcp(id)?,
             Some(Kind::Udp) => {
                 let descriptor = self.mirror.duplicate(id)?;
-                Object::UdpSocket(udp::capture(descriptor.as_fd())?)
+                let state = udp::capture(descriptor.as_fd())?;
+                self.datagrams.insert(id, state.clone());
+                Object::UdpSocket(state)
             }
             Some(Kind::Unix) => {
                 let descriptor = self.mirror.duplicate(id)?;
-                Object::UnixSocket(unix::capture(descriptor.as_fd())?)
+                let diag = open_diag(&mut self.diag, descriptor.as_fd())?;
+                let state = unix::capture(descriptor.as_fd(), diag)?;
+                self.local.insert(id, state.clone());
+                Object::UnixSocket(state)
             }
             Some(_) => match self.mirror.capture(id)? {
                 Some(object) => object.clone(),
@@ -156,17 +175,37 @@ impl Objects {
             }
             return Ok(());
         }
-        let Some(connection) = self.connections.get_mut(&id) else {
-            return self.capture_whole(id, delta);
-        };
         let descriptor = self.mirror.duplicate(id)?;
         let socket = descriptor.as_fd();
-        if tcp::fingerprint(socket)? == *connection.tracker.fingerprint() {
-            return Ok(());
+        if let Some(Connection { state, tracker }) = self.connections.get_mut(&id) {
+            if tcp::fingerprint(socket)? != *tracker.fingerprint() {
+                tracker.capture_into(socket, state, false)?;
+                delta.objects.push((id, Object::TcpConnection(state.clone())));
+            }
+        } else if let Some(state) = self.datagrams.get_mut(&id) {
+            if udp::capture_into(socket, state, false)? {
+                delta.objects.push((id, Object::UdpSocket(state.clone())));
+            }
+        } else if let Some(state) = self.local.get_mut(&id) {
+            let diag = open_diag(&mut self.diag, socket)?;
+            if unix::capture_into(socket, diag, state, false)? {
+                delta.objects.push((id, Object::UnixSocket(state.clone())));
+            }
+        } else {
+            drop(descriptor);
+            return self.capture_whole(id, delta);
         }
-        let Connection { state, tracker } = connection;
-        tracker.capture_into(socket, state, false)?;
-        delta.objects.push((id, Object::TcpConnection(state.clone())));
         Ok(())
     }
+}
+
+fn open_diag<'a>(
+    diag: &'a mut Option<Diag>,
+    socket: BorrowedFd<'_>,
+) -> Result<&'a mut Diag, CaptureError> {
+    let open = match diag.take() {
+        Some(open) => open,
+        None => Diag::of_namespace(socket)?,
+    };
+    Ok(diag.insert(open))
 }

@@ -54,8 +54,8 @@ impl Capturing {
         self.pacing.output_waits(now);
     }
 
-    /// Whatever fill or epoch was on its way will not come.
-    pub fn reset(&mut self) {
+    /// Whatever fill was under way will not end.
+    pub fn forget_fill(&mut self) {
         self.pacing.reset();
         self.sealing = false;
         self.sealed = None;
@@ -138,6 +138,8 @@ impl Primary {
             self.seal()?;
         }
         self.traffic.mark();
+        let traffic = &mut self.traffic;
+        self.line.leave_accepted(|accepted| traffic.take_accepted(accepted));
         self.capturing.seen = Step::Drained;
         self.line.handshake.drained(self.traffic.input_position());
         Ok(())

@@ -7,6 +7,7 @@ use crate::clock::now_ns;
 use crate::control::Asker;
 use crate::log;
 use crate::primary::line::Command;
+use crate::record;
 use rustix::process::{Pid, Signal, kill_process};
 use std::io;
 use unbroken_core::give_up::Death as Cause;
@@ -28,6 +29,7 @@ pub(super) struct Ending {
     /// The death that ends everything, and when the last packets have had their time.
     end: Option<(Death, u64)>,
     handed_over: bool,
+    switchover: Option<Asker>,
 }
 
 impl Ending {
@@ -71,13 +73,13 @@ impl Primary {
         let state = self.role.state();
         let cause = match death {
             Death::Killed(libc::SIGKILL) | Death::Exited(_) => Cause::Killed,
-            Death::Killed(signal) => Cause::Crashed(signal),
+            Death::Killed(_) => Cause::Crashed,
         };
         self.apply(Event::ServiceDied(cause))?;
         if state == State::Protected {
             // From here on this thread releases nothing: the standby may say everything again.
             self.ending.handed_over = true;
-            self.line.command(Command::HandOver(death_signal(death)), &self.bell);
+            self.line.command(Command::HandOver(death_cause(death)), &self.bell);
         } else {
             self.line.command(Command::Continue, &self.bell);
         }
@@ -98,7 +100,7 @@ impl Primary {
     }
 
     pub(super) fn stage_ended(&mut self) -> io::Result<()> {
-        rustix::event::epoll::delete(&self.epoll, &self.init)?;
+        rustix::event::epoll::delete(&self.epoll, &self.stage)?;
         Ok(())
     }
 
@@ -125,9 +127,42 @@ impl Primary {
     pub(super) fn end_if_due(&mut self) -> io::Result<()> {
         if self.ending.kill_at_ns.is_some_and(|at| now_ns() >= at) {
             self.ending.kill_at_ns = None;
-            kill_stage(&self.init);
+            kill_stage(&self.stage);
         }
         Ok(())
+    }
+
+    /// The user wants the standby to go on in this node's place.
+    pub(super) fn switch_over(&mut self, asker: Asker) {
+        if self.role.state() != State::Protected {
+            let refusal = "it has no standby that could take over now";
+            self.common.control.answer(&asker, Err(refusal));
+            return;
+        }
+        self.ending.switchover = Some(asker);
+        self.capturing.want(now_ns());
+    }
+
+    /// After an epoch: hands over when the user asked for it.
+    pub(super) fn hand_over_if_asked(&mut self) -> io::Result<()> {
+        let Some(asker) = self.ending.switchover.take() else { return Ok(()) };
+        if self.role.state() != State::Protected {
+            self.common.control.answer(&asker, Err("the standby died meanwhile"));
+            return Ok(());
+        }
+        self.traffic.send_released()?;
+        self.apply(Event::TakeoverOrdered(None))?;
+        self.ending.handed_over = true;
+        let cause = record::Cause::Switchover(asker);
+        self.line.command(Command::HandOver(cause), &self.bell);
+        Ok(())
+    }
+
+    /// The tracer ends this process as its last act.
+    fn wait_for_tracer(&self) -> io::Result<()> {
+        loop {
+            std::thread::park();
+        }
     }
 
     /// The loop is over. A node that handed over just ends; one whose service ended cleans up.
@@ -135,7 +170,7 @@ impl Primary {
         if self.ending.handed_over {
             return self.wait_for_tracer();
         }
-        kill_stage(&self.init);
+        kill_stage(&self.stage);
         self.stop_standby();
         let (death, _) = self.ending.end.unwrap_or((Death::Exited(0), 0));
         let code = match death {
@@ -156,10 +191,10 @@ impl Primary {
     }
 }
 
-pub(super) fn death_signal(death: Death) -> i32 {
+fn death_cause(death: Death) -> record::Cause {
     match death {
-        Death::Killed(signal) => signal,
-        Death::Exited(_) => 0,
+        Death::Killed(signal) => record::Cause::Killed(signal),
+        Death::Exited(_) => record::Cause::Killed(libc::SIGKILL),
     }
 }
 

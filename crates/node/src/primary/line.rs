@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use unbroken_tracee::{Bell, Death};
 use unbroken_wire::commit::Publication;
+use unbroken_wire::flows::NamedConnection;
 use unbroken_wire::log::JournalWriter;
 
 /// From main to the tracer.
@@ -48,8 +49,6 @@ pub enum Report {
     Pids(Vec<i32>),
     /// Something that should not happen; the standby is given up and filled anew.
     Broken(String),
-    /// How much the service holds.
-    Figures { connections: u64, resident_bytes: u64 },
 }
 
 /// Shared by both threads.
@@ -58,6 +57,7 @@ pub struct Line {
     commands: Mutex<VecDeque<Command>>,
     command_came: Condvar,
     publication: Mutex<Option<Publication>>,
+    accepted: Mutex<Vec<NamedConnection>>,
     reports: Mutex<VecDeque<Report>>,
     main_bell: OwnedFd,
 }
@@ -69,6 +69,7 @@ impl Line {
             commands: Mutex::default(),
             command_came: Condvar::new(),
             publication: Mutex::default(),
+            accepted: Mutex::default(),
             reports: Mutex::default(),
             main_bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         }))
@@ -105,6 +106,16 @@ impl Line {
     /// Main, after the step `Published`: takes it.
     pub fn take_publication(&self) -> Option<Publication> {
         lock(&self.publication).take()
+    }
+
+    /// Main, before the step `Drained`: connections that were found to be accepted.
+    pub fn leave_accepted(&self, fill: impl FnOnce(&mut Vec<NamedConnection>)) {
+        fill(&mut lock(&self.accepted));
+    }
+
+    /// Tracer, after the step `Drained`: takes them.
+    pub fn take_accepted(&self, into: &mut Vec<NamedConnection>) {
+        into.append(&mut lock(&self.accepted));
     }
 
     /// Tracer: leaves a report and rings.

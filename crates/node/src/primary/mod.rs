@@ -5,16 +5,20 @@
 
 mod capturing;
 mod ending;
+pub mod launch;
 pub mod line;
 mod standby;
+pub mod tracer;
 mod traffic;
 
 use crate::board::{Board, State as BoardState};
+use crate::bundle::{Bundle, Purpose};
 use crate::clock::now_ns;
 use crate::config::Config;
 use crate::control::{Control, Request};
-use crate::directory::{Claim, RunDirectory};
+use crate::directory::{Claim, RunDirectory, ServiceName};
 use crate::log;
+use crate::stage::launch::Init;
 use capturing::Capturing;
 use ending::Ending;
 use line::{Line, Report};
@@ -22,6 +26,8 @@ use rustix::event::{Timespec, epoll};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+pub use standby::Notice;
+pub use traffic::Input;
 use traffic::Traffic;
 use unbroken_core::role::{Action, Event, Reason, Role, State};
 use unbroken_tracee::Bell;
@@ -50,19 +56,23 @@ impl Common {
 /// The running service's ends in our hands.
 pub struct ServiceEnds {
     pub tun: OwnedFd,
-    /// Read ends of the service's standard output and error, nonblocking.
-    pub outputs: [OwnedFd; 2],
-    /// pidfd of pid 1 of its namespace: killing it kills the whole service.
-    pub init: OwnedFd,
+    /// Read ends of the service's standard output and error, nonblocking; `None` once closed.
+    pub outputs: [Option<OwnedFd>; 2],
+    /// The connection to its stage init; the service lives while anybody holds one.
+    pub init: Init,
+    /// pidfd of that init: killing it kills the whole service.
+    pub stage: OwnedFd,
     /// The listener of the service's seccomp filter.
     pub notify: Arc<OwnedFd>,
     /// The first process, as the host numbers it.
     pub host_pid: i32,
+    pub input: Input,
 }
 
 pub struct Primary {
     common: Common,
-    init: OwnedFd,
+    init: Init,
+    stage: OwnedFd,
     notify: Arc<OwnedFd>,
     host_pid: i32,
     role: Role,
@@ -97,16 +107,17 @@ impl Primary {
         bell: Bell,
     ) -> io::Result<Primary> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let ServiceEnds { tun, outputs, init, notify, host_pid } = service;
-        let traffic = Traffic::new(&common, tun, outputs, role.term())?;
+        let ServiceEnds { tun, outputs, init, stage, notify, host_pid, input } = service;
+        let traffic = Traffic::new(&common, tun, outputs, input, role.term())?;
         for source in traffic.sources() {
             watch(&epoll, source, Source::Traffic)?;
         }
         watch(&epoll, line.main_bell(), Source::MainBell)?;
         watch(&epoll, common.control.as_fd(), Source::Control)?;
-        watch(&epoll, init.as_fd(), Source::StageEnd)?;
+        watch(&epoll, stage.as_fd(), Source::StageEnd)?;
         Ok(Primary {
             init,
+            stage,
             notify,
             host_pid,
             traffic,
@@ -224,10 +235,6 @@ impl Primary {
                 log!("replication failed: {why}");
                 self.replace_standby()?;
             }
-            Report::Figures { connections, resident_bytes } => {
-                self.common.board.set_connections(connections);
-                self.common.board.set_resident_bytes(resident_bytes);
-            }
         }
         Ok(())
     }
@@ -293,4 +300,23 @@ fn watch(epoll: &OwnedFd, source: BorrowedFd<'_>, tag: Source) -> io::Result<()>
     let data = epoll::EventData::new_u64(tag as u64);
     epoll::add(epoll, source, data, epoll::EventFlags::IN)?;
     Ok(())
+}
+
+impl Common {
+    /// Takes what every node is given out of its bundle.
+    pub fn of(bundle: &mut Bundle) -> io::Result<Common> {
+        unbroken_sys::signalfd::unblock_all()?;
+        let name = ServiceName::new(&bundle.config.name).map_err(io::Error::other)?;
+        let directory = RunDirectory::new(name);
+        Ok(Common {
+            board: Board::open(&directory).map_err(io::Error::other)?,
+            claim: Claim::from_descriptor(bundle.take(Purpose::Lock)?),
+            control: Control::from_descriptor(bundle.take(Purpose::Control)?),
+            front_bell: bundle.take(Purpose::FrontBell)?,
+            host_tun: bundle.take(Purpose::HostTun)?,
+            outputs: [bundle.take(Purpose::Output)?, bundle.take(Purpose::ErrorOutput)?],
+            config: bundle.config.clone(),
+            directory,
+        })
+    }
 }

@@ -70,21 +70,23 @@ impl Primary {
             (Purpose::ErrorOutput, common.outputs[1].as_fd()),
             (Purpose::Epochs, journal.as_fd()),
             (Purpose::Inputs, inputs.as_fd()),
-            (Purpose::StageInit, self.init.as_fd()),
+            (Purpose::StageInit, self.stage.as_fd()),
+            (Purpose::StageControl, self.init.control()),
             (Purpose::Primary, own_pidfd.as_fd()),
             (Purpose::ServiceTun, self.traffic.service_tun()),
             (Purpose::ServiceNotify, self.notify.as_fd()),
         ];
         for (number, text) in self.traffic.texts() {
             let purposes = [Purpose::ServiceOutput, Purpose::ServiceErrorOutput];
-            descriptors.push((purposes[number], text));
+            descriptors.extend(purposes.get(number).map(|&purpose| (purpose, text)));
         }
         let start = Start::Standby {
             primary_pid: own_pid,
             service_pid: self.host_pid,
+            init_pid: self.init.host_pid,
             term: self.role.term(),
-            give_up: self.role.give_up(),
-            takeovers: 0,
+            early_deaths: self.role.give_up().early_deaths(),
+            live_since_ns: self.role.give_up().live_since_ns(),
         };
         let (process, channel) = bundle::spawn(&common.config, start, &descriptors)?;
         log!("started standby {}", process.id());
@@ -164,7 +166,7 @@ impl Primary {
 }
 
 /// Kills the whole service behind a pidfd of pid 1 of its namespace.
-pub(super) fn kill_stage(init: &OwnedFd) {
+pub(super) fn kill_stage(stage: &OwnedFd) {
     // It fails only when it has ended.
-    let _ = rustix::process::pidfd_send_signal(init, Signal::KILL);
+    let _ = rustix::process::pidfd_send_signal(stage, Signal::KILL);
 }

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use unbroken_core::role::Role;
 use unbroken_wire::commit::Committed;
-use unbroken_wire::flows::Flows;
+use unbroken_wire::flows::{Flows, LatePacket, NamedConnection};
 use unbroken_wire::gate::{Gate, OutputKind};
 use unbroken_wire::log::InputLogWriter;
 use unbroken_wire::tun::{ClientSide, ServiceSide};
@@ -18,6 +18,13 @@ const FRAME_BYTES_MAX: usize = 65_536 + 64;
 const GATE_BYTES: usize = 32 << 20;
 /// Frames carried one way before the other way has its turn.
 const FRAMES_PER_TURN: usize = 64;
+
+/// What is known of the clients' input so far.
+pub struct Input {
+    pub flows: Flows,
+    /// The number that the next frame gets.
+    pub position: u64,
+}
 
 pub(super) struct Traffic {
     clients: ClientSide,
@@ -37,19 +44,19 @@ impl Traffic {
     pub fn new(
         common: &Common,
         tun: OwnedFd,
-        texts: [OwnedFd; 2],
+        texts: [Option<OwnedFd>; 2],
+        input: Input,
         term: u64,
     ) -> io::Result<Traffic> {
-        let [first, second] = texts;
         Ok(Traffic {
             clients: ClientSide::new(common.host_tun.try_clone()?),
             service: ServiceSide::new(tun),
-            texts: [Some(first), Some(second)],
+            texts,
             outputs: [common.outputs[0].try_clone()?, common.outputs[1].try_clone()?],
             gate: Gate::new(GATE_BYTES, term),
-            flows: Flows::new(),
+            flows: input.flows,
             log: None,
-            input_position: 1,
+            input_position: input.position,
             buffer: vec![0; FRAME_BYTES_MAX],
         })
     }
@@ -82,16 +89,27 @@ impl Traffic {
     /// the service can see it.
     pub fn carry_input(&mut self) -> io::Result<bool> {
         let mut count = 0;
+        let now = now_ns();
         while count < FRAMES_PER_TURN {
             if self.log.as_ref().is_some_and(|log| !log.has_room(FRAME_BYTES_MAX)) {
                 break;
             }
             let Some(length) = self.clients.read(&mut self.buffer)? else { break };
             let frame = &self.buffer[..length];
-            if let Some(log) = &mut self.log {
-                log.append(self.input_position, frame);
+            match self.flows.answer_for_closed(frame) {
+                LatePacket::ForTheKernel => {}
+                LatePacket::Swallow => continue,
+                LatePacket::Answer(answer) => {
+                    let _ = self.clients.send_crafted(&answer)?;
+                    continue;
+                }
             }
-            self.flows.input(self.input_position, frame);
+            if let Some(log) = &mut self.log
+                && !log.append(self.input_position, frame)
+            {
+                return Err(io::Error::other("the input log has no room for a frame that fits"));
+            }
+            self.flows.input(self.input_position, frame, now);
             self.input_position += 1;
             // A network may lose a packet; its sender brings it again.
             let _ = self.service.write(frame)?;
@@ -108,8 +126,9 @@ impl Traffic {
         while (all || count < FRAMES_PER_TURN) && self.gate.has_room(FRAME_BYTES_MAX) {
             let service = &self.service;
             let read = |room: &mut [u8]| service.read(room);
-            if self.gate.hold_with(OutputKind::Packet, now, FRAME_BYTES_MAX, read)?.is_none() {
-                break;
+            match self.gate.hold_with(OutputKind::Packet, now, FRAME_BYTES_MAX, read)? {
+                Some(frame) => self.flows.output(frame, now),
+                None => break,
             }
             count += 1;
         }
@@ -173,14 +192,13 @@ impl Traffic {
         }
     }
 
-    /// Sends what may go; true when there was any. `each` gets the time that each frame was held.
+    /// Sends what may go; true when there was any.
     pub fn send_released(&mut self) -> io::Result<bool> {
         let mut any = false;
         let mut released = self.gate.released();
         while let Some(frame) = released.peek() {
             match frame.kind() {
                 OutputKind::Packet => {
-                    self.flows.output_released(&frame.bytes());
                     let _ = self.clients.send(frame)?;
                 }
                 OutputKind::StandardOutput => write_text(&self.outputs[0], frame.bytes()),
@@ -202,6 +220,11 @@ impl Traffic {
         }
         self.log = Some(log);
         true
+    }
+
+    /// Connections that were found to be accepted since the last epoch's mark.
+    pub fn take_accepted(&mut self, into: &mut Vec<NamedConnection>) {
+        self.flows.take_accepted(into);
     }
 
     pub fn end_log(&mut self) {

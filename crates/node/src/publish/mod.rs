@@ -11,10 +11,12 @@ mod port;
 
 pub use port::{ParsePortError, PublishedPort};
 
-use crate::directory::ServiceName;
+use crate::board::Board;
+use crate::directory::{RunDirectory, ServiceName};
 use std::fmt::Write;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::path::Path;
 use unbroken_sys::local_route;
 
 /// Where the published ports lead.
@@ -34,6 +36,11 @@ pub enum PublishError {
          program or publish another port"
     )]
     InUse(PublishedPort),
+    #[error("cannot publish port {port}: service {name} publishes it already")]
+    InUseByService {
+        port: PublishedPort,
+        name: ServiceName,
+    },
     #[error("cannot publish port {0}: this host does not have the address")]
     NoSuchAddress(PublishedPort),
     #[error("cannot publish port {0}: the service has no address of that family")]
@@ -99,6 +106,40 @@ pub fn withdraw(name: &ServiceName) -> Result<(), PublishError> {
         Err(PublishError::NoProgram) => Ok(()),
         other => other,
     }
+}
+
+/// Ports of other services are not bound by anybody, so their boards are asked. Two services that
+/// are started at the same moment may both be let through; then the first keeps the port.
+///
+/// # Errors
+/// [`PublishError::InUseByService`].
+pub fn check_other_services(
+    root: &Path,
+    name: &ServiceName,
+    ports: &[PublishedPort],
+) -> Result<(), PublishError> {
+    let others = RunDirectory::all(root).unwrap_or_default();
+    for other in others.iter().filter(|other| other.name() != name) {
+        let Ok(board) = Board::open_to_read(other) else {
+            continue;
+        };
+        if !other.is_alive().unwrap_or(false) {
+            continue;
+        }
+        let published = board.snapshot(0).published;
+        let taken: Vec<PublishedPort> = published
+            .split(", ")
+            .filter_map(|port| port.parse().ok())
+            .collect();
+        let clash = |port: &&PublishedPort| taken.iter().any(|other| port.overlaps(other));
+        if let Some(port) = ports.iter().find(clash) {
+            return Err(PublishError::InUseByService {
+                port: *port,
+                name: other.name().clone(),
+            });
+        }
+    }
+    Ok(())
 }
 
 fn check_family(port: &PublishedPort, target: &Target<'_>) -> Result<(), PublishError> {
@@ -230,6 +271,8 @@ fn rules(port: &PublishedPort, target: &Target<'_>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::board::Identity;
+    use crate::test_root::TestRoot;
 
     const TARGET: Target<'static> = Target {
         device: "ub3",
@@ -262,6 +305,33 @@ mod tests {
             rules_of("0.0.0.0:80"),
             ["meta nfproto ipv4 fib daddr type local tcp dport 80 dnat ip to 10.211.0.2:80"]
         );
+    }
+
+    #[test]
+    fn a_port_of_another_service_is_refused_while_that_lives() {
+        let root = TestRoot::new();
+        let other = ServiceName::new("other").expect("name");
+        let directory = RunDirectory::within(root.path(), other);
+        let claim = directory.claim().expect("claim");
+        let identity = Identity {
+            command: "",
+            address: "",
+            published: "79, 127.0.0.1:80",
+        };
+        Board::create(&directory, &identity).expect("board");
+        let name = ServiceName::new("one").expect("name");
+        let check = |port: &str| {
+            let ports = [port.parse().expect("port")];
+            check_other_services(root.path(), &name, &ports)
+        };
+        let error = check("80:8080").expect_err("taken");
+        assert_eq!(
+            error.to_string(),
+            "cannot publish port 80:8080: service other publishes it already"
+        );
+        assert!(check("127.0.0.2:80").is_ok());
+        drop(claim);
+        assert!(check("80").is_ok());
     }
 
     #[test]

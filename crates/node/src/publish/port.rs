@@ -16,6 +16,18 @@ pub struct PublishedPort {
 }
 
 impl PublishedPort {
+    /// Whether both name the same port of at least one address of this host.
+    pub fn overlaps(&self, other: &PublishedPort) -> bool {
+        let addresses = match (self.address, other.address) {
+            (Some(one), Some(two)) if one.is_ipv4() == two.is_ipv4() => {
+                one == two || one.is_unspecified() || two.is_unspecified()
+            }
+            (Some(_), Some(_)) => false,
+            _ => true,
+        };
+        self.port == other.port && addresses
+    }
+
     /// The addresses that a program would have to bind to offer this port itself: one, or the
     /// wildcards of both families.
     pub(super) fn socket_addresses(&self) -> Vec<SocketAddr> {
@@ -128,6 +140,22 @@ mod tests {
             assert_eq!((parsed.port, parsed.service_port), (port, service_port));
             assert_eq!(parsed.to_string(), text);
         }
+    }
+
+    #[test]
+    fn overlaps() {
+        let overlap = |one: &str, two: &str| {
+            let one: PublishedPort = one.parse().expect(one);
+            let two: PublishedPort = two.parse().expect(two);
+            assert_eq!(one.overlaps(&two), two.overlaps(&one));
+            one.overlaps(&two)
+        };
+        assert!(overlap("80", "80:8080"));
+        assert!(overlap("80", "127.0.0.1:80"));
+        assert!(overlap("0.0.0.0:80", "127.0.0.1:80"));
+        assert!(!overlap("0.0.0.0:80", "[::1]:80"));
+        assert!(!overlap("127.0.0.1:80", "127.0.0.2:80"));
+        assert!(!overlap("80", "81:80"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::socket::{Context, SocketError};
 use crate::socket_options;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
-use unbroken_image::object::{TcpConnection, TcpPhase, TcpWindow};
+use unbroken_image::object::{SocketOption, TcpConnection, TcpPhase, TcpWindow};
 use unbroken_sys::tcp::{self, Info, Queue, Repair, negotiated};
 use unbroken_sys::{socket, sockopt};
 
@@ -46,8 +46,7 @@ fn fingerprint_from(fd: BorrowedFd<'_>, info: &Info) -> Result<Fingerprint, Sock
         send_window: info.send_window,
         receive_window: info.receive_window,
         unread_bytes: socket::unread_bytes(fd).context("read SIOCINQ", SUBJECT)?,
-        unacknowledged_bytes: socket::unacknowledged_bytes(fd)
-            .context("read SIOCOUTQ", SUBJECT)?,
+        unacknowledged_bytes: socket::unacknowledged_bytes(fd).context("read SIOCOUTQ", SUBJECT)?,
     })
 }
 
@@ -69,7 +68,23 @@ pub struct Tracker {
 ///
 /// `Refused` for kTLS and MPTCP. The socket must not listen.
 pub fn capture(fd: BorrowedFd<'_>) -> Result<(TcpConnection, Tracker), SocketError> {
-    refuse_layers(fd)?;
+    capture_with(fd, None)
+}
+
+/// [`capture`] of a connection that was accepted since the last epoch from a listener with
+/// `options`, and had no attribute changed since. The kernel gives it the listener's options, so
+/// they need not be read.
+pub fn capture_accepted(
+    fd: BorrowedFd<'_>,
+    options: &[SocketOption],
+) -> Result<(TcpConnection, Tracker), SocketError> {
+    capture_with(fd, Some(options))
+}
+
+fn capture_with(
+    fd: BorrowedFd<'_>,
+    inherited: Option<&[SocketOption]>,
+) -> Result<(TcpConnection, Tracker), SocketError> {
     let info = tcp::info(fd).context("read TCP_INFO", SUBJECT)?;
     let phase = phase_of(info.state).ok_or(SocketError::Refused {
         what: "a listening socket captured as a connection",
@@ -102,31 +117,45 @@ pub fn capture(fd: BorrowedFd<'_>) -> Result<(TcpConnection, Tracker), SocketErr
         socket_options: Vec::new(),
     };
     let fingerprint = fingerprint_from(fd, &info)?;
-    let mut tracker =
-        Tracker { send_base: 0, receive_base: 0, max_window: 0, fingerprint };
+    let mut tracker = Tracker {
+        send_base: 0,
+        receive_base: 0,
+        max_window: 0,
+        fingerprint,
+    };
+    match inherited {
+        None => read_attributes(fd, &mut connection)?,
+        Some(options) => {
+            connection.flags = socket::status_flags(fd).context("F_GETFL", SUBJECT)?;
+            connection.socket_options.extend_from_slice(options);
+        }
+    }
     if phase != TcpPhase::Closed {
         tracker.synchronise(fd, &info, &mut connection)?;
     }
     tracker.read(fd, &info, &mut connection)?;
-    refresh_options(fd, &mut connection)?;
     Ok((connection, tracker))
 }
 
 impl Tracker {
     /// Reads again what packets, reads and writes may have changed since the last capture of the
-    /// same socket into the same `connection`, whose buffers are used again. Options are read only
-    /// when `options_changed`, as an announced `setsockopt` says.
+    /// same socket into the same `connection`, whose buffers are used again. Flags, options and a
+    /// shut reading side are read only when `attributes_changed`: the calls that change them
+    /// (`setsockopt`, `fcntl`, `ioctl`, `shutdown`) are announced.
     pub fn capture_into(
         &mut self,
         fd: BorrowedFd<'_>,
         connection: &mut TcpConnection,
-        options_changed: bool,
+        attributes_changed: bool,
     ) -> Result<(), SocketError> {
         let info = tcp::info(fd).context("read TCP_INFO", SUBJECT)?;
         let phase = phase_of(info.state).ok_or(SocketError::Refused {
             what: "a connection that became a listener",
             why: "it is another kind of object now; capture it as a listener",
         })?;
+        if attributes_changed {
+            read_attributes(fd, connection)?;
+        }
         let was = std::mem::replace(&mut connection.phase, phase);
         if was == TcpPhase::SynSent && phase != TcpPhase::SynSent && phase != TcpPhase::Closed {
             // The handshake chose sequence numbers and options.
@@ -136,11 +165,7 @@ impl Tracker {
             self.synchronise(fd, &info, connection)?;
         }
         self.fingerprint = fingerprint_from(fd, &info)?;
-        self.read(fd, &info, connection)?;
-        if options_changed {
-            refresh_options(fd, connection)?;
-        }
-        Ok(())
+        self.read(fd, &info, connection)
     }
 
     /// The fingerprint at the last capture: while [`fingerprint`] gives an equal one, another
@@ -156,7 +181,8 @@ impl Tracker {
         info: &Info,
         connection: &mut TcpConnection,
     ) -> Result<(), SocketError> {
-        let numbers = in_repair(fd, || {
+        let reuse = reuses_address(connection);
+        let numbers = in_repair(fd, reuse, || {
             tcp::select_queue(fd, Queue::Receive).context("select receive queue", SUBJECT)?;
             let receive_next = tcp::queue_sequence(fd).context("read rcv_nxt", SUBJECT)?;
             tcp::select_queue(fd, Queue::Send).context("select send queue", SUBJECT)?;
@@ -168,8 +194,7 @@ impl Tracker {
             Ok((receive_next, write_sequence, window, mss_clamp))
         })?;
         let (receive_next, write_sequence, window, mss_clamp) = numbers;
-        let unacknowledged =
-            socket::unacknowledged_bytes(fd).context("read SIOCOUTQ", SUBJECT)?;
+        let unacknowledged = socket::unacknowledged_bytes(fd).context("read SIOCOUTQ", SUBJECT)?;
         let first = write_sequence.wrapping_sub(unacknowledged);
         self.send_base = first.wrapping_sub(info.bytes_acked as u32);
         self.receive_base = receive_next.wrapping_sub(info.bytes_received as u32);
@@ -190,19 +215,14 @@ impl Tracker {
         info: &Info,
         connection: &mut TcpConnection,
     ) -> Result<(), SocketError> {
-        connection.flags = socket::status_flags(fd).context("F_GETFL", SUBJECT)?;
-        let ready = socket::poll(fd, libc::POLLRDHUP | libc::POLLPRI, Duration::ZERO)
-            .context("poll", SUBJECT)?;
-        connection.receive_shut = ready & libc::POLLRDHUP != 0;
-        let urgent = ready & libc::POLLPRI != 0;
-        self.read_receive_queue(fd, connection, urgent)?;
+        self.read_receive_queue(fd, connection)?;
         match connection.phase {
             TcpPhase::Closed => {
                 connection.send_queue.clear();
                 connection.sent_bytes = 0;
                 connection.fin_sent = false;
-                connection.error =
-                    if ready & libc::POLLERR != 0 { libc::ECONNRESET } else { 0 };
+                let failed = ready(fd, 0)? & libc::POLLERR != 0;
+                connection.error = if failed { libc::ECONNRESET } else { 0 };
                 return Ok(());
             }
             TcpPhase::SynSent => {
@@ -216,9 +236,6 @@ impl Tracker {
             _ => {}
         }
         self.read_send_queue(fd, info, connection)?;
-        connection.corked = sockopt::get_i32(fd, libc::IPPROTO_TCP, libc::TCP_CORK)
-            .context("read TCP_CORK", SUBJECT)?
-            != 0;
         self.read_sequences(info, connection);
         Ok(())
     }
@@ -247,11 +264,13 @@ impl Tracker {
         &self,
         fd: BorrowedFd<'_>,
         connection: &mut TcpConnection,
-        urgent: bool,
     ) -> Result<(), SocketError> {
         connection.receive_queue.clear();
-        if !urgent {
-            let expected = self.fingerprint.unread_bytes as usize;
+        let expected = self.fingerprint.unread_bytes as usize;
+        if expected == 0 {
+            return Ok(());
+        }
+        if ready(fd, libc::POLLPRI)? & libc::POLLPRI == 0 {
             return peek_stream(fd, &mut connection.receive_queue, expected);
         }
         // SIOCINQ and a read end at the urgent byte. Inline, the byte is one of the stream: its
@@ -279,39 +298,60 @@ impl Tracker {
         let queued = self.fingerprint.unacknowledged_bytes.saturating_sub(fin) as usize;
         // The FIN is the last to be sent, so nothing unsent means that it went out too.
         connection.fin_sent = fin == 1 && info.not_sent_bytes == 0;
-        let not_sent = if info.not_sent_bytes == 0 { 0 } else { info.not_sent_bytes - fin };
+        let not_sent = if info.not_sent_bytes == 0 {
+            0
+        } else {
+            info.not_sent_bytes - fin
+        };
         connection.sent_bytes = (queued as u32).saturating_sub(not_sent);
         if queued == 0 {
             return Ok(());
         }
-        in_repair(fd, || {
+        let reuse = reuses_address(connection);
+        in_repair(fd, reuse, || {
             tcp::select_queue(fd, Queue::Send).context("select send queue", SUBJECT)?;
             peek_send_queue(fd, &mut connection.send_queue, queued)
         })
     }
 }
 
-/// Reads the options again, as after an announced `setsockopt`.
-fn refresh_options(
-    fd: BorrowedFd<'_>,
-    connection: &mut TcpConnection,
-) -> Result<(), SocketError> {
-    connection.socket_options =
-        socket_options::capture(fd, connection.family, libc::SOCK_STREAM)?;
+/// What `poll` says at once.
+fn ready(fd: BorrowedFd<'_>, events: i16) -> Result<i16, SocketError> {
+    socket::poll(fd, events, Duration::ZERO).context("poll", SUBJECT)
+}
+
+/// Reads what only announced calls of the service change.
+fn read_attributes(fd: BorrowedFd<'_>, connection: &mut TcpConnection) -> Result<(), SocketError> {
+    refuse_layers(fd)?;
+    connection.flags = socket::status_flags(fd).context("F_GETFL", SUBJECT)?;
+    connection.receive_shut = ready(fd, libc::POLLRDHUP)? & libc::POLLRDHUP != 0;
+    connection.corked = sockopt::get_i32(fd, libc::IPPROTO_TCP, libc::TCP_CORK)
+        .context("read TCP_CORK", SUBJECT)?
+        != 0;
+    connection.socket_options = socket_options::capture(fd, connection.family, libc::SOCK_STREAM)?;
     Ok(())
 }
 
-/// Runs `work` in repair mode. `SO_REUSEADDR`, which repair mode overwrites both ways, is put back.
+fn reuses_address(connection: &TcpConnection) -> bool {
+    socket_options::find(
+        &connection.socket_options,
+        libc::SOL_SOCKET,
+        libc::SO_REUSEADDR,
+    )
+    .is_some_and(|value| value != 0)
+}
+
+/// Runs `work` in repair mode. `SO_REUSEADDR`, which repair mode overwrites both ways, becomes
+/// `reuse` again.
 fn in_repair<T>(
     fd: BorrowedFd<'_>,
+    reuse: bool,
     work: impl FnOnce() -> Result<T, SocketError>,
 ) -> Result<T, SocketError> {
-    let reuse = sockopt::get_i32(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR)
-        .context("read SO_REUSEADDR", SUBJECT)?;
     tcp::repair(fd, Repair::On).context("enter TCP repair mode (needs CAP_NET_ADMIN)", SUBJECT)?;
     let result = work();
     tcp::repair(fd, Repair::OffSilently).context("leave TCP repair mode", SUBJECT)?;
-    if reuse != 0 {
+    if reuse {
         sockopt::set_i32(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)
             .context("put SO_REUSEADDR back", SUBJECT)?;
     }

@@ -29,10 +29,20 @@ pub(super) fn restore(connection: &TcpConnection) -> Result<OwnedFd, SocketError
     let service = end_on_loopback(connection.family, ip)?;
     let peer = end_on_loopback(connection.family, ip)?;
     let room = i32::try_from(connection.receive_queue.len() * 2).unwrap_or(i32::MAX / 2);
-    sockopt::set_i32(service.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, room.max(65536))
-        .context("raise SO_RCVBUF", SUBJECT)?;
+    sockopt::set_i32(
+        service.as_fd(),
+        libc::SOL_SOCKET,
+        libc::SO_RCVBUFFORCE,
+        room.max(65536),
+    )
+    .context("raise SO_RCVBUF", SUBJECT)?;
     let read = PEER_SEQUENCE.wrapping_add(connection.receive_queue.len() as u32);
-    join(service.as_fd(), peer.as_fd(), SERVICE_SEQUENCE, PEER_SEQUENCE)?;
+    join(
+        service.as_fd(),
+        peer.as_fd(),
+        SERVICE_SEQUENCE,
+        PEER_SEQUENCE,
+    )?;
     join(peer.as_fd(), service.as_fd(), read, SERVICE_SEQUENCE)?;
     tcp::select_queue(service.as_fd(), Queue::Receive).context("select receive queue", SUBJECT)?;
     fill_queue(service.as_fd(), &connection.receive_queue)?;
@@ -59,8 +69,8 @@ fn loopback(local: SocketAddr) -> IpAddr {
 
 /// An unconnected socket in repair mode on a free port.
 fn end_on_loopback(family: i32, ip: IpAddr) -> Result<OwnedFd, SocketError> {
-    let end = socket::open(family, libc::SOCK_STREAM, libc::IPPROTO_TCP)
-        .context("create", SUBJECT)?;
+    let end =
+        socket::open(family, libc::SOCK_STREAM, libc::IPPROTO_TCP).context("create", SUBJECT)?;
     socket::bind(end.as_fd(), &SocketAddr::new(ip, 0)).context("bind to loopback", SUBJECT)?;
     tcp::repair(end.as_fd(), Repair::On)
         .context("enter TCP repair mode (needs CAP_NET_ADMIN)", SUBJECT)?;
@@ -73,15 +83,18 @@ fn join(
     send_sequence: u32,
     receive_sequence: u32,
 ) -> Result<(), SocketError> {
-    for (queue, sequence) in
-        [(Queue::Receive, receive_sequence), (Queue::Send, send_sequence)]
-    {
+    for (queue, sequence) in [
+        (Queue::Receive, receive_sequence),
+        (Queue::Send, send_sequence),
+    ] {
         tcp::select_queue(from, queue).context("select a queue", SUBJECT)?;
         tcp::set_queue_sequence(from, sequence).context("set TCP_QUEUE_SEQ", SUBJECT)?;
     }
     let to = socket::local_address(to).context("getsockname", SUBJECT)?;
-    socket::connect(from, &to)
-        .context("connect over loopback (the namespace's lo must be up)", SUBJECT)
+    socket::connect(from, &to).context(
+        "connect over loopback (the namespace's lo must be up)",
+        SUBJECT,
+    )
 }
 
 /// Without a handshake there is no window, and a FIN does not fit into none.
@@ -97,11 +110,7 @@ fn open_window(end: BorrowedFd<'_>, receive_next: u32) -> Result<(), SocketError
 }
 
 /// Ends the connection by a reset when there is an error to report, by FINs when not.
-fn hang_up(
-    service: BorrowedFd<'_>,
-    peer: OwnedFd,
-    by_reset: bool,
-) -> Result<(), SocketError> {
+fn hang_up(service: BorrowedFd<'_>, peer: OwnedFd, by_reset: bool) -> Result<(), SocketError> {
     if by_reset {
         // Linger on with no time: close resets (man 7 socket).
         let mut linger = [0; 8];
@@ -119,8 +128,10 @@ fn hang_up(
 fn wait_for(end: BorrowedFd<'_>, event: i16) -> Result<(), SocketError> {
     let ready = socket::poll(end, event, PATIENCE).context("poll", SUBJECT)?;
     if ready & event == 0 {
-        return Err(std::io::Error::from(std::io::ErrorKind::TimedOut))
-            .context("wait for the end over loopback (the namespace's lo must be up)", SUBJECT);
+        return Err(std::io::Error::from(std::io::ErrorKind::TimedOut)).context(
+            "wait for the end over loopback (the namespace's lo must be up)",
+            SUBJECT,
+        );
     }
     Ok(())
 }

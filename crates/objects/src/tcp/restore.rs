@@ -1,11 +1,10 @@
 //! Building a connection in the replica's namespaces, in two steps: all sockets of a service must
 //! stand, silent, before its network moves to them; only then may any of them speak.
 
+use super::packets::{Inject, Resend, packets};
 use super::{SUBJECT, closed, own_fin_is_open, peer_fin_arrived};
 use crate::socket::{Context, SocketError};
 use crate::socket_options::{self, Moment};
-use std::net::SocketAddr;
-use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use unbroken_image::object::{TcpConnection, TcpPhase};
 use unbroken_sys::tcp::{self, Queue, Repair, RepairOption, RepairWindow, negotiated};
@@ -31,44 +30,6 @@ pub struct View {
     pub clock_offset_ns: i64,
 }
 
-/// What to send to the client at once in place of what may have been lost with the primary: the
-/// kernel itself would wait for a long timer. Addresses and numbers are as on the wire, from the
-/// service to the client.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Resend {
-    pub local: SocketAddr,
-    pub remote: SocketAddr,
-    /// Sequence number of the first byte of `bytes`, or of the FIN, or of the next byte.
-    pub sequence: u32,
-    /// The part of `TcpConnection::send_queue` to send. Empty: one bare acknowledgement is still
-    /// worth sending, as the primary's last one may have died at the gate.
-    pub bytes: Range<usize>,
-    /// A FIN follows the bytes.
-    pub fin: bool,
-    pub acknowledgement: u32,
-    /// The header's window field: scaled down already.
-    pub window: u16,
-    /// Timestamp value and echo, when negotiated.
-    pub timestamps: Option<(u32, u32)>,
-    /// Most payload bytes of one segment.
-    pub segment_bytes: u32,
-}
-
-/// One packet without payload to inject into the service's device, from the client to the service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Inject {
-    /// The client's address.
-    pub source: SocketAddr,
-    /// The service's address.
-    pub destination: SocketAddr,
-    pub sequence: u32,
-    pub acknowledgement: u32,
-    pub window: u16,
-    pub timestamps: Option<(u32, u32)>,
-    /// FIN and ACK when set, ACK alone when not.
-    pub fin: bool,
-}
-
 /// A connection that stands in repair mode and has sent nothing. Dropping it makes it vanish
 /// without a packet.
 #[derive(Debug)]
@@ -80,18 +41,18 @@ pub struct Prepared<'a> {
 
 /// What leaving repair mode still has to do.
 #[derive(Clone, Copy, Debug)]
-struct Plan {
-    view: View,
+pub(super) struct Plan {
+    pub(super) view: View,
     /// Bytes at the front of the queue that the client has acknowledged.
-    dropped_bytes: usize,
-    own_fin: OwnFin,
-    /// The send buffer to put back: as the kernel chose it (doubled).
-    send_buffer_bytes: i32,
+    pub(super) dropped_bytes: usize,
+    pub(super) own_fin: OwnFin,
+    /// The send buffer to put back, as the kernel chose it (doubled), when it had to be raised.
+    send_buffer_raised_from: Option<i32>,
 }
 
 /// This side's FIN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum OwnFin {
+pub(super) enum OwnFin {
     None,
     Unsent,
     Sent,
@@ -104,34 +65,59 @@ pub struct Live {
     pub fd: OwnedFd,
     /// To inject into the service's device before anything of the client reaches it.
     pub inject: Option<Inject>,
-    /// To send to the client. `None` for a connection that is still to be made, or is closed.
+    /// To send to the client. `None` for a connection that is still to be made, or is closed, or
+    /// whose other end is in the same namespace.
     pub resend: Option<Resend>,
 }
 
 /// Builds `connection` on the calling thread's network namespace, which must have the local
 /// address and a route to the peer. Sends nothing. Listeners must be restored before.
 pub fn prepare(connection: &TcpConnection, view: View) -> Result<Prepared<'_>, SocketError> {
-    let own_fin = own_fin(connection);
-    let mut plan = Plan { view, dropped_bytes: 0, own_fin, send_buffer_bytes: 0 };
+    let mut own_fin = own_fin(connection);
+    if is_inside(connection) && own_fin != OwnFin::None {
+        // Nothing can be injected between two sockets of one namespace, and nothing needs to be:
+        // each end shuts down once more and its FIN goes over the loopback device.
+        own_fin = OwnFin::Unsent;
+    }
+    let mut plan = Plan {
+        view,
+        dropped_bytes: 0,
+        own_fin,
+        send_buffer_raised_from: None,
+    };
     if connection.phase == TcpPhase::Closed {
         let fd = closed::restore(connection)?;
-        return Ok(Prepared { fd, connection, plan });
+        return Ok(Prepared {
+            fd,
+            connection,
+            plan,
+        });
     }
     let fd = socket::open(connection.family, libc::SOCK_STREAM, libc::IPPROTO_TCP)
         .context("create", SUBJECT)?;
     let socket = fd.as_fd();
-    tcp::repair(socket, Repair::On).context("enter TCP repair mode (needs CAP_NET_ADMIN)", SUBJECT)?;
+    tcp::repair(socket, Repair::On)
+        .context("enter TCP repair mode (needs CAP_NET_ADMIN)", SUBJECT)?;
     bind(socket, connection)?;
     if connection.phase == TcpPhase::SynSent {
-        return Ok(Prepared { fd, connection, plan });
+        return Ok(Prepared {
+            fd,
+            connection,
+            plan,
+        });
     }
     plan.drop_acknowledged(connection);
     connect(socket, connection, &plan)?;
-    plan.send_buffer_bytes = sockopt::get_i32(socket, libc::SOL_SOCKET, libc::SO_SNDBUF)
-        .context("read SO_SNDBUF", SUBJECT)?;
+    let send_room = connection.send_queue.len() * 2;
+    plan.send_buffer_raised_from = force_buffer(socket, libc::SO_SNDBUFFORCE, send_room)?;
     fill_queues(socket, connection, &plan)?;
     set_window(socket, connection)?;
-    socket_options::apply(socket, &connection.socket_options, Moment::AfterConnect, SUBJECT)?;
+    socket_options::apply(
+        socket,
+        &connection.socket_options,
+        Moment::AfterConnect,
+        SUBJECT,
+    )?;
     if connection.corked {
         sockopt::set_i32(socket, libc::IPPROTO_TCP, libc::TCP_CORK, 1)
             .context("set TCP_CORK", SUBJECT)?;
@@ -142,7 +128,11 @@ pub fn prepare(connection: &TcpConnection, view: View) -> Result<Prepared<'_>, S
         tcp::select_queue(socket, Queue::Send).context("select send queue", SUBJECT)?;
         socket::shutdown(socket, libc::SHUT_WR).context("shut down writing", SUBJECT)?;
     }
-    Ok(Prepared { fd, connection, plan })
+    Ok(Prepared {
+        fd,
+        connection,
+        plan,
+    })
 }
 
 impl Prepared<'_> {
@@ -153,14 +143,26 @@ impl Prepared<'_> {
 
     /// Leaves repair mode and writes what had not been sent, which may go out at once.
     pub fn go_live(self) -> Result<Live, SocketError> {
-        let Prepared { fd, connection, plan } = self;
+        let Prepared {
+            fd,
+            connection,
+            plan,
+        } = self;
         let socket = fd.as_fd();
         if connection.phase == TcpPhase::Closed {
-            return Ok(Live { fd, inject: None, resend: None });
+            return Ok(Live {
+                fd,
+                inject: None,
+                resend: None,
+            });
         }
         if connection.phase == TcpPhase::SynSent {
             connect_again(socket, connection)?;
-            return Ok(Live { fd, inject: None, resend: None });
+            return Ok(Live {
+                fd,
+                inject: None,
+                resend: None,
+            });
         }
         tcp::repair(socket, Repair::OffSilently).context("leave TCP repair mode", SUBJECT)?;
         let unsent = &connection.send_queue[connection.sent_bytes as usize..];
@@ -171,9 +173,20 @@ impl Prepared<'_> {
         if connection.receive_shut && !peer_fin_arrived(connection.phase) {
             socket::shutdown(socket, libc::SHUT_RD).context("shut down reading", SUBJECT)?;
         }
-        settle(socket, connection, plan.send_buffer_bytes)?;
+        settle(socket, connection, plan.send_buffer_raised_from)?;
+        if is_inside(connection) {
+            return Ok(Live {
+                fd,
+                inject: None,
+                resend: None,
+            });
+        }
         let (inject, resend) = packets(socket, connection, &plan)?;
-        Ok(Live { fd, inject, resend: Some(resend) })
+        Ok(Live {
+            fd,
+            inject,
+            resend: Some(resend),
+        })
     }
 }
 
@@ -198,11 +211,14 @@ impl Plan {
     fn first_sequence(&self, connection: &TcpConnection) -> u32 {
         // In FIN_WAIT2 snd_una is behind the FIN, which the restored socket goes through again.
         let fin = u32::from(connection.phase == TcpPhase::FinWait2);
-        connection.send_sequence.wrapping_sub(fin).wrapping_add(self.dropped_bytes as u32)
+        connection
+            .send_sequence
+            .wrapping_sub(fin)
+            .wrapping_add(self.dropped_bytes as u32)
     }
 
     /// What the client has acknowledged as far as this side may show it.
-    fn acknowledged(&self, connection: &TcpConnection) -> u32 {
+    pub(super) fn acknowledged(&self, connection: &TcpConnection) -> u32 {
         let fin = u32::from(self.own_fin == OwnFin::Acknowledged);
         self.first_sequence(connection).wrapping_add(fin)
     }
@@ -220,34 +236,35 @@ fn own_fin(connection: &TcpConnection) -> OwnFin {
     }
 }
 
-/// Binds beside the listener and the other connections of the port, which repair mode's forced
-/// reuse allows.
-pub(super) fn bind(
-    socket: BorrowedFd<'_>,
-    connection: &TcpConnection,
-) -> Result<(), SocketError> {
-    socket_options::apply(socket, &connection.socket_options, Moment::BeforeBind, SUBJECT)?;
-    // An IPv6 address may still be tentative.
-    let transient = socket_options::find(
-        &connection.socket_options,
-        libc::IPPROTO_IP,
-        libc::IP_FREEBIND,
-    )
-    .is_none();
-    if transient {
-        set_free_bind(socket, 1)?;
-    }
-    socket::bind(socket, &connection.local).context("bind", SUBJECT)?;
-    if transient {
-        set_free_bind(socket, 0)?;
-    }
-    Ok(())
+/// Both ends are in the service's namespace.
+fn is_inside(connection: &TcpConnection) -> bool {
+    let remote = connection.remote.ip().to_canonical();
+    remote.is_loopback() || remote == connection.local.ip().to_canonical()
 }
 
-fn set_free_bind(socket: BorrowedFd<'_>, value: i32) -> Result<(), SocketError> {
-    // IPV6_FREEBIND is the same bit of the socket (net/ipv6/ipv6_sockglue.c).
-    sockopt::set_i32(socket, libc::IPPROTO_IP, libc::IP_FREEBIND, value)
-        .context("set IP_FREEBIND", SUBJECT)
+/// Binds beside the listener and the other connections of the port, which repair mode's forced
+/// reuse allows.
+fn bind(socket: BorrowedFd<'_>, connection: &TcpConnection) -> Result<(), SocketError> {
+    socket_options::apply(
+        socket,
+        &connection.socket_options,
+        Moment::BeforeBind,
+        SUBJECT,
+    )?;
+    match socket::bind(socket, &connection.local) {
+        // An IPv6 address may still be tentative. IPV6_FREEBIND is the same bit of the socket
+        // (net/ipv6/ipv6_sockglue.c).
+        Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {
+            let free_bind = |value| {
+                sockopt::set_i32(socket, libc::IPPROTO_IP, libc::IP_FREEBIND, value)
+                    .context("set IP_FREEBIND", SUBJECT)
+            };
+            free_bind(1)?;
+            socket::bind(socket, &connection.local).context("bind", SUBJECT)?;
+            free_bind(0)
+        }
+        other => other.context("bind", SUBJECT),
+    }
 }
 
 /// Sequence numbers and the connection itself, then what its handshake had negotiated.
@@ -258,9 +275,16 @@ fn connect(
 ) -> Result<(), SocketError> {
     // The segment size is computed in connect, from the clamp that TCP_MAXSEG sets. Set later, the
     // first writes would be cut to the default of 536.
-    let segment = connection.mss_clamp.clamp(*MSS_RANGE.start(), *MSS_RANGE.end());
-    sockopt::set_i32(socket, libc::IPPROTO_TCP, libc::TCP_MAXSEG, segment.cast_signed())
-        .context("set TCP_MAXSEG", SUBJECT)?;
+    let segment = connection
+        .mss_clamp
+        .clamp(*MSS_RANGE.start(), *MSS_RANGE.end());
+    sockopt::set_i32(
+        socket,
+        libc::IPPROTO_TCP,
+        libc::TCP_MAXSEG,
+        segment.cast_signed(),
+    )
+    .context("set TCP_MAXSEG", SUBJECT)?;
     // The window clamp is computed in connect from the buffer's size.
     force_buffer(socket, libc::SO_RCVBUFFORCE, receive_room_bytes(connection))?;
     for (queue, sequence) in [
@@ -280,21 +304,26 @@ fn set_negotiated(
     clock_offset_ns: i64,
 ) -> Result<(), SocketError> {
     let has = |bit: u8| connection.options & u32::from(bit) != 0;
-    let set = |option| {
-        tcp::set_repair_option(socket, option).context("set TCP_REPAIR_OPTIONS", SUBJECT)
+    let clamp = connection.mss_clamp.min(u32::from(u16::MAX)) as u16;
+    let mut options = [RepairOption::MaximumSegment(clamp); 4];
+    let mut count = 1;
+    let scales = RepairOption::WindowScale {
+        send: connection.send_window_scale,
+        receive: connection.receive_window_scale,
     };
-    set(RepairOption::MaximumSegment(connection.mss_clamp.min(u32::from(u16::MAX)) as u16))?;
-    if has(negotiated::WINDOW_SCALE) {
-        set(RepairOption::WindowScale {
-            send: connection.send_window_scale,
-            receive: connection.receive_window_scale,
-        })?;
+    for (bit, option) in [
+        (negotiated::WINDOW_SCALE, scales),
+        (negotiated::SACK, RepairOption::SackPermitted),
+        (negotiated::TIMESTAMPS, RepairOption::Timestamps),
+    ] {
+        if has(bit) {
+            options[count] = option;
+            count += 1;
+        }
     }
-    if has(negotiated::SACK) {
-        set(RepairOption::SackPermitted)?;
-    }
+    tcp::set_repair_options(socket, &options[..count])
+        .context("set TCP_REPAIR_OPTIONS", SUBJECT)?;
     if has(negotiated::TIMESTAMPS) {
-        set(RepairOption::Timestamps)?;
         let now_ns = tcp::clock_ns().wrapping_add_signed(clock_offset_ns);
         tcp::set_timestamp(socket, timestamp_at(connection, now_ns))
             .context("set TCP_TIMESTAMP", SUBJECT)?;
@@ -307,12 +336,15 @@ fn set_negotiated(
 /// (PAWS).
 fn timestamp_at(connection: &TcpConnection, now_ns: u64) -> u32 {
     let elapsed_ns = now_ns.saturating_sub(connection.timestamp_read_at_ns);
-    let microseconds =
-        connection.options & u32::from(negotiated::MICROSECOND_TIMESTAMPS) != 0;
+    let microseconds = connection.options & u32::from(negotiated::MICROSECOND_TIMESTAMPS) != 0;
     let ticks = elapsed_ns / if microseconds { 1_000 } else { 1_000_000 } + 2;
     let now = connection.timestamp.wrapping_add(ticks as u32);
     // The lowest bit is the kernel's mark for microseconds.
-    if microseconds { now | 1 } else { now.wrapping_add(1) & !1 }
+    if microseconds {
+        now | 1
+    } else {
+        now.wrapping_add(1) & !1
+    }
 }
 
 /// Everything that the peer was told to have been received, and everything that was sent.
@@ -321,21 +353,20 @@ fn fill_queues(
     connection: &TcpConnection,
     plan: &Plan,
 ) -> Result<(), SocketError> {
-    force_buffer(socket, libc::SO_SNDBUFFORCE, connection.send_queue.len() * 2)?;
     let sent = &connection.send_queue[plan.dropped_bytes..connection.sent_bytes as usize];
-    for (queue, bytes) in
-        [(Queue::Receive, connection.receive_queue.as_slice()), (Queue::Send, sent)]
-    {
-        tcp::select_queue(socket, queue).context("select a queue", SUBJECT)?;
-        fill_queue(socket, bytes)?;
+    for (queue, bytes) in [
+        (Queue::Receive, connection.receive_queue.as_slice()),
+        (Queue::Send, sent),
+    ] {
+        if !bytes.is_empty() {
+            tcp::select_queue(socket, queue).context("select a queue", SUBJECT)?;
+            fill_queue(socket, bytes)?;
+        }
     }
-    tcp::select_queue(socket, Queue::None).context("select no queue", SUBJECT)
+    Ok(())
 }
 
-pub(super) fn fill_queue(
-    socket: BorrowedFd<'_>,
-    mut bytes: &[u8],
-) -> Result<(), SocketError> {
+pub(super) fn fill_queue(socket: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), SocketError> {
     let mut chunk = QUEUE_CHUNK_BYTES;
     while !bytes.is_empty() {
         match socket::send(socket, &bytes[..bytes.len().min(chunk)], libc::MSG_DONTWAIT) {
@@ -350,12 +381,10 @@ pub(super) fn fill_queue(
     Ok(())
 }
 
-fn set_window(
-    socket: BorrowedFd<'_>,
-    connection: &TcpConnection,
-) -> Result<(), SocketError> {
-    let receive_next =
-        connection.receive_sequence.wrapping_add(connection.receive_queue.len() as u32);
+fn set_window(socket: BorrowedFd<'_>, connection: &TcpConnection) -> Result<(), SocketError> {
+    let receive_next = connection
+        .receive_sequence
+        .wrapping_add(connection.receive_queue.len() as u32);
     let window = &connection.window;
     // A FIN to come takes one number out of the window that it had been received in.
     let fin = u32::from(peer_fin_arrived(connection.phase));
@@ -380,24 +409,27 @@ fn receive_room_bytes(connection: &TcpConnection) -> usize {
     2 * (connection.receive_queue.len() + connection.window.rcv_wnd as usize)
 }
 
-/// Raises a buffer to at least twice `bytes`, the kernel's measure of room for `bytes`.
+/// Raises a buffer to at least twice `bytes`, the kernel's measure of room for `bytes`. Returns
+/// what `SO_SNDBUF` or `SO_RCVBUF` read before, when it was too small.
 fn force_buffer(
     socket: BorrowedFd<'_>,
     name: i32,
     bytes: usize,
-) -> Result<(), SocketError> {
+) -> Result<Option<i32>, SocketError> {
     let (read, operation) = if name == libc::SO_RCVBUFFORCE {
         (libc::SO_RCVBUF, "raise SO_RCVBUF")
     } else {
         (libc::SO_SNDBUF, "raise SO_SNDBUF")
     };
-    let current =
-        sockopt::get_i32(socket, libc::SOL_SOCKET, read).context(operation, SUBJECT)?;
-    let wanted = i32::try_from(bytes).unwrap_or(i32::MAX / 2).min(i32::MAX / 2);
+    let current = sockopt::get_i32(socket, libc::SOL_SOCKET, read).context(operation, SUBJECT)?;
+    let wanted = i32::try_from(bytes)
+        .unwrap_or(i32::MAX / 2)
+        .min(i32::MAX / 2);
     if current / 2 >= wanted {
-        return Ok(());
+        return Ok(None);
     }
-    sockopt::set_i32(socket, libc::SOL_SOCKET, name, wanted).context(operation, SUBJECT)
+    sockopt::set_i32(socket, libc::SOL_SOCKET, name, wanted).context(operation, SUBJECT)?;
+    Ok(Some(current))
 }
 
 fn write_unsent(socket: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), SocketError> {
@@ -414,19 +446,28 @@ fn write_unsent(socket: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), SocketEr
 fn settle(
     socket: BorrowedFd<'_>,
     connection: &TcpConnection,
-    send_buffer_bytes: i32,
+    send_buffer_raised_from: Option<i32>,
 ) -> Result<(), SocketError> {
     let options = &connection.socket_options;
-    sockopt::set_i32(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, send_buffer_bytes / 2)
+    if let Some(doubled_bytes) = send_buffer_raised_from {
+        sockopt::set_i32(
+            socket,
+            libc::SOL_SOCKET,
+            libc::SO_SNDBUFFORCE,
+            doubled_bytes / 2,
+        )
         .context("put SO_SNDBUF back", SUBJECT)?;
+    }
     socket_options::apply(socket, options, Moment::Last, SUBJECT)?;
-    // Room for the queue and the window even where the service had locked less.
-    force_buffer(socket, libc::SO_RCVBUFFORCE, receive_room_bytes(connection))?;
-    let locked = |name, bit| {
-        if socket_options::find(options, libc::SOL_SOCKET, name).is_some() { bit } else { 0 }
-    };
-    let lock = locked(libc::SO_SNDBUFFORCE, sockopt::SEND_BUFFER_LOCKED)
-        | locked(libc::SO_RCVBUFFORCE, sockopt::RECEIVE_BUFFER_LOCKED);
+    let locked =
+        |name, bit| socket_options::find(options, libc::SOL_SOCKET, name).map_or(0, |_| bit);
+    let send_lock = locked(libc::SO_SNDBUFFORCE, sockopt::SEND_BUFFER_LOCKED);
+    let receive_lock = locked(libc::SO_RCVBUFFORCE, sockopt::RECEIVE_BUFFER_LOCKED);
+    if receive_lock != 0 {
+        // Room for the queue and the window even where the service had locked less.
+        force_buffer(socket, libc::SO_RCVBUFFORCE, receive_room_bytes(connection))?;
+    }
+    let lock = send_lock | receive_lock;
     sockopt::set_i32(socket, libc::SOL_SOCKET, sockopt::SO_BUF_LOCK, lock)
         .context("put SO_BUF_LOCK back", SUBJECT)?;
     socket::set_status_flags(socket, connection.flags).context("F_SETFL", SUBJECT)
@@ -434,10 +475,7 @@ fn settle(
 
 /// A handshake that was under way starts again with the same first sequence number, so that an
 /// answer to the first SYN still fits.
-fn connect_again(
-    socket: BorrowedFd<'_>,
-    connection: &TcpConnection,
-) -> Result<(), SocketError> {
+fn connect_again(socket: BorrowedFd<'_>, connection: &TcpConnection) -> Result<(), SocketError> {
     tcp::select_queue(socket, Queue::Send).context("select send queue", SUBJECT)?;
     tcp::set_queue_sequence(socket, connection.send_sequence)
         .context("set TCP_QUEUE_SEQ", SUBJECT)?;
@@ -454,58 +492,4 @@ fn connect_again(
         _ => {}
     }
     socket::set_status_flags(socket, connection.flags).context("F_SETFL", SUBJECT)
-}
-
-/// The packet that brings the socket to its phase, and the one that brings the client up to date.
-fn packets(
-    socket: BorrowedFd<'_>,
-    connection: &TcpConnection,
-    plan: &Plan,
-) -> Result<(Option<Inject>, Resend), SocketError> {
-    let info = tcp::info(socket).context("read TCP_INFO", SUBJECT)?;
-    let with_timestamps = connection.options & u32::from(negotiated::TIMESTAMPS) != 0;
-    let clock = if with_timestamps {
-        tcp::timestamp(socket).context("read TCP_TIMESTAMP", SUBJECT)?
-    } else {
-        0
-    };
-    // The peer drops a packet whose timestamps are missing, this side takes one; an invented value
-    // of the client's clock could make it drop the client's real ones.
-    let client = plan.view.client_timestamp;
-    let peer_fin = peer_fin_arrived(connection.phase);
-    let end = connection.receive_sequence.wrapping_add(connection.receive_queue.len() as u32);
-    let window_field =
-        |bytes: u32, scale: u8| (bytes >> scale).min(u32::from(u16::MAX)) as u16;
-    let (local, remote) = (on_wire(connection.local), on_wire(connection.remote));
-
-    let inject = (peer_fin || plan.own_fin == OwnFin::Acknowledged).then(|| Inject {
-        source: remote,
-        destination: local,
-        sequence: end,
-        acknowledgement: plan.acknowledged(connection),
-        window: window_field(connection.window.snd_wnd, connection.send_window_scale),
-        timestamps: (with_timestamps && client != 0).then_some((client, clock)),
-        fin: peer_fin,
-    });
-    let timestamp_bytes = if with_timestamps { 12 } else { 0 };
-    let resend = Resend {
-        local,
-        remote,
-        sequence: plan.acknowledged(connection),
-        bytes: plan.dropped_bytes..connection.sent_bytes as usize,
-        fin: plan.own_fin == OwnFin::Sent,
-        acknowledgement: end.wrapping_add(u32::from(peer_fin)),
-        window: window_field(connection.window.rcv_wnd, connection.receive_window_scale),
-        timestamps: with_timestamps.then_some((clock, client)),
-        segment_bytes: info
-            .send_mss
-            .min(connection.mss_clamp.saturating_sub(timestamp_bytes))
-            .max(1),
-    };
-    Ok((inject, resend))
-}
-
-/// A mapped address is IPv4 on the wire.
-fn on_wire(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }

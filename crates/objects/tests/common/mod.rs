@@ -2,6 +2,7 @@
 //! which one at a time is reachable. Everything ends with the threads.
 #![allow(dead_code)]
 
+pub mod connection;
 pub mod packet;
 
 use std::cell::Cell;
@@ -34,7 +35,11 @@ impl Place {
             }
         });
         let tid = tid.recv().unwrap();
-        let place = Self { work: Some(work), thread: Some(thread), tid };
+        let place = Self {
+            work: Some(work),
+            thread: Some(thread),
+            tid,
+        };
         place.ip(&["link set lo up"]);
         place
     }
@@ -46,7 +51,9 @@ impl Place {
             let _ = done.send(work());
         });
         self.work.as_ref().unwrap().send(work).unwrap();
-        result.recv().expect("the work on the namespace's thread panicked")
+        result
+            .recv()
+            .expect("the work on the namespace's thread panicked")
     }
 
     /// Runs `ip` once with these lines as its batch.
@@ -59,7 +66,11 @@ impl Place {
                 thread::current().id()
             ));
             std::fs::write(&path, &batch).unwrap();
-            let output = Command::new("ip").arg("-batch").arg(&path).output().unwrap();
+            let output = Command::new("ip")
+                .arg("-batch")
+                .arg(&path)
+                .output()
+                .unwrap();
             std::fs::remove_file(&path).unwrap();
             assert!(
                 output.status.success(),
@@ -105,8 +116,14 @@ impl Net {
             is_cut: Cell::new(false),
         };
         net.client.ip(&[
-            &format!("link add c0 type veth peer name s0 netns {}", net.service.tid),
-            &format!("link add c1 type veth peer name s0 netns {}", net.replica.tid),
+            &format!(
+                "link add c0 type veth peer name s0 netns {}",
+                net.service.tid
+            ),
+            &format!(
+                "link add c1 type veth peer name s0 netns {}",
+                net.replica.tid
+            ),
             // A way to nowhere, for packets that are sent and lost.
             "link add lost type veth peer name void",
             "link add closed type bridge",
@@ -222,7 +239,9 @@ impl Random {
 pub fn stream(salt: u64, from: usize, length: usize) -> Vec<u8> {
     (from..from + length)
         .map(|index| {
-            let block = (index as u64 / 7).wrapping_add(salt).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let block = (index as u64 / 7)
+                .wrapping_add(salt)
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15);
             (block >> (8 * (index % 7))) as u8
         })
         .collect()

@@ -85,7 +85,11 @@ fn send(header: &Header, payload: &[u8]) {
         }
         mixed => panic!("addresses of two families: {mixed:?}"),
     };
-    let family = if header.source.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let family = if header.source.is_ipv4() {
+        libc::AF_INET
+    } else {
+        libc::AF_INET6
+    };
     let raw = socket::open(family, libc::SOCK_RAW, libc::IPPROTO_RAW).unwrap();
     socket::connect(raw.as_fd(), &SocketAddr::new(header.destination.ip(), 0)).unwrap();
     assert_eq!(socket::send(raw.as_fd(), &packet, 0).unwrap(), packet.len());

@@ -1,5 +1,8 @@
 //! Guests: this test program runs itself again, as the process that is traced.
 
+// Each test program uses its own part.
+#![allow(dead_code)]
+
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 

@@ -2,13 +2,14 @@
 
 use crate::packet::{Segment, TcpFlags, Timestamps};
 use crate::serial::{is_after, later};
+use serde::{Deserialize, Serialize};
 
 /// A segment whose numbers lie further than this from the connection's was made up, or belongs to
 /// another connection between the same ports: windows here stay below 16 MiB.
 const WINDOW: u32 = 1 << 24;
 
 /// What a client has told and has been told, from its own packets alone.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientView {
     /// The highest acknowledgement of the client: the service's bytes before it have arrived.
     pub acknowledged: Option<u32>,
@@ -49,6 +50,26 @@ impl ClientView {
                 value: later(known.value, new.value),
                 echo: later(known.echo, new.echo),
             }));
+        }
+    }
+
+    /// What two views of one connection know together; `newer` has heard more.
+    pub(super) fn joined(self, newer: Self) -> Self {
+        let later_of = |a: Option<u32>, b: Option<u32>| match (a, b) {
+            (Some(a), Some(b)) => Some(later(a, b)),
+            (a, b) => a.or(b),
+        };
+        Self {
+            acknowledged: later_of(self.acknowledged, newer.acknowledged),
+            sequence_end: later_of(self.sequence_end, newer.sequence_end),
+            timestamps: newer.timestamps.or(self.timestamps),
+            window: if newer.acknowledged.is_some() {
+                newer.window
+            } else {
+                self.window
+            },
+            finished: self.finished || newer.finished,
+            reset: self.reset || newer.reset,
         }
     }
 

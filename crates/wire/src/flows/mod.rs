@@ -20,7 +20,9 @@ use crate::Tuple;
 use crate::craft::{self, CraftedPacket, Direction, SegmentNumbers};
 use crate::frames::FrameQueue;
 use crate::packet::{Packet, Segment, TcpFlags, Timestamps};
+use crate::serial::is_after;
 use connection::{Connection, Flow, Kept, Stage, is_near};
+use serde::{Deserialize, Serialize};
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use unbroken_image::object::TcpConnection;
@@ -62,7 +64,7 @@ pub struct FlowLosses {
 }
 
 /// One connection among those that a client may have had, one after the other, from one port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct NamedConnection {
     pub tuple: Tuple,
     /// Any number that the service has acknowledged on it, such as the next one it expects.
@@ -80,10 +82,19 @@ impl From<&TcpConnection> for NamedConnection {
     }
 }
 
+/// A connection that the service has closed and whose client may not know it yet: no kernel but
+/// the present one remembers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClosedConnection {
+    pub tuple: Tuple,
+    pub client: ClientView,
+}
+
 /// How the descriptor table of an epoch differs from that of the epoch before, in connections.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TableChange<'a> {
-    /// Connections whose last descriptor is gone.
+    /// Connections whose last descriptor is gone; by object, so a connection that still stands is
+    /// not among them, and one whose client has come back from the same port is.
     pub gone: &'a [Tuple],
     /// Connections that now have one.
     pub stood: &'a [NamedConnection],
@@ -92,6 +103,18 @@ pub struct TableChange<'a> {
     pub accepted: &'a [NamedConnection],
     /// [`unbroken_image::Mark::input_position`] of the epoch.
     pub input_position: u64,
+}
+
+/// What to do with a packet ([`Flows::answer_for_closed`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LatePacket {
+    /// Give it to the service's kernel.
+    ForTheKernel,
+    /// Drop it: the kernel would answer with a reset, which would end a client that only waits for
+    /// its FIN to be acknowledged.
+    Swallow,
+    /// Drop it, and send this to the client.
+    Answer(CraftedPacket),
 }
 
 /// See the module. Times are nanoseconds of the caller's monotonic clock.
@@ -272,6 +295,44 @@ impl Flows {
         packets
     }
 
+    /// What a new standby must hear besides ([`adopt_closed`](Self::adopt_closed)): connections
+    /// that have been in a descriptor table and are not in `standing`.
+    pub fn closed(&self, standing: &[NamedConnection]) -> Vec<ClosedConnection> {
+        let listed: HashSet<Tuple> = standing.iter().map(|named| named.tuple).collect();
+        let closed = |(tuple, flow): (&Tuple, &Flow)| {
+            let Connection {
+                stage,
+                accepted,
+                client,
+                ..
+            } = flow.current;
+            let stood = accepted || matches!(stage, Stage::Standing | Stage::Closed { .. });
+            // Where the client has opened another one, it has done with this one.
+            let last = flow.next.is_none() && !client.reset;
+            let closed = stood && last && !listed.contains(tuple);
+            closed.then_some(ClosedConnection {
+                tuple: *tuple,
+                client,
+            })
+        };
+        self.flows.iter().filter_map(closed).collect()
+    }
+
+    /// Remembers what the primary's [`closed`](Self::closed) gave, before the epoch that completes
+    /// the fill is committed here.
+    pub fn adopt_closed(&mut self, closed: &[ClosedConnection], now_ns: u64) {
+        for ClosedConnection { tuple, client } in closed {
+            let new = || Flow::new(Connection::new(Stage::Waiting, None));
+            let flow = self.flows.entry(*tuple).or_insert_with(new);
+            // A SYN that was seen here is of a connection that its client opened since. Without
+            // one, what was heard since the mark is of the old one.
+            if flow.current.opening.is_none() {
+                flow.current.client = client.joined(flow.current.client);
+                self.close(*tuple, now_ns);
+            }
+        }
+    }
+
     /// What the client of a connection has told and was told.
     pub fn client(&self, tuple: Tuple) -> Option<ClientView> {
         self.flows.get(&tuple).map(|flow| flow.current.client)
@@ -300,16 +361,17 @@ impl Flows {
         }
     }
 
-    /// The answer to a client that sends its FIN or a bare ACK again on a connection that was
-    /// closed before the takeover: the ACK that the old kernel's TIME_WAIT would have sent, and
-    /// the replica's must not see the packet, for it would answer with a reset. `None` when the
-    /// kernel is to deal with it.
-    pub fn answer_for_closed(&self, frame: &[u8]) -> Option<CraftedPacket> {
+    /// What is to be done with a client's packet on a connection that was closed before the
+    /// takeover: what the old kernel's TIME_WAIT would have done, which this one has not.
+    pub fn answer_for_closed(&self, frame: &[u8]) -> LatePacket {
         let Packet::Tcp(segment) = Packet::parse(frame) else {
-            return None;
+            return LatePacket::ForTheKernel;
         };
         let tuple = Tuple::new(segment.destination, segment.source);
-        let Connection { stage, client, .. } = &self.flows.get(&tuple)?.current;
+        let Some(flow) = self.flows.get(&tuple) else {
+            return LatePacket::ForTheKernel;
+        };
+        let Connection { stage, client, .. } = &flow.current;
         let inherited = matches!(
             stage,
             Stage::Closed {
@@ -317,30 +379,37 @@ impl Flows {
                 ..
             }
         );
-        let known = client
-            .sequence_end
-            .is_some_and(|end| is_near(end, segment.sequence));
-        // Data for a closed socket is answered with a reset, as by any kernel.
-        let late = segment.payload.is_empty() && !segment.is_reset() && !segment.is_opening();
-        if !(inherited && known && late && !client.reset) {
-            return None;
+        let (Some(sequence), Some(known_end)) = (client.acknowledged, client.sequence_end) else {
+            return LatePacket::ForTheKernel;
+        };
+        // The client's own FIN may be new, when it was the service that closed first. New data is
+        // answered with a reset, as by any kernel whose program has closed.
+        let last_byte_end = segment.sequence.wrapping_add(segment.payload.len() as u32);
+        let old = is_near(known_end, segment.sequence)
+            && !is_after(last_byte_end, known_end)
+            && !segment.is_opening()
+            && !segment.is_reset();
+        if !inherited || !old || client.reset {
+            return LatePacket::ForTheKernel;
+        }
+        // Anything but FIN wants no answer here: answering bare ACKs could go on for ever, and data
+        // that is sent again has a FIN behind it that settles both.
+        if !segment.flags.has(TcpFlags::FIN) {
+            return LatePacket::Swallow;
         }
         let timestamps = segment.options.timestamps.map(|new| Timestamps {
             // Not older than what the client last took from the service (PAWS, RFC 7323, 5.3).
             value: client.timestamps.map_or(new.echo, |known| known.echo),
             echo: new.value,
         });
+        let acknowledgement = segment.sequence_end();
         let numbers = SegmentNumbers {
-            sequence: client.acknowledged?,
-            acknowledgement: segment.sequence_end(),
+            sequence,
+            acknowledgement,
             window: u16::MAX,
             timestamps,
         };
-        // A bare ACK wants no answer, and answering one could go on for ever.
-        segment
-            .flags
-            .has(TcpFlags::FIN)
-            .then(|| craft::ack(tuple, Direction::ToClient, numbers))
+        LatePacket::Answer(craft::ack(tuple, Direction::ToClient, numbers))
     }
 
     /// What could not be kept so far.
@@ -446,7 +515,7 @@ impl Flows {
         if replaced {
             self.close(named.tuple, now_ns);
             self.close(named.tuple, now_ns);
-        } else if waits(flow.current.stage) {
+        } else if waits(flow.current.stage) && flow.current.may_own(named.client_sequence) {
             self.close(named.tuple, now_ns);
         }
     }

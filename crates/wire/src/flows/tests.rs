@@ -166,6 +166,20 @@ fn a_port_used_again_before_the_epoch_keeps_only_the_new_connection() {
 }
 
 #[test]
+fn of_three_connections_from_one_port_in_one_epoch_only_the_last_waits() {
+    let mut feed = standby();
+    let named = |client_sequence| NamedConnection {
+        tuple: tuple(1),
+        client_sequence,
+    };
+    feed.opens(1, 100);
+    feed.opens(1, 200);
+    let last = feed.opens(1, 300);
+    feed.commit_named(&[], &[], &[named(101), named(201)]);
+    assert_eq!(feed.replayed(), [last]);
+}
+
+#[test]
 fn a_handshake_whose_syn_came_before_the_log_is_kept_too() {
     let mut feed = standby();
     let first = feed.says(1, 101, 500);
@@ -262,7 +276,10 @@ fn a_survey_closes_whatever_it_does_not_list() {
     assert_eq!(retained, [waiting]);
     feed.flows.became_primary(&[]);
     let late = fin(tuple(1), Direction::ToService, numbers(101, 500));
-    assert!(feed.flows.answer_for_closed(late.frame()).is_some());
+    assert!(matches!(
+        feed.flows.answer_for_closed(late.frame()),
+        LatePacket::Answer(_)
+    ));
 }
 
 #[test]
@@ -273,9 +290,14 @@ fn a_late_fin_on_an_inherited_connection_is_acknowledged_and_nothing_else() {
     feed.closes(1, 101, 507);
     feed.commit(&[1], &[], &[]);
     let late = fin(tuple(1), Direction::ToService, numbers(101, 507));
-    assert!(feed.flows.answer_for_closed(late.frame()).is_none());
+    assert_eq!(
+        feed.flows.answer_for_closed(late.frame()),
+        LatePacket::ForTheKernel
+    );
     feed.flows.became_primary(&[]);
-    let answer = feed.flows.answer_for_closed(late.frame()).unwrap();
+    let LatePacket::Answer(answer) = feed.flows.answer_for_closed(late.frame()) else {
+        panic!()
+    };
     let Packet::Tcp(segment) = Packet::parse(answer.frame()) else {
         panic!()
     };
@@ -290,10 +312,21 @@ fn a_late_fin_on_an_inherited_connection_is_acknowledged_and_nothing_else() {
     assert_eq!(segment.flags, TcpFlags::ACK);
 
     let bare = ack(tuple(1), Direction::ToService, numbers(102, 507));
-    assert!(feed.flows.answer_for_closed(bare.frame()).is_none());
+    assert_eq!(
+        feed.flows.answer_for_closed(bare.frame()),
+        LatePacket::Swallow
+    );
+    let beyond = ack(tuple(1), Direction::ToService, numbers(110, 507));
+    assert_eq!(
+        feed.flows.answer_for_closed(beyond.frame()),
+        LatePacket::ForTheKernel
+    );
     feed.now_ns = 61 * SECOND_NS;
     feed.says(2, 1, 1);
-    assert!(feed.flows.answer_for_closed(late.frame()).is_none());
+    assert_eq!(
+        feed.flows.answer_for_closed(late.frame()),
+        LatePacket::ForTheKernel
+    );
 }
 
 #[test]
@@ -304,7 +337,10 @@ fn a_restored_orphan_answers_for_itself() {
     feed.commit(&[1], &[], &[]);
     feed.flows.became_primary(&[tuple(1)]);
     let late = fin(tuple(1), Direction::ToService, numbers(101, 500));
-    assert!(feed.flows.answer_for_closed(late.frame()).is_none());
+    assert_eq!(
+        feed.flows.answer_for_closed(late.frame()),
+        LatePacket::ForTheKernel
+    );
 }
 
 #[test]

@@ -1,0 +1,170 @@
+//! Memory that is sent ahead of an epoch.
+
+use super::CaptureError;
+use super::memory::Memory;
+use crate::record::Record;
+use std::time::Duration;
+use unbroken_image::{MemoryDelta, PAGE_SIZE, PageRun, Pid, encode_into};
+use unbroken_tracee::Process;
+use unbroken_wire::commit::Publication;
+use unbroken_wire::log::JournalWriter;
+
+/// Pages of one record.
+const PAGES_PER_PIECE: u64 = 1024;
+/// A round that found no more than this leaves the rest to the pause: well under a millisecond.
+const PAGES_LEFT: u64 = 256;
+/// A service that writes faster than we send is stopped with whatever is left.
+const ROUNDS_MAX: u32 = 8;
+/// How long a standby may take to make room before it is given up.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The rounds of one fill.
+#[derive(Default)]
+pub(super) struct Fill {
+    rounds: u32,
+    found: u64,
+    /// What the current round has not sent, last first.
+    left: Vec<PageRun>,
+    is_mapped: bool,
+}
+
+impl Fill {
+    /// Sends one piece while the service runs; true when the rest fits a pause.
+    pub fn send_some(
+        &mut self,
+        pid: Pid,
+        memory: &mut Memory,
+        process: &Process,
+        journal: &mut JournalWriter,
+        description: &mut Vec<u8>,
+    ) -> Result<bool, CaptureError> {
+        if self.left.is_empty() {
+            if self.rounds > 0 && (self.found <= PAGES_LEFT || self.rounds >= ROUNDS_MAX) {
+                return Ok(true);
+            }
+            memory.scan_running(&mut self.left)?;
+            self.found = self.left.iter().map(|run| run.count).sum();
+            self.left.reverse();
+            self.rounds += 1;
+        }
+        let mut delta = MemoryDelta { pages: take_piece(&mut self.left), ..MemoryDelta::default() };
+        if !self.is_mapped {
+            self.is_mapped = true;
+            delta.mappings = Some(memory.map().to_vec());
+        }
+        let bulk_bytes = bulk_bytes(&delta.pages);
+        let mut content = vec![0; bulk_bytes];
+        if memory.tracker().read_pages(process.memory(), &delta.pages, &mut content).is_err() {
+            // Something was unmapped meanwhile: the epoch's map says what is left of it.
+            keep_readable(memory, process, &mut delta.pages, &mut content);
+        }
+        publish_part(journal, &Record::Memory { pid, memory: delta }, &content, description)?;
+        Ok(false)
+    }
+}
+
+fn bulk_bytes(pages: &[PageRun]) -> usize {
+    pages.iter().map(|run| (run.count * PAGE_SIZE) as usize).sum()
+}
+
+/// Takes the next runs off `left`, splitting the last one.
+fn take_piece(left: &mut Vec<PageRun>) -> Vec<PageRun> {
+    let mut piece = Vec::new();
+    let mut room = PAGES_PER_PIECE;
+    while room > 0
+        && let Some(run) = left.pop()
+    {
+        let count = run.count.min(room);
+        piece.push(PageRun { address: run.address, count });
+        if count < run.count {
+            let address = run.address + count * PAGE_SIZE;
+            left.push(PageRun { address, count: run.count - count });
+        }
+        room -= count;
+    }
+    piece
+}
+
+/// Leaves only the runs that can still be read.
+fn keep_readable(
+    memory: &Memory,
+    process: &Process,
+    pages: &mut Vec<PageRun>,
+    content: &mut Vec<u8>,
+) {
+    content.clear();
+    pages.retain(|run| {
+        let at = content.len();
+        content.resize(at + (run.count * PAGE_SIZE) as usize, 0);
+        let target = &mut content[at..];
+        let read = memory.tracker().read_pages(process.memory(), &[*run], target);
+        if read.is_err() {
+            content.truncate(at);
+        }
+        read.is_ok()
+    });
+}
+
+/// Publishes a record that is no epoch, waiting for room while the service runs.
+fn publish_part(
+    journal: &mut JournalWriter,
+    record: &Record,
+    content: &[u8],
+    description: &mut Vec<u8>,
+) -> Result<(), CaptureError> {
+    description.clear();
+    encode_into(record, description);
+    let total = content.len() + description.len();
+    wait_for_room(journal, total)?;
+    let mut room = journal.reserve(total).ok_or(CaptureError::StandbyStuck(0))?;
+    room[..content.len()].copy_from_slice(content);
+    room[content.len()..total].copy_from_slice(description);
+    room.publish_part(content.len(), description.len());
+    let _ = journal.wake_reader();
+    Ok(())
+}
+
+fn wait_for_room(journal: &JournalWriter, bytes: usize) -> Result<(), CaptureError> {
+    let _ = journal.wake_reader();
+    if journal.wait_for_room(bytes, Some(PATIENCE))? {
+        return Ok(());
+    }
+    Err(CaptureError::StandbyStuck(PATIENCE.as_secs()))
+}
+
+/// Publishes an epoch that one record of the journal cannot hold, or not now: its pages go ahead
+/// in parts, which mean nothing before the epoch that follows them.
+pub(super) fn publish_large(
+    journal: &mut JournalWriter,
+    record: Record,
+    content: &[u8],
+    description: &mut Vec<u8>,
+) -> Result<Publication, CaptureError> {
+    let Record::Epoch { mut epoch, accepted } = record else {
+        return Err(CaptureError::ProcessGone);
+    };
+    let mut at = 0;
+    for process in &mut epoch.processes {
+        // The parts come before the epoch's map changes, so those go with the first of them.
+        let mut memory = std::mem::take(&mut process.memory);
+        let mut left = std::mem::take(&mut memory.pages);
+        left.reverse();
+        loop {
+            let mut piece = std::mem::take(&mut memory);
+            piece.pages = take_piece(&mut left);
+            let length = bulk_bytes(&piece.pages);
+            let part = Record::Memory { pid: process.pid, memory: piece };
+            publish_part(journal, &part, &content[at..at + length], description)?;
+            at += length;
+            if left.is_empty() {
+                break;
+            }
+        }
+    }
+    description.clear();
+    encode_into(&Record::Epoch { epoch, accepted }, description);
+    wait_for_room(journal, description.len())?;
+    let mut room = journal.reserve(description.len()).ok_or(CaptureError::StandbyStuck(0))?;
+    room[..description.len()].copy_from_slice(description);
+    Ok(room.publish_epoch(0, description.len()))
+}

@@ -1,0 +1,224 @@
+//! The memory of one process in an epoch: the map when calls may have changed it, and the pages
+//! that were written.
+
+use super::CaptureError;
+use super::announcements::Due;
+use unbroken_image::{AddressRange, MemoryDelta, Mapping, PAGE_SIZE, PageRun};
+use unbroken_tracee::dirty::DirtyTracker;
+use unbroken_tracee::memory_map::{self, MapReader};
+use unbroken_tracee::{HostTid, Process, Stopped};
+
+/// How far below its known start a stack is looked for: it grows by page faults, which nobody
+/// announces. The default of `ulimit -s` for the main thread.
+const STACK_GROWTH_BYTES: u64 = 8 << 20;
+
+pub(super) struct Memory {
+    tracker: DirtyTracker,
+    reader: MapReader,
+    map: Vec<Mapping>,
+    /// `map` with room for stacks to grow into: what scans go by.
+    scanned: Vec<Mapping>,
+    /// The map before the last reading.
+    before: Vec<Mapping>,
+    changed: Vec<AddressRange>,
+    /// The pages of the epoch that was captured last, for when it fails.
+    pages: Vec<PageRun>,
+}
+
+impl Memory {
+    /// Begins to follow the memory of `process`, one of whose threads is `tid`; everything counts
+    /// as written.
+    pub fn install(stopped: &mut Stopped<'_>, tid: HostTid) -> Result<Memory, CaptureError> {
+        let tracker = DirtyTracker::install(stopped, tid)?;
+        let (process, _) = stopped.thread(tid).ok_or(CaptureError::ProcessGone)?;
+        let mut memory = Memory {
+            tracker,
+            reader: MapReader::default(),
+            map: Vec::new(),
+            scanned: Vec::new(),
+            before: Vec::new(),
+            changed: Vec::new(),
+            pages: Vec::new(),
+        };
+        memory.reader.survey(process, &mut memory.map)?;
+        memory.make_room_for_stacks();
+        memory.register_all()?;
+        Ok(memory)
+    }
+
+    pub fn map(&self) -> &[Mapping] {
+        &self.map
+    }
+
+    /// Finds what was written since the last scan while the service runs. Pages of mappings that
+    /// came since the map was read wait for the epoch.
+    pub fn scan_running(&mut self, pages: &mut Vec<PageRun>) -> Result<(), CaptureError> {
+        pages.clear();
+        self.tracker.scan(&self.map, pages)?;
+        Ok(())
+    }
+
+    pub fn tracker(&self) -> &DirtyTracker {
+        &self.tracker
+    }
+
+    /// The memory part of an epoch, without content. `whole_map` puts the map in even if nothing
+    /// changed in it.
+    pub fn capture(
+        &mut self,
+        process: &Process,
+        due: &mut Due,
+        whole_map: bool,
+    ) -> Result<MemoryDelta, CaptureError> {
+        let mut delta = MemoryDelta::default();
+        self.pages.clear();
+        if due.map || due.everything || whole_map {
+            self.read_map(process, due, &mut delta)?;
+        }
+        self.tracker.scan(&self.scanned, &mut self.pages)?;
+        if self.a_stack_grew() {
+            self.read_map(process, due, &mut delta)?;
+        }
+        self.add_present_of(&delta.voided)?;
+        delta.pages.clone_from(&self.pages);
+        Ok(delta)
+    }
+
+    /// The pages of the last capture were not shipped: they count as written again.
+    pub fn give_back(&self) -> Result<(), CaptureError> {
+        self.tracker.mark_written(&self.pages)?;
+        Ok(())
+    }
+
+    fn read_map(
+        &mut self,
+        process: &Process,
+        due: &mut Due,
+        delta: &mut MemoryDelta,
+    ) -> Result<(), CaptureError> {
+        std::mem::swap(&mut self.map, &mut self.before);
+        self.reader.read(process, &self.before, &mut self.map)?;
+        memory_map::changed_ranges(&self.before, &self.map, &mut self.changed);
+        for range in due.voided.drain(..) {
+            memory_map::insert_range(&mut self.changed, range);
+        }
+        if let Some(end) = due.lowest_break.take() {
+            self.void_heap_above(end);
+        }
+        for range in &self.changed {
+            memory_map::insert_range(&mut delta.voided, *range);
+        }
+        let changed = std::mem::take(&mut self.changed);
+        for range in &changed {
+            self.register(*range)?;
+        }
+        self.changed = changed;
+        if delta.mappings.is_some() || self.map != self.before || !delta.voided.is_empty() {
+            delta.mappings = Some(self.map.clone());
+        }
+        self.make_room_for_stacks();
+        Ok(())
+    }
+
+    /// What lay above a lowered end of the heap is void, also where the heap has grown again.
+    fn void_heap_above(&mut self, end: u64) {
+        let heaps = self.before.iter().filter(|mapping| mapping.range.contains(end));
+        for heap in heaps {
+            let range = AddressRange { start: end, end: heap.range.end };
+            memory_map::insert_range(&mut self.changed, range);
+        }
+    }
+
+    fn register_all(&mut self) -> Result<(), CaptureError> {
+        for mapping in &self.map {
+            self.tracker.register(mapping, mapping.range)?;
+        }
+        Ok(())
+    }
+
+    fn register(&self, range: AddressRange) -> Result<(), CaptureError> {
+        for mapping in self.map.iter().filter(|mapping| mapping.range.intersection(range).is_some())
+        {
+            self.tracker.register(mapping, range)?;
+        }
+        Ok(())
+    }
+
+    fn make_room_for_stacks(&mut self) {
+        self.scanned.clone_from(&self.map);
+        let mut below = 0;
+        for mapping in &mut self.scanned {
+            if mapping.grows_down {
+                let lowest = mapping.range.start.saturating_sub(STACK_GROWTH_BYTES);
+                mapping.range.start = lowest.max(below).min(mapping.range.start);
+            }
+            below = mapping.range.end;
+        }
+    }
+
+    fn a_stack_grew(&self) -> bool {
+        self.map.iter().filter(|mapping| mapping.grows_down).any(|stack| {
+            self.pages.iter().any(|run| {
+                run.address < stack.range.start
+                    && run.address >= stack.range.start.saturating_sub(STACK_GROWTH_BYTES)
+                    && !self.map.iter().any(|mapping| mapping.range.contains(run.address))
+            })
+        })
+    }
+
+    /// Of a void range everything that is there is news, written or not.
+    fn add_present_of(&mut self, voided: &[AddressRange]) -> Result<(), CaptureError> {
+        if voided.is_empty() {
+            return Ok(());
+        }
+        cut_out(&mut self.pages, voided);
+        for range in voided {
+            self.tracker.scan_present(&self.scanned, *range, &mut self.pages)?;
+        }
+        self.pages.sort_unstable_by_key(|run| run.address);
+        Ok(())
+    }
+}
+
+/// Takes `ranges` out of `pages`, so that no page stands twice.
+fn cut_out(pages: &mut Vec<PageRun>, ranges: &[AddressRange]) {
+    for range in ranges {
+        for index in 0..pages.len() {
+            let run = pages[index];
+            let end = run.address + run.count * PAGE_SIZE;
+            if run.address >= range.end || end <= range.start {
+                continue;
+            }
+            let before = range.start.saturating_sub(run.address) / PAGE_SIZE;
+            let after = end.saturating_sub(range.end) / PAGE_SIZE;
+            pages[index].count = before;
+            if after > 0 {
+                pages.push(PageRun { address: range.end, count: after });
+            }
+        }
+        pages.retain(|run| run.count > 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn void_ranges_are_cut_out_of_runs() {
+        let page = PAGE_SIZE;
+        let mut pages = vec![PageRun { address: 0, count: 10 }, PageRun { address: 20 * page, count: 2 }];
+        let ranges = [
+            AddressRange { start: 2 * page, end: 4 * page },
+            AddressRange { start: 21 * page, end: 30 * page },
+        ];
+        cut_out(&mut pages, &ranges);
+        pages.sort_unstable_by_key(|run| run.address);
+        let expected = [
+            PageRun { address: 0, count: 2 },
+            PageRun { address: 4 * page, count: 6 },
+            PageRun { address: 20 * page, count: 1 },
+        ];
+        assert_eq!(pages, expected);
+    }
+}

@@ -1,0 +1,454 @@
+//! From a running service to epochs: the fill of a standby, and each capture after it.
+//!
+//! The tracer thread owns this. A fill sends memory in rounds while the service runs, until what
+//! is left fits a pause; the capture that completes it reads everything else anew (a survey), so
+//! it does not matter who held the service before. Each later capture reads what was announced,
+//! what was written, and what is volatile.
+
+mod announcements;
+mod fill;
+mod memory;
+mod objects;
+mod threads;
+
+use crate::clock::now_ns;
+use crate::config::Config;
+use crate::primary::line::Line;
+use crate::record::{Cause, Record};
+use crate::stage::announcement::Announcement;
+use crate::stage::notifier::Announcements;
+use announcements::Due;
+use fill::Fill;
+use memory::Memory;
+use objects::{Objects, ObjectsDelta};
+use std::io;
+use std::os::fd::OwnedFd;
+use threads::Threads;
+use unbroken_image::{
+    Epoch, Mark, PAGE_SIZE, Pid, ProcessDelta, ProcessState, SignalInfo, encode_into,
+};
+use unbroken_objects::socket::SocketError;
+use unbroken_objects::table::Source;
+use unbroken_tracee::{HostPid, HostTid, Stopped, TraceError, Tree};
+use unbroken_wire::flows::NamedConnection;
+use unbroken_wire::log::JournalWriter;
+
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+    #[error(transparent)]
+    Object(unbroken_objects::Error),
+    #[error(transparent)]
+    Socket(SocketError),
+    #[error("the service's process ended during a capture")]
+    ProcessGone,
+    /// What the service has cannot be replicated; why.
+    #[error("{0}")]
+    Unfit(String),
+    #[error("the standby has not taken its epochs for {0} s")]
+    StandbyStuck(u64),
+    #[error("the mirror differs from the kernel: {0}")]
+    Mirror(String),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+impl From<unbroken_objects::Error> for CaptureError {
+    fn from(error: unbroken_objects::Error) -> CaptureError {
+        match error {
+            unbroken_objects::Error::Refused { .. } => CaptureError::Unfit(error.to_string()),
+            other => CaptureError::Object(other),
+        }
+    }
+}
+
+impl From<SocketError> for CaptureError {
+    fn from(error: SocketError) -> CaptureError {
+        match error {
+            SocketError::Refused { .. } => CaptureError::Unfit(error.to_string()),
+            other => CaptureError::Socket(other),
+        }
+    }
+}
+
+/// One process of the service while it is replicated.
+struct Followed {
+    pid: Pid,
+    host_pid: HostPid,
+    leader: HostTid,
+    memory: Memory,
+    threads: Threads,
+    state: Option<ProcessState>,
+    shared_pending: Vec<SignalInfo>,
+}
+
+/// The way to one standby.
+struct Link {
+    journal: JournalWriter,
+    /// Set while memory is being sent ahead.
+    fill: Option<Fill>,
+    /// The epoch that completes the fill has not been made.
+    is_new: bool,
+}
+
+pub struct Capture {
+    announcements: Announcements,
+    heard: Vec<Announcement>,
+    due: Due,
+    objects: Objects,
+    delta: ObjectsDelta,
+    followed: Option<Followed>,
+    link: Option<Link>,
+    accepted: Vec<NamedConnection>,
+    description: Vec<u8>,
+    verify: bool,
+}
+
+impl Capture {
+    /// `outputs` are the read ends of the service's standard output and error.
+    pub fn new(
+        announcements: Announcements,
+        outputs: &[OwnedFd; 2],
+        config: &Config,
+    ) -> Result<Capture, CaptureError> {
+        let mut inodes = Vec::new();
+        for (stream, output) in (1..).zip(outputs) {
+            let status = rustix::fs::fstat(output).map_err(io::Error::from)?;
+            inodes.push((status.st_ino, stream));
+        }
+        Ok(Capture {
+            announcements,
+            heard: Vec::new(),
+            due: Due::default(),
+            objects: Objects::new(&inodes)?,
+            delta: ObjectsDelta::default(),
+            followed: None,
+            link: None,
+            accepted: Vec::new(),
+            description: Vec::new(),
+            verify: config.verify,
+        })
+    }
+
+    pub fn is_linked(&self) -> bool {
+        self.link.is_some()
+    }
+
+    pub fn is_filling(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| link.fill.is_some())
+    }
+
+    /// Lets the standby go.
+    pub fn unlink(&mut self) {
+        self.link = None;
+        self.announcements.set_recording(false);
+    }
+
+    /// Tells the standby to take over.
+    pub fn hand_over(&mut self, cause: Cause) {
+        self.send_last(&Record::TakeOver(cause));
+    }
+
+    /// Tells the standby that it is not to take over.
+    pub fn retire(&mut self) {
+        self.send_last(&Record::Retire);
+        self.unlink();
+    }
+
+    fn send_last(&mut self, record: &Record) {
+        self.description.clear();
+        encode_into(record, &mut self.description);
+        let Some(link) = &mut self.link else { return };
+        match link.journal.reserve(self.description.len()) {
+            Some(mut room) => {
+                room[..self.description.len()].copy_from_slice(&self.description);
+                room.publish_part(0, self.description.len());
+            }
+            // The standby is far behind; it acts when it sees this process gone.
+            None => crate::log!("no room in the journal for {record:?}"),
+        }
+        let _ = link.journal.wake_reader();
+    }
+
+    /// Begins to fill the standby that reads `journal`: makes the service's memory tracked.
+    pub fn begin_fill(
+        &mut self,
+        tree: &mut Tree,
+        journal: JournalWriter,
+    ) -> Result<(), CaptureError> {
+        self.unlink();
+        let mut stopped = tree.stop()?;
+        let (pid, host_pid, leader) = only_process(&stopped)?;
+        if !stopped.has_blob(leader) {
+            stopped.install_blob(leader)?;
+        }
+        self.announcements.set_recording(true);
+        let memory = Memory::install(&mut stopped, leader)?;
+        stopped.resume()?;
+        self.followed = Some(Followed {
+            pid,
+            host_pid,
+            leader,
+            memory,
+            threads: Threads::default(),
+            state: None,
+            shared_pending: Vec::new(),
+        });
+        self.link = Some(Link { journal, fill: Some(Fill::default()), is_new: true });
+        Ok(())
+    }
+
+    /// Sends the next piece of a fill; true when what is left fits the capture that completes it.
+    pub fn fill_on(&mut self, tree: &Tree) -> Result<bool, CaptureError> {
+        let (Some(link), Some(followed)) = (&mut self.link, &mut self.followed) else {
+            return Ok(false);
+        };
+        let Some(fill) = &mut link.fill else { return Ok(false) };
+        let process = tree.process(followed.pid).ok_or(CaptureError::ProcessGone)?;
+        let done = fill.send_some(
+            followed.pid,
+            &mut followed.memory,
+            process,
+            &mut link.journal,
+            &mut self.description,
+        )?;
+        if done {
+            link.fill = None;
+        }
+        Ok(done)
+    }
+
+    /// Makes one epoch: stops the service, reads what changed, lets it go on, and publishes.
+    pub fn epoch(&mut self, tree: &mut Tree, line: &Line) -> Result<(), CaptureError> {
+        if self.link.is_none() || self.followed.is_none() {
+            return Err(CaptureError::ProcessGone);
+        }
+        let started_ns = now_ns();
+        let mut stopped = tree.stop()?;
+        if line.handshake.stopped() {
+            line.wake_main();
+        }
+        self.hear();
+        let mut process = self.read_process(&mut stopped)?;
+        let input_position = line.handshake.wait_drained();
+        self.delta.clear();
+        self.read_objects()?;
+        process.descriptors.extend(self.delta.slots.drain(..).map(|(_, change)| change));
+        if self.verify {
+            self.verify_mirror(&stopped)?;
+        }
+        let pages = page_count(&process);
+        let bulk_bytes = (pages * PAGE_SIZE) as usize;
+        let followed = self.followed.as_ref().ok_or(CaptureError::ProcessGone)?;
+        let memory_file = stopped.process(followed.pid)?.memory();
+        let link = self.link.as_mut().ok_or(CaptureError::ProcessGone)?;
+        let next = link.journal.next_epoch();
+        // The description is as long as what the sockets hold and little more.
+        let room_bytes = bulk_bytes + description_bound(&self.delta) + (256 << 10);
+        let mut spilled = Vec::new();
+        let mut room = link.journal.reserve(room_bytes);
+        match &mut room {
+            Some(room) => {
+                let target = &mut room[..bulk_bytes];
+                followed.memory.tracker().read_pages(memory_file, &process.memory.pages, target)?;
+            }
+            None => {
+                spilled.resize(bulk_bytes, 0);
+                let target = &mut spilled[..];
+                followed.memory.tracker().read_pages(memory_file, &process.memory.pages, target)?;
+            }
+        }
+        stopped.resume()?;
+        if line.handshake.resumed(now_ns() - started_ns) {
+            line.wake_main();
+        }
+        line.take_accepted(&mut self.accepted);
+        let epoch = Epoch {
+            term: next.term,
+            sequence: next.sequence,
+            mark: Mark { input_position },
+            processes: vec![process],
+            objects: std::mem::take(&mut self.delta.objects),
+            gone: std::mem::take(&mut self.delta.gone),
+        };
+        let accepted = self
+            .accepted
+            .drain(..)
+            .map(|named| (named.tuple.local(), named.tuple.remote(), named.client_sequence))
+            .collect();
+        let record = Record::Epoch { epoch: Box::new(epoch), accepted };
+        self.description.clear();
+        encode_into(&record, &mut self.description);
+        let length = self.description.len();
+        let fits = room.as_ref().is_some_and(|room| room.len() >= bulk_bytes + length);
+        let publication = match room {
+            Some(mut room) if fits => {
+                room[bulk_bytes..bulk_bytes + length].copy_from_slice(&self.description);
+                room.publish_epoch(bulk_bytes, length)
+            }
+            other => {
+                if let Some(room) = other {
+                    spilled.clear();
+                    spilled.extend_from_slice(&room[..bulk_bytes]);
+                }
+                fill::publish_large(&mut link.journal, record, &spilled, &mut self.description)?
+            }
+        };
+        link.is_new = false;
+        line.leave_publication(publication);
+        let wake = line.handshake.published(pages, (bulk_bytes + length) as u64);
+        if wake {
+            line.wake_main();
+        }
+        let _ = link.journal.wake_reader();
+        Ok(())
+    }
+
+    /// Takes what was announced since the last epoch.
+    fn hear(&mut self) {
+        self.due.clear();
+        let complete = self.announcements.take(&mut self.heard);
+        self.due.everything = !complete || self.link.as_ref().is_some_and(|link| link.is_new);
+        if let Some(followed) = &self.followed {
+            self.due.take(followed.pid, &self.heard);
+        }
+    }
+
+    fn read_process(&mut self, stopped: &mut Stopped<'_>) -> Result<ProcessDelta, CaptureError> {
+        let followed = self.followed.as_mut().ok_or(CaptureError::ProcessGone)?;
+        if only_process(stopped)?.0 != followed.pid {
+            return Err(CaptureError::ProcessGone);
+        }
+        let is_new = self.link.as_ref().is_some_and(|link| link.is_new);
+        if is_new {
+            followed.threads.forget();
+        }
+        followed.read(stopped, &mut self.due, is_new)
+    }
+
+    fn read_objects(&mut self) -> Result<(), CaptureError> {
+        let followed = self.followed.as_ref().ok_or(CaptureError::ProcessGone)?;
+        if self.due.everything {
+            let source = Source::open(followed.pid, followed.host_pid.0)?;
+            self.objects.survey(vec![source], &mut self.delta)
+        } else {
+            self.objects.update(&self.due.descriptors, &mut self.delta)
+        }
+    }
+
+    /// I7: what we believe against what is.
+    fn verify_mirror(&mut self, stopped: &Stopped<'_>) -> Result<(), CaptureError> {
+        let followed = self.followed.as_ref().ok_or(CaptureError::ProcessGone)?;
+        let process = stopped.process(followed.pid)?;
+        let map = unbroken_tracee::memory_map::verify(process, followed.memory.map())?;
+        if let Some(difference) = map {
+            return Err(CaptureError::Mirror(difference));
+        }
+        self.objects.verify()
+    }
+}
+
+impl Followed {
+    fn read(
+        &mut self,
+        stopped: &mut Stopped<'_>,
+        due: &mut Due,
+        is_new: bool,
+    ) -> Result<ProcessDelta, CaptureError> {
+        let mut shared_pending = std::mem::take(&mut self.shared_pending);
+        shared_pending.clear();
+        stopped.shared_pending_signals(self.leader, &mut shared_pending)?;
+        let state = self.read_state(stopped, due, is_new, &shared_pending)?;
+        let handled = self.state.as_ref().map_or(0, handled_signals);
+        let mut threads = Vec::new();
+        let process = stopped.process(self.pid)?;
+        self.threads.capture(stopped, process, &shared_pending, handled, now_ns(), &mut threads)?;
+        self.shared_pending = shared_pending;
+        let memory = self.memory.capture(stopped.process(self.pid)?, due, is_new)?;
+        let mut delta = ProcessDelta {
+            pid: self.pid,
+            parent: Pid(1),
+            threads,
+            memory,
+            state,
+            descriptors: Vec::new(),
+        };
+        self.read_attributes(stopped, due, is_new, &mut delta)?;
+        Ok(delta)
+    }
+
+    fn read_state(
+        &mut self,
+        stopped: &mut Stopped<'_>,
+        due: &Due,
+        is_new: bool,
+        shared_pending: &[SignalInfo],
+    ) -> Result<Option<ProcessState>, CaptureError> {
+        let pending_changed =
+            self.state.as_ref().is_none_or(|state| state.shared_pending != shared_pending);
+        let has_timers = self.state.as_ref().is_some_and(ProcessState::has_timers);
+        if !(due.process_state || due.everything || is_new || pending_changed || has_timers) {
+            return Ok(None);
+        }
+        let mut state = stopped.survey_process(self.pid)?;
+        state.shared_pending = shared_pending.to_vec();
+        self.state = Some(state.clone());
+        Ok(Some(state))
+    }
+
+    /// What belongs to threads and rarely changes: of all threads of a new link, of new threads,
+    /// and of those that announced something.
+    fn read_attributes(
+        &mut self,
+        stopped: &mut Stopped<'_>,
+        due: &Due,
+        is_new: bool,
+        delta: &mut ProcessDelta,
+    ) -> Result<(), CaptureError> {
+        for index in 0..delta.threads.len() {
+            let thread = &mut delta.threads[index];
+            let Some(host_tid) = stopped.host_tid(thread.tid) else { continue };
+            let announced = due.threads.contains(&host_tid.0.cast_unsigned());
+            if is_new || due.everything || announced || self.threads.is_new(thread.tid) {
+                thread.attributes = Some(stopped.survey_thread(host_tid)?);
+            }
+        }
+        if is_new || due.everything || due.process_state || delta.memory.mappings.is_some() {
+            delta.memory.layout = Some(stopped.survey_memory_layout(self.pid)?);
+        }
+        Ok(())
+    }
+}
+
+/// Signals that a handler of the program's waits for.
+fn handled_signals(state: &ProcessState) -> u64 {
+    let is_handled = |handler: u64| handler > 1;
+    state
+        .signal_actions
+        .iter()
+        .enumerate()
+        .filter(|(_, action)| is_handled(action.handler))
+        .fold(0, |set, (number, _)| set | 1 << number)
+}
+
+fn page_count(process: &ProcessDelta) -> u64 {
+    process.memory.pages.iter().map(|run| run.count).sum()
+}
+
+/// The service's one process: its number, its host number, and its leader.
+fn only_process(stopped: &Stopped<'_>) -> Result<(Pid, HostPid, HostTid), CaptureError> {
+    let mut processes = stopped.processes();
+    let first = processes.next().ok_or(CaptureError::ProcessGone)?;
+    let others = processes.count();
+    if others > 0 {
+        let why = format!("it has {} processes; one can be protected in this version", others + 1);
+        return Err(CaptureError::Unfit(why));
+    }
+    Ok((first.pid, first.host_pid, first.leader()))
+}
+
+/// Bytes that queues of sockets and pipes put into a description, at most.
+fn description_bound(delta: &ObjectsDelta) -> usize {
+    delta.objects.iter().map(|(_, object)| object.content_bytes() + 512).sum()
+}

@@ -1,0 +1,108 @@
+//! The threads of one process in an epoch.
+
+use super::CaptureError;
+use std::collections::HashMap;
+use unbroken_image::{SignalInfo, ThreadState, Tid};
+use unbroken_tracee::blocked::{self, BlockedMemory};
+use unbroken_tracee::{HostTid, Process, Stopped};
+
+/// What is remembered of a thread between captures.
+struct Known {
+    extended_state: Vec<u8>,
+    blocked: BlockedMemory,
+    /// The captures in which it was seen first and last.
+    first: u64,
+    seen: u64,
+}
+
+#[derive(Default)]
+pub(super) struct Threads {
+    known: HashMap<Tid, Known>,
+    round: u64,
+    buffer: Vec<u8>,
+}
+
+impl Threads {
+    /// Forgets what was sent: everything goes with the next epoch.
+    pub fn forget(&mut self) {
+        self.known.clear();
+    }
+
+    /// Whether the thread was not there at the capture before the last.
+    pub fn is_new(&self, tid: Tid) -> bool {
+        self.known.get(&tid).is_none_or(|known| known.first == self.round)
+    }
+
+    /// The states of all threads of `process`; `shared` are the signals pending for the process.
+    pub fn capture(
+        &mut self,
+        stopped: &Stopped<'_>,
+        process: &Process,
+        shared: &[SignalInfo],
+        handled: u64,
+        now_ns: u64,
+        states: &mut Vec<ThreadState>,
+    ) -> Result<(), CaptureError> {
+        self.round += 1;
+        for thread in process.threads() {
+            let (tid, host_tid) = (thread.tid, thread.host_tid);
+            let state = self.capture_one(stopped, tid, host_tid, shared, handled, now_ns)?;
+            states.push(state);
+        }
+        let round = self.round;
+        self.known.retain(|_, known| known.seen == round);
+        Ok(())
+    }
+
+    fn capture_one(
+        &mut self,
+        stopped: &Stopped<'_>,
+        tid: Tid,
+        host_tid: HostTid,
+        shared: &[SignalInfo],
+        handled: u64,
+        now_ns: u64,
+    ) -> Result<ThreadState, CaptureError> {
+        let mut registers = stopped.registers(host_tid)?;
+        let signal_mask = stopped.signal_mask(host_tid)?;
+        let mut pending = Vec::new();
+        stopped.pending_signals(host_tid, &mut pending)?;
+        stopped.extended_state(host_tid, &mut self.buffer)?;
+        let round = self.round;
+        let known = self.known.entry(tid).or_insert_with(|| Known {
+            extended_state: Vec::new(),
+            blocked: BlockedMemory::default(),
+            first: round,
+            seen: round,
+        });
+        known.seen = round;
+        let extended_state = (known.extended_state != self.buffer).then(|| {
+            known.extended_state.clone_from(&self.buffer);
+            self.buffer.clone()
+        });
+        let waiting = pending.iter().chain(shared).fold(0, |set, info| set | bit_of(info));
+        let handler_runs = waiting & handled & !signal_mask != 0;
+        let verdict = blocked::decide(&mut known.blocked, &registers, handler_runs, now_ns);
+        if let Some(rewritten) = verdict.running {
+            stopped.set_registers(host_tid, &rewritten)?;
+        }
+        registers = verdict.replica;
+        Ok(ThreadState {
+            tid,
+            registers,
+            extended_state,
+            signal_mask,
+            pending,
+            blocked_call: verdict.blocked_call,
+            attributes: None,
+        })
+    }
+}
+
+/// The bit of a signal in a mask.
+fn bit_of(info: &SignalInfo) -> u64 {
+    match info.signal() {
+        number @ 1..=64 => 1 << (number - 1),
+        _ => 0,
+    }
+}

@@ -1,0 +1,30 @@
+//! The program of a node: what `unbroken __node` does.
+
+use crate::bundle::{Bundle, Start};
+use crate::primary;
+use rustix::fs::{Mode, OFlags, open};
+use std::io;
+use std::os::fd::AsFd;
+
+/// Receives the bundle that stands at standard input and does what it says; the exit code.
+pub fn main() -> i32 {
+    match run() {
+        Ok(()) => 0,
+        Err(error) => {
+            crate::log!("this node ends: {error}");
+            eprintln!("unbroken: a node failed: {error}");
+            70
+        }
+    }
+}
+
+fn run() -> io::Result<()> {
+    let channel = rustix::stdio::stdin().as_fd().try_clone_to_owned()?;
+    let nothing = open("/dev/null", OFlags::RDWR, Mode::empty())?;
+    rustix::stdio::dup2_stdin(&nothing)?;
+    let bundle = Bundle::receive(channel)?;
+    match bundle.start {
+        Start::Launch => primary::launch::run(bundle),
+        Start::Standby { .. } => Err(io::Error::other("not yet")),
+    }
+}

@@ -1,0 +1,272 @@
+//! The standby's tracer thread: it follows the journal, and at the end brings the replica to life
+//! or lets it go.
+
+use super::{Outcome, Predecessor, Watch};
+use crate::channel;
+use crate::clock::now_ns;
+use crate::config::Config;
+use crate::log;
+use crate::primary::Notice;
+use crate::primary::line::Line;
+use crate::primary::tracer::Tracer;
+use crate::record::{Cause, Record};
+use crate::stage::launch::{Init, Role as InitRole};
+use crate::stage::{Stage, StageConfig};
+use crate::standby::image::{ConnectionChange, ServiceImage};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+use unbroken_core::role::{Event, Role, State};
+use unbroken_image::{Epoch, MemoryDelta, Pid, decode};
+use unbroken_sys::affinity;
+use unbroken_sys::shared::RingMemory;
+use unbroken_tracee::replica::{Replica, Stub};
+use unbroken_wire::Tuple;
+use unbroken_wire::flows::{FlowLimits, Flows, NamedConnection, TableChange};
+use unbroken_wire::log::{InputLogReader, JournalReader, LogError};
+
+#[derive(Debug, thiserror::Error)]
+pub enum FollowError {
+    #[error(transparent)]
+    Stage(#[from] crate::stage::Error),
+    #[error(transparent)]
+    Replica(#[from] unbroken_tracee::replica::ReplicaError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Decode(#[from] unbroken_image::DecodeError),
+    #[error(transparent)]
+    Restore(#[from] crate::takeover::objects::RestoreError),
+    #[error(transparent)]
+    Trace(#[from] unbroken_tracee::TraceError),
+    #[error(transparent)]
+    Capture(#[from] crate::capture::CaptureError),
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// What the tracer thread of a standby begins with.
+pub struct Follower {
+    pub config: Config,
+    pub role: Role,
+    pub journal: RingMemory,
+    pub inputs: RingMemory,
+    pub host_tun: OwnedFd,
+    pub predecessor: Predecessor,
+    /// To the primary.
+    pub tell: OwnedFd,
+    pub watch: Arc<Watch>,
+    pub line: Arc<Line>,
+}
+
+/// A replica that follows.
+pub struct Following {
+    pub config: Config,
+    pub role: Role,
+    pub stage: Stage,
+    pub init: Init,
+    pub notify: OwnedFd,
+    pub replica: Replica,
+    pub replica_pid: i32,
+    pub image: ServiceImage,
+    pub flows: Flows,
+    pub inputs: InputLogReader,
+    pub input_position: u64,
+    pub host_tun: OwnedFd,
+    pub predecessor: Predecessor,
+    /// Parts that came ahead of an epoch.
+    parts: Vec<(Pid, MemoryDelta, Vec<u8>)>,
+}
+
+/// Why a standby stops to follow.
+enum End {
+    TakeOver(Cause),
+    PrimaryDied,
+    Retired,
+}
+
+impl Follower {
+    /// Follows until the end, and says on `sender` what came of it. When the replica lives, the
+    /// thread goes on as the tracer of a primary.
+    pub fn run(self, sender: &mpsc::Sender<Outcome>) {
+        let line = self.line.clone();
+        match self.follow() {
+            Ok(Some((live, tracer))) => {
+                if sender.send(live).is_ok() {
+                    tracer.run();
+                }
+            }
+            Ok(None) => drop(sender.send(Outcome::Void)),
+            Err(error) => {
+                log!("the standby fails: {error}");
+                drop(sender.send(Outcome::Void));
+            }
+        }
+        drop(line);
+    }
+
+    fn follow(self) -> Result<Option<(Outcome, Tracer)>, FollowError> {
+        let Follower { journal, watch, tell, line, .. } = &self;
+        let (journal, watch, tell, line) =
+            (journal.clone(), watch.clone(), tell.try_clone()?, line.clone());
+        let term = self.role.term();
+        let mut reader = JournalReader::new(journal.consumer()?, term);
+        let mut following = Following::prepare(self)?;
+        channel::send(tell.as_fd(), &Notice::Empty, &[])?;
+        let end = match following.read_on(&mut reader, &watch, &tell) {
+            Ok(end) => end,
+            Err(error) => {
+                let notice = Notice::Refused(error.to_string());
+                let _ = channel::send(tell.as_fd(), &notice, &[]);
+                return Err(error);
+            }
+        };
+        match end {
+            End::Retired => Ok(None),
+            End::TakeOver(cause) => following.take_over(cause, line).map(Some),
+            End::PrimaryDied if following.role.state() == State::Warm => {
+                following.take_over(Cause::PrimaryDied, line).map(Some)
+            }
+            End::PrimaryDied => following.adopt(line),
+        }
+    }
+}
+
+impl Following {
+    /// The stage and the empty replica.
+    fn prepare(follower: Follower) -> Result<Following, FollowError> {
+        let config = follower.config;
+        let stage =
+            Stage::create(StageConfig { addresses: config.addresses, mtu_bytes: config.mtu_bytes })?;
+        let (init, pending, _) = stage.spawn_init(InitRole::Stub)?;
+        affinity::bind(pending.host_pid, &[config.spare_core])?;
+        let stub = Stub::seize(pending.host_pid)?;
+        let notify = pending.install_filter()?;
+        let replica_pid = pending.host_pid;
+        let replica = stub.into_replica(pending.into_channel())?;
+        Ok(Following {
+            stage,
+            init,
+            notify,
+            replica,
+            replica_pid,
+            image: ServiceImage::default(),
+            flows: Flows::of_standby(FlowLimits::default()),
+            inputs: InputLogReader::new(follower.inputs.consumer()?),
+            input_position: 1,
+            host_tun: follower.host_tun,
+            predecessor: follower.predecessor,
+            parts: Vec::new(),
+            role: follower.role,
+            config,
+        })
+    }
+
+    fn read_on(
+        &mut self,
+        reader: &mut JournalReader,
+        watch: &Watch,
+        tell: &OwnedFd,
+    ) -> Result<End, FollowError> {
+        loop {
+            // Read before the journal: what was published before the primary died is applied.
+            let primary_died = watch.primary_died.load(Ordering::SeqCst);
+            while let Some(entry) = reader.peek()? {
+                let record = decode("a record of the journal", entry.structure)?;
+                let end = self.take(record, entry.bulk, tell)?;
+                reader.consume()?;
+                if end.is_some() {
+                    self.read_inputs()?;
+                }
+                if let Some(end) = end {
+                    return Ok(end);
+                }
+            }
+            self.read_inputs()?;
+            if primary_died {
+                return Ok(End::PrimaryDied);
+            }
+            reader.wait(None)?;
+        }
+    }
+
+    fn take(
+        &mut self,
+        record: Record,
+        bulk: &[u8],
+        tell: &OwnedFd,
+    ) -> Result<Option<End>, FollowError> {
+        match record {
+            Record::Memory { pid, memory } if self.role.state() == State::Filling => {
+                self.replica.apply_memory(pid, &memory, bulk)?;
+            }
+            Record::Memory { pid, memory } => self.parts.push((pid, memory, bulk.to_vec())),
+            Record::Epoch { epoch, accepted } => self.take_epoch(*epoch, bulk, accepted, tell)?,
+            Record::TakeOver(cause) => return Ok(Some(End::TakeOver(cause))),
+            Record::Retire => return Ok(Some(End::Retired)),
+        }
+        Ok(None)
+    }
+
+    fn take_epoch(
+        &mut self,
+        epoch: Epoch,
+        bulk: &[u8],
+        accepted: Vec<(SocketAddr, SocketAddr, u32)>,
+        tell: &OwnedFd,
+    ) -> Result<(), FollowError> {
+        for (pid, memory, content) in std::mem::take(&mut self.parts) {
+            self.replica.apply_memory(pid, &memory, &content)?;
+        }
+        self.replica.apply(&epoch, bulk)?;
+        // The input before the mark must be known before the commit drops it.
+        self.read_inputs()?;
+        let first = self.image.sequence == 0;
+        let change = self.image.apply(epoch);
+        self.commit_flows(first, &change, &accepted);
+        if first {
+            self.role.apply(Event::StandbyReady, now_ns());
+            channel::send(tell.as_fd(), &Notice::Warm, &[])?;
+        }
+        Ok(())
+    }
+
+    fn commit_flows(
+        &mut self,
+        first: bool,
+        change: &ConnectionChange,
+        accepted: &[(SocketAddr, SocketAddr, u32)],
+    ) {
+        let accepted: Vec<NamedConnection> = accepted
+            .iter()
+            .map(|&(local, remote, client_sequence)| NamedConnection {
+                tuple: Tuple::new(local, remote),
+                client_sequence,
+            })
+            .collect();
+        let (position, now) = (self.image.input_position, now_ns());
+        if first {
+            self.flows.commit_survey(&self.image.connections(), &accepted, position, now);
+        } else {
+            let change = TableChange {
+                gone: &change.gone,
+                stood: &change.stood,
+                accepted: &accepted,
+                input_position: position,
+            };
+            self.flows.commit(change, now);
+        }
+    }
+
+    /// Takes in the input that the primary has logged so far.
+    pub fn read_inputs(&mut self) -> Result<(), FollowError> {
+        let now = now_ns();
+        while let Some((position, frame)) = self.inputs.peek()? {
+            self.flows.input(position, frame, now);
+            self.input_position = position + 1;
+            self.inputs.consume()?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,236 @@
+//! From a replica that follows to a service that lives.
+//!
+//! What if this node is killed in here? The old service is gone, so that is the second fault. What
+//! if the old primary still lives? It has ordered this and releases nothing any more, or it is dead
+//! (its pidfd said so), so at most one side speaks (I3).
+
+mod epolls;
+pub mod objects;
+mod packets;
+
+use crate::capture::Capture;
+use crate::clock::now_ns;
+use crate::log;
+use crate::primary::launch::start_notifier;
+use crate::primary::line::Line;
+use crate::primary::tracer::Tracer;
+use crate::primary::{Input, ServiceEnds};
+use crate::record::Cause;
+use crate::stage::notifier::Announcements;
+use crate::standby::follow::{FollowError, Following};
+use crate::standby::{Outcome, Predecessor};
+use objects::Restored;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid as HostPid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use unbroken_core::give_up::Death;
+use unbroken_core::role::{Action, Event, State};
+use unbroken_image::{Object, ObjectId};
+use unbroken_objects::tcp::View;
+use unbroken_sys::affinity;
+use unbroken_tracee::Tree;
+use unbroken_wire::Tuple;
+use unbroken_wire::flows::{FlowLimits, Flows};
+use unbroken_wire::tun::{ClientSide, ServiceSide};
+
+impl Following {
+    /// Brings the replica to life as the last epoch has it.
+    pub fn take_over(
+        mut self,
+        cause: Cause,
+        line: Arc<Line>,
+    ) -> Result<(Outcome, Option<Tracer>), FollowError> {
+        let started_ns = now_ns();
+        // Whoever of the old service still stands must not write to files any more. It fails only
+        // when nobody does.
+        let _ = pidfd_send_signal(&self.predecessor.stage, Signal::KILL);
+        let actions = self.role.apply(event_of(&cause), started_ns);
+        if let State::Failed(failure) = self.role.state() {
+            return Ok((Outcome::Failed { failure, cause }, None));
+        }
+        affinity::bind(0, &[self.config.service_core])?;
+        log!("taking over from epoch {}: {cause:?}, {actions:?}", self.image.sequence);
+        let restored = self.restore_objects()?;
+        await_end(&self.predecessor.stage)?;
+        let (restored, objects) = restored;
+        objects::cut_files_back(&objects, &restored.descriptors)?;
+        self.install_descriptors(&restored)?;
+        let Following { replica, .. } = self;
+        let mut tree = replica.go_live(now_ns())?;
+        let announcements = Announcements::default();
+        let notify = Arc::new(self.notify);
+        start_notifier(notify.clone(), announcements.clone(), self.config.service_core)?;
+        epolls::restore(&mut tree, &self.image, &objects)?;
+        let service = ServiceSide::new(self.stage.tun().try_clone_to_owned()?);
+        packets::prime_listeners(&service, &objects, &self.config.addresses)?;
+        packets::inject(&service, &restored.injects)?;
+        for (_, frame) in self.flows.replay_after_takeover() {
+            // A network may lose a packet; its sender brings it again.
+            let _ = service.write(frame)?;
+        }
+        bind_threads(&tree, self.config.service_core)?;
+        tree.stop()?.resume()?;
+        let clients = ClientSide::new(self.host_tun);
+        packets::resend(&clients, &restored.resends)?;
+        let took_ns = now_ns() - started_ns;
+        log!("the replica lives after {} us", took_ns / 1000);
+        let restored_tuples: Vec<Tuple> = objects
+            .values()
+            .filter_map(|object| match object {
+                Object::TcpConnection(connection) => Some(Tuple::from(connection)),
+                _ => None,
+            })
+            .collect();
+        self.flows.became_primary(&restored_tuples);
+        let mut later = self.role.apply(Event::TakeoverDone, now_ns());
+        let Restored { outputs, descriptors, .. } = restored;
+        let capture = Capture::new(announcements, &outputs, &self.config)?;
+        let bell = tree.bell();
+        let host_pid = tree.processes().first().map_or(0, |process| process.host_pid.0);
+        let ends = ServiceEnds {
+            tun: self.stage.tun().try_clone_to_owned()?,
+            outputs,
+            stage: pidfd_of(self.init.host_pid)?,
+            init: self.init,
+            notify,
+            host_pid,
+            input: Input { flows: self.flows, position: self.input_position },
+        };
+        // Closing the last descriptor of a device takes the kernel milliseconds.
+        let (stage, predecessor) = (self.stage, self.predecessor);
+        std::thread::spawn(move || drop((descriptors, stage, predecessor)));
+        let mut actions: Vec<Action> = actions;
+        actions.append(&mut later);
+        let outcome =
+            Outcome::Live { ends, role: self.role, actions, bell, took_ns: Some(took_ns), cause };
+        Ok((outcome, Some(Tracer::new(tree, line, capture))))
+    }
+
+    /// Takes hold of the service, which outlived its primary: nothing of the replica is used.
+    pub fn adopt(mut self, line: Arc<Line>) -> Result<(Outcome, Option<Tracer>), FollowError> {
+        let service_alive = !has_ended(&self.predecessor.stage)?;
+        let actions = self.role.apply(Event::PrimaryDied { service_alive }, now_ns());
+        if let State::Failed(failure) = self.role.state() {
+            return Ok((Outcome::Failed { failure, cause: Cause::PrimaryDied }, None));
+        }
+        log!("adopting the running service: {actions:?}");
+        let Following { replica, stage, init, notify, predecessor, .. } = self;
+        drop(replica);
+        std::thread::spawn(move || drop((init, stage, notify)));
+        let Predecessor { init, stage, tun, notify, outputs, service_pid, .. } = predecessor;
+        affinity::bind(0, &[self.config.service_core])?;
+        let announcements = Announcements::default();
+        let notify = Arc::new(notify);
+        start_notifier(notify.clone(), announcements.clone(), self.config.service_core)?;
+        let tree = Tree::seize(&[service_pid], false)?;
+        let capture = Capture::new(announcements, &outputs, &self.config)?;
+        let flows = Flows::of_primary(FlowLimits::default());
+        let bell = tree.bell();
+        let ends = ServiceEnds {
+            tun,
+            outputs,
+            init,
+            stage,
+            notify,
+            host_pid: service_pid,
+            input: Input { flows, position: self.input_position },
+        };
+        let cause = Cause::PrimaryDied;
+        let outcome = Outcome::Live { ends, role: self.role, actions, bell, took_ns: None, cause };
+        Ok((outcome, Some(Tracer::new(tree, line, capture))))
+    }
+
+    /// Everything that descriptors name, made inside the replica's namespaces.
+    fn restore_objects(
+        &mut self,
+    ) -> Result<(Restored, BTreeMap<ObjectId, Object>), FollowError> {
+        let objects = std::mem::take(&mut self.image.objects);
+        let mut views = HashMap::new();
+        let mut memory_files = BTreeMap::new();
+        for (&id, object) in &objects {
+            match object {
+                Object::TcpConnection(connection) => {
+                    let tuple = Tuple::from(connection);
+                    let client = self.flows.client(tuple);
+                    let view = View {
+                        client_acknowledged: client.and_then(|client| client.acknowledged),
+                        client_timestamp: client
+                            .and_then(|client| client.timestamps)
+                            .map_or(0, |timestamps| timestamps.value),
+                        clock_offset_ns: 0,
+                    };
+                    views.insert(tuple, view);
+                }
+                Object::MemoryFile(file) => {
+                    if let Some(memory) = self.replica.shared_memory(file.identity) {
+                        memory_files.insert(id, memory.try_clone_to_owned()?);
+                    }
+                }
+                _ => {}
+            }
+        }
+        let (restored, objects) = self.stage.run(move || {
+            (objects::restore(&objects, &views, &memory_files), objects)
+        })?;
+        Ok((restored?, objects))
+    }
+
+    fn install_descriptors(&mut self, restored: &Restored) -> Result<(), FollowError> {
+        for (&pid, process) in &self.image.processes {
+            let mut slots = Vec::with_capacity(process.descriptors.len());
+            for (&fd, slot) in &process.descriptors {
+                let descriptor = restored.descriptors.get(&slot.object).ok_or_else(|| {
+                    io::Error::other(format!("descriptor {fd} names an object that is not there"))
+                })?;
+                slots.push((fd, descriptor.as_fd(), slot.close_on_exec));
+            }
+            self.replica.install_descriptors(pid, &mut slots)?;
+        }
+        Ok(())
+    }
+}
+
+fn event_of(cause: &Cause) -> Event {
+    match cause {
+        Cause::PrimaryDied => Event::PrimaryDied { service_alive: false },
+        Cause::Switchover(_) => Event::TakeoverOrdered(None),
+        Cause::Killed(libc::SIGKILL) => Event::TakeoverOrdered(Some(Death::Killed)),
+        Cause::Killed(_) => Event::TakeoverOrdered(Some(Death::Crashed)),
+    }
+}
+
+/// The replica was built on the spare core; the service runs on its own.
+fn bind_threads(tree: &Tree, core: usize) -> io::Result<()> {
+    for process in tree.processes() {
+        for thread in process.threads() {
+            affinity::bind(thread.host_tid.0, &[core])?;
+        }
+    }
+    Ok(())
+}
+
+fn pidfd_of(pid: i32) -> io::Result<OwnedFd> {
+    let pid = HostPid::from_raw(pid).ok_or_else(|| io::Error::other("no such process"))?;
+    Ok(pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+/// Blocks until the process behind a pidfd has ended.
+fn await_end(process: &OwnedFd) -> io::Result<()> {
+    let mut watched = [PollFd::new(process, PollFlags::IN)];
+    loop {
+        match poll(&mut watched, None) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn has_ended(process: &OwnedFd) -> io::Result<bool> {
+    let mut watched = [PollFd::new(process, PollFlags::IN)];
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    Ok(poll(&mut watched, Some(&now))? > 0)
+}

@@ -1,0 +1,255 @@
+//! UDP sockets. Unread datagrams are peeked at without consuming them, and put back as packets
+//! over the restored namespace's loopback device.
+//!
+//! Not carried, as nothing shows it: multicast memberships, and a datagram under construction
+//! (`MSG_MORE`).
+
+use crate::socket::{Context, SocketError};
+use crate::socket_options::{self, Moment};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+use unbroken_image::object::UdpSocket;
+use unbroken_sys::{socket, sockopt};
+
+/// How errors call a socket of this module.
+const SUBJECT: &str = "UDP socket";
+
+/// Room for the largest datagram.
+const DATAGRAM_BYTES: usize = 65536;
+
+/// `UDP_CORK` of include/uapi/linux/udp.h.
+const UDP_CORK: i32 = 1;
+
+/// Reads a socket and leaves it as it is. `Refused` for protocols other than UDP and for a corked
+/// socket.
+pub fn capture(fd: BorrowedFd<'_>) -> Result<UdpSocket, SocketError> {
+    let protocol = sockopt::get_i32(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL)
+        .context("read SO_PROTOCOL", SUBJECT)?;
+    if protocol != libc::IPPROTO_UDP {
+        return Err(SocketError::Refused {
+            what: "a datagram socket of a protocol other than UDP (as ICMP or UDP-Lite)",
+            why: "its state is not known",
+        });
+    }
+    if sockopt::get_i32(fd, libc::IPPROTO_UDP, UDP_CORK).context("read UDP_CORK", SUBJECT)? != 0 {
+        return Err(SocketError::Refused {
+            what: "a corked UDP socket",
+            why: "the datagram under construction cannot be read back",
+        });
+    }
+    let family = sockopt::get_i32(fd, libc::SOL_SOCKET, libc::SO_DOMAIN)
+        .context("read SO_DOMAIN", SUBJECT)?;
+    let local = socket::local_address(fd).context("getsockname", SUBJECT)?;
+    let remote = match socket::peer_address(fd) {
+        Ok(remote) => Some(remote),
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => None,
+        Err(error) => return Err(error).context("read SO_PEERNAME", SUBJECT),
+    };
+    let mut state = UdpSocket {
+        family,
+        flags: socket::status_flags(fd).context("F_GETFL", SUBJECT)?,
+        local: (local.port() != 0).then_some(local),
+        remote,
+        socket_options: socket_options::capture(fd, family, libc::SOCK_DGRAM)?,
+        queue: Vec::new(),
+    };
+    capture_queue(fd, &mut state.queue)?;
+    Ok(state)
+}
+
+/// Reads again what may have changed since the last capture of the same socket into the same
+/// `state`; everything when `attributes_changed`, as the announced calls say (`bind`, `connect`,
+/// `setsockopt`, `fcntl`), else the unread datagrams. Says whether anything did change.
+pub fn capture_into(
+    fd: BorrowedFd<'_>,
+    state: &mut UdpSocket,
+    attributes_changed: bool,
+) -> Result<bool, SocketError> {
+    if attributes_changed {
+        let now = capture(fd)?;
+        let changed = *state != now;
+        *state = now;
+        return Ok(changed);
+    }
+    if state.queue.is_empty() && !has_input(fd)? {
+        return Ok(false);
+    }
+    let before = std::mem::take(&mut state.queue);
+    capture_queue(fd, &mut state.queue)?;
+    Ok(state.queue != before)
+}
+
+/// SIOCINQ would not do: it is the first datagram's length, and 0 also for an empty one.
+fn has_input(fd: BorrowedFd<'_>) -> Result<bool, SocketError> {
+    let ready = socket::poll(fd, libc::POLLIN, Duration::ZERO).context("poll", SUBJECT)?;
+    Ok(ready & libc::POLLIN != 0)
+}
+
+fn capture_queue(
+    fd: BorrowedFd<'_>,
+    queue: &mut Vec<(SocketAddr, Vec<u8>)>,
+) -> Result<(), SocketError> {
+    if !has_input(fd)? {
+        return Ok(());
+    }
+    let before = sockopt::get_i32(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF)
+        .context("read SO_PEEK_OFF", SUBJECT)?;
+    let result = walk_queue(fd, queue);
+    set_peek_offset(fd, before)?;
+    result
+}
+
+/// The peek offset counts bytes and steps over whole datagrams before it (net/core/datagram.c,
+/// `__skb_try_recv_from_queue`), except that an empty one is stepped over too once it was peeked
+/// at: the first capture alone sees it.
+fn walk_queue(
+    fd: BorrowedFd<'_>,
+    queue: &mut Vec<(SocketAddr, Vec<u8>)>,
+) -> Result<(), SocketError> {
+    let mut walked_bytes = 0;
+    let mut buffer = Vec::with_capacity(DATAGRAM_BYTES);
+    loop {
+        set_peek_offset(fd, walked_bytes)?;
+        buffer.clear();
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        match socket::receive_from(fd, &mut buffer, DATAGRAM_BYTES, flags) {
+            Ok(source) => {
+                walked_bytes = walked_bytes.saturating_add(buffer.len() as i32);
+                queue.push((source, buffer.clone()));
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error).context("peek at the queue", SUBJECT),
+        }
+    }
+}
+
+fn set_peek_offset(fd: BorrowedFd<'_>, offset: i32) -> Result<(), SocketError> {
+    sockopt::set_i32(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset)
+        .context("set SO_PEEK_OFF", SUBJECT)
+}
+
+/// Makes the socket again on the calling thread's network namespace, unread datagrams included.
+pub fn restore(state: &UdpSocket) -> Result<OwnedFd, SocketError> {
+    let fd = socket::open(state.family, libc::SOCK_DGRAM, libc::IPPROTO_UDP)
+        .context("create", SUBJECT)?;
+    let udp = fd.as_fd();
+    let options = &state.socket_options;
+    socket_options::apply(udp, options, Moment::BeforeBind, SUBJECT)?;
+    let reuse = |value| {
+        sockopt::set_i32(udp, libc::SOL_SOCKET, libc::SO_REUSEADDR, value)
+            .context("set SO_REUSEADDR", SUBJECT)
+    };
+    reuse(1)?;
+    if let Some(local) = &state.local {
+        socket::bind(udp, local).context("bind", SUBJECT)?;
+    }
+    reuse(0)?;
+    if let Some(remote) = &state.remote {
+        socket::connect(udp, remote).context("connect", SUBJECT)?;
+    }
+    socket_options::apply(udp, options, Moment::AfterConnect, SUBJECT)?;
+    socket_options::apply(udp, options, Moment::Last, SUBJECT)?;
+    if let Some(local) = state.local {
+        for (source, bytes) in &state.queue {
+            deliver(*source, local, bytes)?;
+        }
+    }
+    socket::set_status_flags(udp, state.flags).context("F_SETFL", SUBJECT)?;
+    Ok(fd)
+}
+
+/// Sends a datagram as if from `source` to a socket of this namespace. A raw socket may name any
+/// source, and what goes to a local address comes back over the loopback device with its route, so
+/// no check of the source is made (net/ipv4/ip_input.c).
+fn deliver(source: SocketAddr, local: SocketAddr, bytes: &[u8]) -> Result<(), SocketError> {
+    let port = local.port();
+    let source = SocketAddr::new(source.ip().to_canonical(), source.port());
+    let (family, destination, packet) = match (source.ip(), local.ip().to_canonical()) {
+        (IpAddr::V4(from), to) => {
+            let to = match to {
+                IpAddr::V4(to) if !to.is_unspecified() => to,
+                _ => Ipv4Addr::LOCALHOST,
+            };
+            (
+                libc::AF_INET,
+                IpAddr::V4(to),
+                packet_v4(from, source.port(), to, port, bytes),
+            )
+        }
+        (IpAddr::V6(from), to) => {
+            let to = match to {
+                IpAddr::V6(to) if !to.is_unspecified() => to,
+                _ => Ipv6Addr::LOCALHOST,
+            };
+            (
+                libc::AF_INET6,
+                IpAddr::V6(to),
+                packet_v6(from, source.port(), to, port, bytes),
+            )
+        }
+    };
+    let raw = socket::open(family, libc::SOCK_RAW, libc::IPPROTO_RAW).context(
+        "create a raw socket (needs CAP_NET_RAW) for an unread datagram of a",
+        SUBJECT,
+    )?;
+    socket::connect(raw.as_fd(), &SocketAddr::new(destination, 0))
+        .context("route an unread datagram to a", SUBJECT)?;
+    socket::send(raw.as_fd(), &packet, 0).context("deliver an unread datagram to a", SUBJECT)?;
+    Ok(())
+}
+
+/// The kernel fills in the length and the header's checksum (man 7 raw); UDP over IPv4 does
+/// without one of its own.
+fn packet_v4(from: Ipv4Addr, from_port: u16, to: Ipv4Addr, port: u16, bytes: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, libc::IPPROTO_UDP as u8, 0, 0];
+    packet.extend(from.octets());
+    packet.extend(to.octets());
+    packet.extend(udp_header(from_port, port, bytes, 0));
+    packet.extend(bytes);
+    packet
+}
+
+fn packet_v6(from: Ipv6Addr, from_port: u16, to: Ipv6Addr, port: u16, bytes: &[u8]) -> Vec<u8> {
+    let length = (bytes.len() + 8) as u16;
+    let pseudo = [
+        &from.octets()[..],
+        &to.octets(),
+        &u32::from(length).to_be_bytes(),
+    ]
+    .concat();
+    let sum = ones_sum(&pseudo)
+        + u32::from(libc::IPPROTO_UDP as u16)
+        + ones_sum(&udp_header(from_port, port, bytes, 0))
+        + ones_sum(bytes);
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let checksum = !((folded & 0xffff) + (folded >> 16)) as u16;
+    // 0 would mean that there is none, which IPv6 does not allow (RFC 8200, 8.1).
+    let checksum = if checksum == 0 { 0xffff } else { checksum };
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend(length.to_be_bytes());
+    packet.extend([libc::IPPROTO_UDP as u8, 64]);
+    packet.extend(from.octets());
+    packet.extend(to.octets());
+    packet.extend(udp_header(from_port, port, bytes, checksum));
+    packet.extend(bytes);
+    packet
+}
+
+fn udp_header(from_port: u16, port: u16, bytes: &[u8], checksum: u16) -> [u8; 8] {
+    let mut header = [0; 8];
+    header[..2].copy_from_slice(&from_port.to_be_bytes());
+    header[2..4].copy_from_slice(&port.to_be_bytes());
+    header[4..6].copy_from_slice(&((bytes.len() + 8) as u16).to_be_bytes());
+    header[6..].copy_from_slice(&checksum.to_be_bytes());
+    header
+}
+
+/// The sum of big-endian words; at most 2^15 of them, so it cannot overflow.
+fn ones_sum(bytes: &[u8]) -> u32 {
+    bytes
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u32::from(*low)))
+        .sum()
+}

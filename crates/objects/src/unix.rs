@@ -1,0 +1,231 @@
+//! Unix sockets: pairs and connections inside the tree, listeners, and datagram sockets connected
+//! to a name outside of it, as `/dev/log`.
+//!
+//! What does not come back: credentials that `SO_PEERCRED` shows (the restored peer is ours), and
+//! the names of those who sent datagrams that are still unread.
+
+mod restore;
+
+pub use restore::restore_all;
+
+use crate::socket::{Context, SocketError};
+use crate::socket_options;
+use std::collections::HashSet;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+use unbroken_image::object::{UnixAddress, UnixKind, UnixMessage, UnixSocket};
+use unbroken_sys::unix::{self, Diag, Name};
+use unbroken_sys::{socket, sockopt};
+
+/// How errors call a socket of this module.
+const SUBJECT: &str = "Unix socket";
+
+/// Room for one peek at a stream.
+const PEEK_BYTES: usize = 64 * 1024;
+
+/// Reads a socket, unread messages included, and leaves it as it is. `diag` was opened in the
+/// service's network namespace ([`Diag::of_namespace`]).
+///
+/// `Refused` when unread messages carry descriptors, or bytes wait in a connection that nobody has
+/// accepted. Whether the peer is in the tree shows only when all sockets are known: [`check`].
+pub fn capture(fd: BorrowedFd<'_>, diag: &mut Diag) -> Result<UnixSocket, SocketError> {
+    let kind =
+        sockopt::get_i32(fd, libc::SOL_SOCKET, libc::SO_TYPE).context("read SO_TYPE", SUBJECT)?;
+    let inode = socket::inode(fd).context("fstat", SUBJECT)?;
+    let facts = diag.query(inode).context("ask sock_diag", SUBJECT)?;
+    let connected = facts.peer_inode.is_some();
+    let mut state = UnixSocket {
+        kind: kind_of(kind)?,
+        flags: socket::status_flags(fd).context("F_GETFL", SUBJECT)?,
+        inode,
+        peer_inode: facts.peer_inode.filter(|inode| *inode != 0),
+        connected,
+        local: address(unix::local_name(fd).context("getsockname", SUBJECT)?)?,
+        connected_to: None,
+        backlog: facts.listening.then_some(facts.limit.cast_signed()),
+        queue: Vec::new(),
+        shutdown: facts.shutdown,
+        socket_options: socket_options::capture(fd, libc::AF_UNIX, kind)?,
+    };
+    if connected {
+        state.connected_to = address(unix::peer_name(fd).context("getpeername", SUBJECT)?)?;
+    }
+    if !facts.listening {
+        capture_queue(fd, state.kind, &mut state.queue)?;
+    }
+    if waits_for_accept(&state) && facts.limit != 0 {
+        return Err(SocketError::Refused {
+            what: "bytes sent on a Unix connection that is not accepted yet",
+            why: "they have no descriptor that they could be read from",
+        });
+    }
+    Ok(state)
+}
+
+/// Reads again what may have changed since the last capture of the same socket into the same
+/// `state`: everything when `attributes_changed`, as the announced calls say, or when the peer may
+/// have done something, else nothing. Says whether anything did change. A socket at rest costs one
+/// `poll`.
+pub fn capture_into(
+    fd: BorrowedFd<'_>,
+    diag: &mut Diag,
+    state: &mut UnixSocket,
+    attributes_changed: bool,
+) -> Result<bool, SocketError> {
+    let at_rest = state.queue.is_empty()
+        && state.shutdown == 0
+        && (!state.connected || state.peer_inode.is_some());
+    if at_rest && !attributes_changed {
+        // A listener's input is connections to accept, which are not its state.
+        let events = if state.backlog.is_some() {
+            0
+        } else {
+            libc::POLLIN | libc::POLLRDHUP
+        };
+        let ready = socket::poll(fd, events, Duration::ZERO).context("poll", SUBJECT)?;
+        if ready & (libc::POLLIN | libc::POLLRDHUP) == 0 {
+            return Ok(false);
+        }
+    }
+    let now = capture(fd, diag)?;
+    let changed = *state != now;
+    *state = now;
+    Ok(changed)
+}
+
+/// Says whether these sockets, all of the tree, can be restored together.
+pub fn check<'a>(
+    sockets: impl IntoIterator<Item = &'a UnixSocket> + Clone,
+) -> Result<(), SocketError> {
+    let own: HashSet<u64> = sockets
+        .clone()
+        .into_iter()
+        .map(|socket| socket.inode)
+        .collect();
+    for socket in sockets {
+        let outside = socket.peer_inode.is_some_and(|peer| !own.contains(&peer));
+        if outside && socket.kind != UnixKind::Datagram {
+            return Err(SocketError::Refused {
+                what: "a Unix connection to a process outside the service",
+                why: "the other end cannot be made to talk to the replica; have it connect over \
+                      TCP, or run it inside the service",
+            });
+        }
+        if outside && socket.connected_to.is_none() {
+            return Err(SocketError::Refused {
+                what: "a datagram socket connected to a socket without a name outside the service",
+                why: "there is nothing that the replica could connect to",
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Connected by this side to a listener that has not accepted.
+fn waits_for_accept(state: &UnixSocket) -> bool {
+    state.kind != UnixKind::Datagram
+        && state.connected
+        && state.peer_inode.is_none()
+        && state.shutdown == 0
+}
+
+fn kind_of(kind: i32) -> Result<UnixKind, SocketError> {
+    match kind {
+        libc::SOCK_STREAM => Ok(UnixKind::Stream),
+        libc::SOCK_DGRAM => Ok(UnixKind::Datagram),
+        libc::SOCK_SEQPACKET => Ok(UnixKind::SequencedPacket),
+        _ => Err(SocketError::Refused {
+            what: "a Unix socket of an unknown type",
+            why: "only streams, datagrams and sequenced packets are known",
+        }),
+    }
+}
+
+fn number_of(kind: UnixKind) -> i32 {
+    match kind {
+        UnixKind::Stream => libc::SOCK_STREAM,
+        UnixKind::Datagram => libc::SOCK_DGRAM,
+        UnixKind::SequencedPacket => libc::SOCK_SEQPACKET,
+    }
+}
+
+fn address(name: Option<Name>) -> Result<Option<UnixAddress>, SocketError> {
+    Ok(match name {
+        None => None,
+        Some(Name::Abstract(bytes)) => Some(UnixAddress::Abstract(bytes)),
+        Some(Name::Path(bytes)) => {
+            let path = String::from_utf8(bytes).map_err(|_| SocketError::Refused {
+                what: "a Unix socket whose path is not UTF-8",
+                why: "paths travel as text",
+            })?;
+            Some(UnixAddress::Path(path))
+        }
+    })
+}
+
+fn name(address: &UnixAddress) -> Name {
+    match address {
+        UnixAddress::Path(path) => Name::Path(path.clone().into_bytes()),
+        UnixAddress::Abstract(bytes) => Name::Abstract(bytes.clone()),
+    }
+}
+
+/// Peeks at every unread message. The peek offset counts bytes and steps over whole messages that
+/// lie before it (net/core/datagram.c, `__skb_try_recv_from_queue`), except that a message of no
+/// bytes is stepped over too once it was peeked at: the first capture alone sees it.
+fn capture_queue(
+    fd: BorrowedFd<'_>,
+    kind: UnixKind,
+    queue: &mut Vec<UnixMessage>,
+) -> Result<(), SocketError> {
+    // SIOCINQ is the length of all unread bytes of a stream, of the first message otherwise.
+    let unread = socket::unread_bytes(fd).context("read SIOCINQ", SUBJECT)?;
+    if unread == 0 && kind == UnixKind::Stream {
+        return Ok(());
+    }
+    let before = sockopt::get_i32(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF)
+        .context("read SO_PEEK_OFF", SUBJECT)?;
+    let result = walk_queue(fd, kind, queue);
+    set_peek_offset(fd, before)?;
+    result
+}
+
+fn walk_queue(
+    fd: BorrowedFd<'_>,
+    kind: UnixKind,
+    queue: &mut Vec<UnixMessage>,
+) -> Result<(), SocketError> {
+    let mut walked_bytes = 0;
+    loop {
+        set_peek_offset(fd, i32::try_from(walked_bytes).unwrap_or(i32::MAX))?;
+        let mut bytes = Vec::new();
+        let Some(mut peeked) = unix::peek(fd, &mut bytes, PEEK_BYTES).context("peek", SUBJECT)?
+        else {
+            return Ok(());
+        };
+        if peeked.length_bytes > bytes.len() {
+            set_peek_offset(fd, i32::try_from(walked_bytes).unwrap_or(i32::MAX))?;
+            bytes.clear();
+            let again = unix::peek(fd, &mut bytes, peeked.length_bytes).context("peek", SUBJECT)?;
+            peeked = again.unwrap_or(peeked);
+        }
+        if peeked.descriptors {
+            return Err(SocketError::Refused {
+                what: "descriptors in flight on a Unix socket (SCM_RIGHTS)",
+                why: "an unread message that carries descriptors cannot be made again; it will \
+                      pass when the receiver reads it",
+            });
+        }
+        // The end of a connection reads as no bytes. An empty sequenced packet looks the same.
+        if bytes.is_empty() && kind != UnixKind::Datagram {
+            return Ok(());
+        }
+        walked_bytes += bytes.len();
+        queue.push(UnixMessage { bytes });
+    }
+}
+
+fn set_peek_offset(fd: BorrowedFd<'_>, offset: i32) -> Result<(), SocketError> {
+    sockopt::set_i32(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset)
+        .context("set SO_PEEK_OFF", SUBJECT)
+}

@@ -1,0 +1,244 @@
+//! A client, its connection to the service, and the replica's going on with it.
+
+use super::{Family, Net, packet, stream};
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+use unbroken_image::object::{TcpConnection, TcpPhase};
+use unbroken_objects::tcp;
+
+/// Stands for "for ever": a stalled connection fails the test instead of hanging it.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+pub const TO_SERVICE: u64 = 1;
+pub const TO_CLIENT: u64 = 2;
+
+/// A client and the service's end of its connection.
+pub struct Pair {
+    pub client: TcpStream,
+    pub service: TcpStream,
+    /// Bytes that each side has written and read so far.
+    pub client_wrote: usize,
+    pub client_read: usize,
+    pub service_wrote: usize,
+    pub service_read: usize,
+}
+
+pub fn connect(net: &Net, family: Family) -> (TcpListener, Pair) {
+    let listener = net
+        .service
+        .run(move || TcpListener::bind(family.listen_on()).unwrap());
+    let pair = connect_to(net, family, &listener);
+    (listener, pair)
+}
+
+pub fn connect_to(net: &Net, family: Family, listener: &TcpListener) -> Pair {
+    let address = family.address(listener.local_addr().unwrap().port());
+    let client = net.client.run(move || TcpStream::connect(address).unwrap());
+    let (service, _) = listener.accept().unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.set_write_timeout(Some(PATIENCE)).unwrap();
+    Pair {
+        client,
+        service,
+        client_wrote: 0,
+        client_read: 0,
+        service_wrote: 0,
+        service_read: 0,
+    }
+}
+
+impl Pair {
+    pub fn client_writes(&mut self, length: usize) {
+        write_what_fits(&mut self.client, TO_SERVICE, &mut self.client_wrote, length);
+    }
+
+    pub fn service_writes(&mut self, length: usize) {
+        write_what_fits(
+            &mut self.service,
+            TO_CLIENT,
+            &mut self.service_wrote,
+            length,
+        );
+    }
+
+    pub fn client_reads(&mut self, length: usize) {
+        expect(&mut self.client, TO_CLIENT, &mut self.client_read, length);
+    }
+
+    pub fn service_reads(&mut self, length: usize) {
+        expect(
+            &mut self.service,
+            TO_SERVICE,
+            &mut self.service_read,
+            length,
+        );
+    }
+
+    /// Reads all that is on its way both ways, then more of it, then both ends to the end.
+    pub fn finish(&mut self, client_open: bool, service_open: bool) {
+        for (open, from, wrote, salt) in [
+            (
+                client_open,
+                &mut self.client,
+                &mut self.client_wrote,
+                TO_SERVICE,
+            ),
+            (
+                service_open,
+                &mut self.service,
+                &mut self.service_wrote,
+                TO_CLIENT,
+            ),
+        ] {
+            if open {
+                write_what_fits(from, salt, wrote, 20_000);
+                from.shutdown(Shutdown::Write).unwrap();
+            }
+        }
+        self.client_reads(self.service_wrote - self.client_read);
+        self.service_reads(self.client_wrote - self.service_read);
+        assert_eq!(
+            self.client.read(&mut [0]).unwrap(),
+            0,
+            "the client reads past the end"
+        );
+        assert_eq!(
+            self.service.read(&mut [0]).unwrap(),
+            0,
+            "the service reads past the end"
+        );
+    }
+}
+
+pub fn write_what_fits(end: &mut TcpStream, salt: u64, wrote: &mut usize, length: usize) {
+    end.set_nonblocking(true).unwrap();
+    let bytes = stream(salt, *wrote, length);
+    let mut rest = bytes.as_slice();
+    while !rest.is_empty() {
+        match end.write(rest) {
+            Ok(written) => rest = &rest[written..],
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+            Err(error) => panic!("write: {error}"),
+        }
+    }
+    *wrote += length - rest.len();
+    end.set_nonblocking(false).unwrap();
+}
+
+pub fn expect(end: &mut TcpStream, salt: u64, read: &mut usize, length: usize) {
+    let mut bytes = vec![0; length];
+    end.read_exact(&mut bytes)
+        .unwrap_or_else(|error| panic!("stream {salt} at {read}, {length} wanted: {error}"));
+    assert!(
+        bytes == stream(salt, *read, length),
+        "stream {salt} differs behind byte {read}"
+    );
+    *read += length;
+}
+
+/// Cuts the network, captures the service's end and lets the replica go on with it.
+pub fn take_over(net: &Net, pair: &mut Pair) -> TcpConnection {
+    net.cut();
+    let state = capture_checked(&pair.service);
+    let live = make_live(net, vec![(state.clone(), tcp::View::default())]);
+    pair.service = live.into_iter().next().unwrap();
+    state
+}
+
+/// A full capture, which a second reading by the quick way must confirm.
+pub fn capture_checked(end: &TcpStream) -> TcpConnection {
+    let (state, mut tracker) = tcp::capture(end.as_fd()).unwrap();
+    let mut again = state.clone();
+    tracker.capture_into(end.as_fd(), &mut again, true).unwrap();
+    // Kernel timers run on: they may send more of the queue and acknowledge, and do not change
+    // what the streams hold.
+    let numbers = |state: &TcpConnection| {
+        (
+            state.phase,
+            state.send_sequence,
+            state.receive_sequence,
+            state.local,
+            state.remote,
+        )
+    };
+    assert_eq!(numbers(&state), numbers(&again));
+    assert!(
+        state.send_queue == again.send_queue,
+        "the send queues differ"
+    );
+    assert!(
+        state.receive_queue == again.receive_queue,
+        "the receive queues differ"
+    );
+    state
+}
+
+/// Restores all in the replica's place, moves the network there, then lets them speak.
+pub fn make_live(net: &Net, states: Vec<(TcpConnection, tcp::View)>) -> Vec<TcpStream> {
+    let states = Arc::new(states);
+    let for_replica = Arc::clone(&states);
+    let all = net.replica.run(move || {
+        let prepared: Vec<_> = for_replica
+            .iter()
+            .map(|(state, view)| tcp::prepare(state, *view).unwrap())
+            .collect();
+        prepared
+            .into_iter()
+            .map(|one| one.go_live().unwrap())
+            .collect::<Vec<_>>()
+    });
+    net.cut();
+    net.connect_replica();
+    let mut ends = Vec::new();
+    for (index, live) in all.into_iter().enumerate() {
+        if let Some(inject) = live.inject {
+            net.client.run(move || packet::inject(&inject));
+        }
+        if let Some(resend) = live.resend {
+            let states = Arc::clone(&states);
+            net.replica
+                .run(move || packet::resend(&resend, &states[index].0));
+        }
+        let end = TcpStream::from(live.fd);
+        end.set_read_timeout(Some(PATIENCE)).unwrap();
+        ends.push(end);
+    }
+    ends
+}
+
+/// Waits until nothing is unacknowledged; from then on a fingerprint stays what it is.
+pub fn wait_until_quiet(end: &TcpStream) {
+    for _ in 0..2_000 {
+        let (state, tracker) = tcp::capture(end.as_fd()).unwrap();
+        if state.send_queue.is_empty() && state.receive_queue.is_empty() {
+            assert_eq!(
+                *tracker.fingerprint(),
+                tcp::fingerprint(end.as_fd()).unwrap()
+            );
+            return;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    panic!("the connection never came to rest");
+}
+
+/// Waits until the kernel has brought the service's end to `phase`.
+pub fn wait_for_phase(end: &TcpStream, phase: TcpPhase) {
+    for _ in 0..2_000 {
+        if tcp::capture(end.as_fd()).unwrap().0.phase == phase {
+            return;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    panic!("the socket never came to {phase:?}");
+}
+
+pub fn each_family(test: impl Fn(Net, Family)) {
+    for family in [Family::V4, Family::V6, Family::Mapped] {
+        test(Net::new(), family);
+    }
+}
