@@ -167,6 +167,10 @@ impl Primary {
     }
 
     fn published(&mut self) -> io::Result<()> {
+        if self.capturing.seen != Step::Resumed {
+            // The tracer was done before this thread looked again.
+            self.resumed();
+        }
         let now = now_ns();
         self.capturing.seen = Step::Idle;
         self.capturing.pacing.committed(now);
@@ -189,8 +193,14 @@ impl Primary {
     }
 
     fn capture_failed(&mut self) -> io::Result<()> {
+        let marked = matches!(self.capturing.seen, Step::Drained | Step::Resumed);
+        if self.capturing.seen != Step::Resumed {
+            self.capturing.pacing.resumed(now_ns(), 0);
+        }
         self.capturing.seen = Step::Idle;
-        self.traffic.unmark();
+        if marked {
+            self.traffic.unmark();
+        }
         self.line.handshake.finish();
         self.capturing.pacing.abandoned(now_ns());
         Ok(())
