@@ -156,6 +156,7 @@ impl Tree {
             return;
         };
         self.processes[position].notice = self.processes[parent].notice;
+        self.processes[position].vdso = self.processes[parent].vdso;
         let (parent, pid) = (self.processes[parent].pid, self.processes[position].pid);
         self.events.push_back(Event::Forked {
             parent,
@@ -210,6 +211,7 @@ impl Tree {
             .retain(|thread| thread.host_tid == tid);
         self.processes[position].dying = None;
         self.processes[position].notice = None;
+        self.processes[position].vdso = None;
         let host_pid = self.processes[position].host_pid;
         if let Some(memory) = open_memory(host_pid)? {
             self.processes[position].memory = memory;
