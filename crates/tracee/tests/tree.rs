@@ -30,6 +30,12 @@ fn guest() {
             let _ = std::io::stdin().read(&mut [0]);
             std::process::exit(7);
         }
+        Some("clock") => {
+            println!("ready");
+            loop {
+                std::hint::black_box(std::time::Instant::now());
+            }
+        }
         Some("threads") => {
             println!("ready");
             loop {
@@ -419,4 +425,171 @@ fn an_ignored_signal_does_not_end_a_call() {
     unbroken_sys::signal::to_thread(pid, tid.0, libc::SIGWINCH).unwrap();
     let line = wait_for_line(&mut tree, &mut guest, "returned");
     assert_eq!(line.trim(), "returned 0 0 True");
+}
+
+#[test]
+fn no_stop_finds_a_thread_in_the_vdso() {
+    let guest = Guest::start("clock");
+    let mut tree = Tree::seize(&[guest.pid()], true).unwrap();
+    tree.stop()
+        .unwrap()
+        .install_blob(HostTid(guest.pid()))
+        .unwrap();
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", guest.pid())).unwrap();
+    let line = maps.lines().find(|line| line.ends_with("[vdso]")).unwrap();
+    let (start, end) = line.split_once(' ').unwrap().0.split_once('-').unwrap();
+    let range = u64::from_str_radix(start, 16).unwrap()..u64::from_str_radix(end, 16).unwrap();
+    for _ in 0..300 {
+        let stopped = tree.stop().unwrap();
+        for thread in stopped.processes().flat_map(|process| process.threads()) {
+            assert!(!range.contains(&stopped.registers(thread.host_tid).unwrap().rip));
+        }
+        stopped.resume().unwrap();
+    }
+}
+
+#[test]
+fn a_program_executed_by_another_thread_has_one_thread() {
+    let mut guest = python(
+        "import os,sys,threading,time\n\
+         for n in range(3): threading.Thread(target=time.sleep, args=(100,), daemon=True).start()\n\
+         print('ready')\n\
+         sys.stdin.readline()\n\
+         program = ['python3', '-c', 'import sys; print(\"second\"); sys.stdin.readline()']\n\
+         threading.Thread(target=os.execvp, args=('python3', program)).start()\n\
+         time.sleep(100)\n",
+    );
+    let pid = guest.pid();
+    let mut tree = Tree::seize(&[pid], true).unwrap();
+    assert_eq!(tree.processes()[0].threads().len(), 4);
+    guest.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    let own = tree.processes()[0].pid;
+    assert_eq!(tree.wait().unwrap(), Event::Executed { pid: own });
+    let mut stopped = tree.stop().unwrap();
+    let tids: Vec<_> = stopped
+        .processes()
+        .flat_map(|p| p.threads())
+        .map(|t| t.host_tid)
+        .collect();
+    assert_eq!(tids, [HostTid(pid)]);
+    stopped.install_blob(HostTid(pid)).unwrap();
+    stopped.resume().unwrap();
+    wait_for_line(&mut tree, &mut guest, "second");
+    guest.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    let death = Death::Exited(0);
+    assert_eq!(tree.wait().unwrap(), Event::Exiting { pid: own, death });
+    assert_eq!(tree.wait().unwrap(), Event::Exited { pid: own, death });
+}
+
+#[test]
+fn a_process_that_lost_its_leader_can_be_stopped() {
+    // 60 is exit: of this thread alone.
+    let mut guest = python(
+        "import ctypes,sys,threading,time\n\
+         def run():\n\
+         \x20 while sys.stdin.readline(): print('alive')\n\
+         threading.Thread(target=run).start()\n\
+         print('ready')\n\
+         time.sleep(0.05)\n\
+         ctypes.CDLL(None).syscall(60, 0)\n",
+    );
+    let mut tree = Tree::seize(&[guest.pid()], true).unwrap();
+    let leader_state = || {
+        let path = format!("/proc/{0}/task/{0}/stat", guest.pid());
+        std::fs::read_to_string(path).unwrap().contains(") Z ")
+    };
+    while !leader_state() {
+        while tree.poll().unwrap().is_some() {}
+        std::thread::yield_now();
+    }
+    for _ in 0..20 {
+        let stopped = tree.stop().unwrap();
+        assert!(stopped.processes().next().unwrap().has_lost_its_leader());
+        stopped.resume().unwrap();
+    }
+    guest.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    wait_for_line(&mut tree, &mut guest, "alive");
+    guest.stdin = None;
+    while !matches!(tree.wait().unwrap(), Event::Exited { .. }) {}
+    assert_eq!(tree.wait().unwrap(), Event::Empty);
+}
+
+#[test]
+fn a_whole_tree_that_exists_is_seized() {
+    let guest = python(
+        "import os,sys,threading,time\n\
+         for n in range(3):\n\
+         \x20 if os.fork() == 0:\n\
+         \x20\x20 threading.Thread(target=time.sleep, args=(100,)).start()\n\
+         \x20\x20 if n == 1 and os.fork() == 0: time.sleep(100)\n\
+         \x20\x20 time.sleep(100)\n\
+         time.sleep(0.2)\n\
+         print('ready')\n\
+         time.sleep(100)\n",
+    );
+    let mut tree = Tree::seize(&[guest.pid()], true).unwrap();
+    let stopped = tree.stop().unwrap();
+    assert_eq!(stopped.processes().count(), 5);
+    assert_eq!(
+        stopped
+            .processes()
+            .flat_map(|process| process.threads())
+            .count(),
+        8
+    );
+    let root = stopped.processes().next().unwrap().pid;
+    assert_eq!(
+        stopped
+            .processes()
+            .filter(|process| process.parent == root)
+            .count(),
+        3
+    );
+}
+
+#[test]
+fn the_service_dies_with_its_tracer_only_if_told_to() {
+    for exit_kill in [true, false] {
+        let mut guest = Guest::start("sleeps");
+        let pid = guest.pid();
+        std::thread::spawn(move || {
+            let mut tree = Tree::seize(&[pid], !exit_kill).unwrap();
+            let mut stopped = tree.stop().unwrap();
+            stopped.set_exit_kill(exit_kill).unwrap();
+            stopped.resume().unwrap();
+        })
+        .join()
+        .unwrap();
+        if exit_kill {
+            assert!(!guest.child.wait().unwrap().success());
+        } else {
+            assert_eq!(guest.child.try_wait().unwrap(), None);
+            // It can be traced anew.
+            Tree::seize(&[pid], true)
+                .unwrap()
+                .stop()
+                .unwrap()
+                .resume()
+                .unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_traced_process_is_not_seized_twice() {
+    let guest = Guest::start("sleeps");
+    let pid = guest.pid();
+    let tree = Tree::seize(&[pid], true).unwrap();
+    let second = std::thread::spawn(move || {
+        matches!(
+            Tree::seize(&[pid], true),
+            Err(TraceError::TracedAlready { .. })
+        )
+    });
+    assert!(second.join().unwrap());
+    drop(tree);
+    assert!(matches!(
+        Tree::seize(&[i32::MAX], true),
+        Err(TraceError::NoSuchProcess { .. })
+    ));
 }
