@@ -34,8 +34,8 @@ use unbroken_sys::{process, ptrace};
 pub enum Event {
     /// Another thread rang the bell.
     Bell,
-    /// A process was made, by fork, vfork or clone. With `shares_memory` (vfork) the parent is held
-    /// until the child has executed a program or ended.
+    /// A process was made, by fork, vfork or clone. With `shares_memory` the two have one address
+    /// space; after vfork the parent is held until the child has executed a program or ended.
     Forked {
         parent: Pid,
         child: Pid,
