@@ -29,7 +29,11 @@ pub struct UserIds {
 
 impl From<UserIds> for Identity {
     fn from(ids: UserIds) -> Identity {
-        Identity { user: ids.uid, group: ids.gid, groups: ids.groups }
+        Identity {
+            user: ids.uid,
+            group: ids.gid,
+            groups: ids.groups,
+        }
     }
 }
 

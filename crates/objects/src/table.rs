@@ -8,6 +8,7 @@
 
 mod announced;
 mod entry;
+mod flags;
 mod interest;
 mod interests;
 mod order;
@@ -27,7 +28,7 @@ use interest::Namings;
 use order::Order;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
-use unbroken_image::{Descriptor, DescriptorChange, Fd, Object, ObjectId, Pid};
+use unbroken_image::{Descriptor, DescriptorChange, Fd, FileIdentity, ObjectId, Pid};
 use unbroken_sys::kcmp;
 
 /// One process and its slots.
@@ -77,6 +78,8 @@ pub struct Mirror {
     /// The ends of each pipe.
     pipes: BTreeMap<u64, Vec<ObjectId>>,
     volatile: BTreeSet<ObjectId>,
+    /// memfds whose pages travel with memory.
+    mapped: BTreeSet<FileIdentity>,
     /// How many of the objects are Unix sockets.
     unix_sockets: usize,
     /// Inodes of the pipes behind the service's standard output (1) and error (2).
@@ -101,6 +104,7 @@ impl Mirror {
             sockets: HashMap::new(),
             pipes: BTreeMap::new(),
             volatile: BTreeSet::new(),
+            mapped: BTreeSet::new(),
             unix_sockets: 0,
             outputs: outputs.to_vec(),
             next: first.0,
@@ -134,7 +138,11 @@ impl Mirror {
         let mut announcements = Vec::new();
         for source in sources {
             let what = Announced::Everything;
-            announcements.push(Announcement { pid: source.pid, thread: 0, what });
+            announcements.push(Announcement {
+                pid: source.pid,
+                thread: 0,
+                what,
+            });
             self.attach(source)?;
         }
         Ok(announcements)
@@ -146,17 +154,28 @@ impl Mirror {
     /// # Errors
     /// [`Error::Refused`] when it shares its table with another process.
     pub fn attach(&mut self, source: Source) -> Result<(), Error> {
-        let others: Vec<i32> =
-            self.processes.values().map(|process| process.source.host_pid).collect();
+        let others: Vec<i32> = self
+            .processes
+            .values()
+            .map(|process| process.source.host_pid)
+            .collect();
         source.refuse_odd_sharing(&others)?;
-        self.processes.insert(source.pid, Process { source, slots: Slots::default() });
+        self.processes.insert(
+            source.pid,
+            Process {
+                source,
+                slots: Slots::default(),
+            },
+        );
         Ok(())
     }
 
     /// Takes out a process that ended. Its slots are no changes; `gone` gets the objects that only
     /// it had. Before the update of the same epoch, which ignores its announcements.
     pub fn detach(&mut self, pid: Pid, changes: &mut Changes) {
-        let Some(process) = self.processes.remove(&pid) else { return };
+        let Some(process) = self.processes.remove(&pid) else {
+            return;
+        };
         let mut lost = BTreeSet::new();
         for (fd, descriptor) in process.slots.all() {
             if let Some(entry) = self.objects.get_mut(&descriptor.object) {
@@ -185,7 +204,10 @@ impl Mirror {
             self.look_at_slot(*pid, *fd, *old, changes)?;
         }
         let mut duplicated = self.follow_unannounced(announcements, changes)?;
-        let lost = before.iter().filter_map(|(_, _, old)| old.map(|old| old.object)).collect();
+        let lost = before
+            .iter()
+            .filter_map(|(_, _, old)| old.map(|old| old.object))
+            .collect();
         self.remove_gone(&lost, changes);
         self.namings.collect(announcements);
         duplicated |= self.namings.duplicated;
@@ -206,8 +228,12 @@ impl Mirror {
             }
         }
         for (pid, found) in suspects {
-            let Some(process) = self.processes.get(pid) else { continue };
-            let own = announcements.iter().filter(|announcement| announcement.pid == *pid);
+            let Some(process) = self.processes.get(pid) else {
+                continue;
+            };
+            let own = announcements
+                .iter()
+                .filter(|announcement| announcement.pid == *pid);
             let own = own.map(|announcement| &announcement.what);
             announced::add_suspects(&process.slots, own.clone(), found);
             if own.clone().any(|what| *what == Announced::Everything) {
@@ -227,7 +253,9 @@ impl Mirror {
         let mut before = Vec::new();
         let mut unordered = false;
         for (pid, found) in suspects {
-            let Some(process) = self.processes.get_mut(pid) else { continue };
+            let Some(process) = self.processes.get_mut(pid) else {
+                continue;
+            };
             for fd in found {
                 let old = process.slots.remove(*fd);
                 before.push((*pid, *fd, old));
@@ -242,7 +270,8 @@ impl Mirror {
             // Without a certain slot an object cannot be compared: what is found again in a
             // suspect slot counts as new, unless its inode proves what it is.
             let objects = &self.objects;
-            self.order.retain(|id| objects.get(id).is_some_and(|entry| !entry.slots.is_empty()));
+            self.order
+                .retain(|id| objects.get(id).is_some_and(|entry| !entry.slots.is_empty()));
         }
         before
     }
@@ -260,7 +289,13 @@ impl Mirror {
             process.slots.insert(fd, new);
         }
         if new != old {
-            changes.slots.push((pid, DescriptorChange { fd, descriptor: new }));
+            changes.slots.push((
+                pid,
+                DescriptorChange {
+                    fd,
+                    descriptor: new,
+                },
+            ));
         }
         Ok(())
     }
@@ -271,8 +306,12 @@ impl Mirror {
         fd: Fd,
         changes: &mut Changes,
     ) -> Result<Option<Descriptor>, Error> {
-        let Some(process) = self.processes.get(&pid) else { return Ok(None) };
-        let Some(duplicate) = process.source.duplicate(fd)? else { return Ok(None) };
+        let Some(process) = self.processes.get(&pid) else {
+            return Ok(None);
+        };
+        let Some(duplicate) = process.source.duplicate(fd)? else {
+            return Ok(None);
+        };
         let close_on_exec = process.source.close_on_exec(fd, &mut self.text)?;
         let (kind, status) = classify_into(duplicate.as_fd(), &mut self.link)?;
         let known = if kind.has_unique_inode() {
@@ -294,9 +333,10 @@ impl Mirror {
                 } else {
                     self.order.insert(place, id);
                 }
-                let output = self.outputs.iter().find(|(inode, _)| {
-                    kind == Kind::Pipe && *inode == status.inode
-                });
+                let output = self
+                    .outputs
+                    .iter()
+                    .find(|(inode, _)| kind == Kind::Pipe && *inode == status.inode);
                 let entry = Entry::new(kind, &status, output.map(|(_, stream)| *stream));
                 self.unix_sockets += usize::from(kind == Kind::Unix);
                 if kind == Kind::Pipe || kind == Kind::Fifo {
@@ -310,7 +350,10 @@ impl Mirror {
         if let Some(entry) = self.objects.get_mut(&id) {
             entry.add_slot((pid, fd));
         }
-        Ok(Some(Descriptor { object: id, close_on_exec }))
+        Ok(Some(Descriptor {
+            object: id,
+            close_on_exec,
+        }))
     }
 
     /// The host pid and number of a slot of an object in `order`. An object without one gives
@@ -331,7 +374,9 @@ impl Mirror {
         let mut found = false;
         let pids: Vec<Pid> = self.processes.keys().copied().collect();
         for pid in pids {
-            let Some(process) = self.processes.get(&pid) else { continue };
+            let Some(process) = self.processes.get(&pid) else {
+                continue;
+            };
             let is_announced = announcements.iter().any(|announcement| {
                 announcement.pid == pid && announcement.what == Announced::Received
             });
@@ -346,8 +391,10 @@ impl Mirror {
             process.source.list(&mut self.list)?;
             let list = std::mem::take(&mut self.list);
             for fd in list.iter().map(|fd| Fd(*fd)) {
-                let is_known =
-                    self.processes.get(&pid).is_some_and(|process| process.slots.get(fd).is_some());
+                let is_known = self
+                    .processes
+                    .get(&pid)
+                    .is_some_and(|process| process.slots.get(fd).is_some());
                 if !is_known {
                     self.look_at_slot(pid, fd, None, changes)?;
                 }
@@ -360,10 +407,16 @@ impl Mirror {
     /// Removes the objects of `lost` that no slot names any more.
     fn remove_gone(&mut self, lost: &BTreeSet<ObjectId>, changes: &mut Changes) {
         for id in lost {
-            if self.objects.get(id).is_none_or(|entry| !entry.slots.is_empty()) {
+            if self
+                .objects
+                .get(id)
+                .is_none_or(|entry| !entry.slots.is_empty())
+            {
                 continue;
             }
-            let Some(entry) = self.objects.remove(id) else { continue };
+            let Some(entry) = self.objects.remove(id) else {
+                continue;
+            };
             changes.gone.push(*id);
             self.volatile.remove(id);
             self.unix_sockets -= usize::from(entry.kind == Kind::Unix);
@@ -381,69 +434,6 @@ impl Mirror {
             self.forget_interest(*id, &entry, changes);
         }
     }
-
-    /// Flags of slots, and objects that calls changed: those objects.
-    fn touch_announced(
-        &mut self,
-        announcements: &[Announcement],
-        before: &[(Pid, Fd, Option<Descriptor>)],
-        duplicated: bool,
-        changes: &mut Changes,
-    ) -> Result<BTreeSet<ObjectId>, Error> {
-        let mut named = BTreeSet::new();
-        for (index, Announcement { pid, thread, what }) in announcements.iter().enumerate() {
-            match *what {
-                Announced::Object { fd } => {
-                    self.read_close_on_exec(*pid, fd, changes)?;
-                    named.extend(self.slot(*pid, fd).map(|slot| slot.object));
-                    let left_since = self
-                        .namings
-                        .last(*pid, fd)
-                        .is_some_and(|(last, by)| index < last || by != *thread);
-                    if left_since {
-                        let held = before.iter().filter(|(owner, slot, _)| (owner, *slot) == (pid, fd));
-                        named.extend(held.filter_map(|(_, _, old)| old.map(|old| old.object)));
-                    }
-                    if left_since && duplicated {
-                        // The number may have been another name of anything in the table.
-                        let process = self.processes.get(pid);
-                        let slots = process.into_iter().flat_map(|process| process.slots.all());
-                        named.extend(slots.map(|(_, slot)| slot.object));
-                    }
-                }
-                Announced::CloseRange { first, last, close_on_exec: true } if first <= last => {
-                    let Some(process) = self.processes.get(pid) else { continue };
-                    let range = process.slots.all().range(first..=last);
-                    let numbers: Vec<Fd> = range.map(|(fd, _)| *fd).collect();
-                    for fd in numbers {
-                        self.read_close_on_exec(*pid, fd, changes)?;
-                    }
-                }
-                _ => {}
-            }
-        }
-        named.retain(|id| self.objects.contains_key(id));
-        named.iter().for_each(|id| changes.touch(*id));
-        Ok(named)
-    }
-
-    fn read_close_on_exec(
-        &mut self,
-        pid: Pid,
-        fd: Fd,
-        changes: &mut Changes,
-    ) -> Result<(), Error> {
-        let Some(process) = self.processes.get_mut(&pid) else { return Ok(()) };
-        let Some(mut descriptor) = process.slots.get(fd) else { return Ok(()) };
-        let close_on_exec = process.source.close_on_exec(fd, &mut self.text)?;
-        if descriptor.close_on_exec != close_on_exec {
-            descriptor.close_on_exec = close_on_exec;
-            process.slots.insert(fd, descriptor);
-            changes.slots.retain(|(owner, change)| (*owner, change.fd) != (pid, fd));
-            changes.slots.push((pid, DescriptorChange { fd, descriptor: Some(descriptor) }));
-        }
-        Ok(())
-    }
 }
 
 /// A fresh duplicate by the first slot of `slots` that still has one.
@@ -452,42 +442,12 @@ pub(crate) fn duplicate(
     slots: &[(Pid, Fd)],
 ) -> Result<Option<OwnedFd>, Error> {
     for (pid, fd) in slots {
-        let Some(process) = processes.get(pid) else { continue };
+        let Some(process) = processes.get(pid) else {
+            continue;
+        };
         if let Some(duplicate) = process.source.duplicate(*fd)? {
             return Ok(Some(duplicate));
         }
     }
     Ok(None)
-}
-
-impl Mirror {
-    /// The slots of every process, for [`crate::epoll::plan`].
-    pub fn tables(&self) -> BTreeMap<Pid, BTreeMap<Fd, Descriptor>> {
-        self.processes.iter().map(|(pid, process)| (*pid, process.slots.all().clone())).collect()
-    }
-
-    /// What a slot holds.
-    pub fn slot(&self, pid: Pid, fd: Fd) -> Option<Descriptor> {
-        self.processes.get(&pid)?.slots.get(fd)
-    }
-
-    /// All objects and their kinds.
-    pub fn objects(&self) -> impl Iterator<Item = (ObjectId, Kind)> + '_ {
-        self.objects.iter().map(|(id, entry)| (*id, entry.kind))
-    }
-
-    /// The kind of an object.
-    pub fn kind(&self, id: ObjectId) -> Option<Kind> {
-        self.objects.get(&id).map(|entry| entry.kind)
-    }
-
-    /// The state of an object at its last capture; `None` for sockets.
-    pub fn state(&self, id: ObjectId) -> Option<&Object> {
-        self.objects.get(&id)?.state.as_ref()
-    }
-
-    /// The number that the next new object will get.
-    pub fn next_object(&self) -> ObjectId {
-        ObjectId(self.next)
-    }
 }

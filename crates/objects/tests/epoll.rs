@@ -14,12 +14,24 @@ const EPOLL_CTL_ADD: i32 = libc::EPOLL_CTL_ADD;
 /// What a guest's epoll instances hold, with targets named by the lowest slot that has them.
 fn survey(guest: &Guest) -> (Mirror, BTreeMap<Fd, Epoll>) {
     let mut mirror = Mirror::new(&[], ObjectId(1)).expect("new mirror");
-    mirror.survey(vec![guest.source()], &mut Changes::default()).expect("survey");
-    let table = mirror.tables().remove(&Pid(guest.pid)).expect("one process");
-    let lowest = |id| table.iter().find(|(_, slot)| slot.object == id).map_or(Fd(-1), |(fd, _)| *fd);
+    mirror
+        .survey(vec![guest.source()], &mut Changes::default())
+        .expect("survey");
+    let table = mirror
+        .tables()
+        .remove(&Pid(guest.pid))
+        .expect("one process");
+    let lowest = |id| {
+        table
+            .iter()
+            .find(|(_, slot)| slot.object == id)
+            .map_or(Fd(-1), |(fd, _)| *fd)
+    };
     let mut shapes = BTreeMap::new();
     for (fd, slot) in &table {
-        let Some(Object::Epoll(state)) = mirror.state(slot.object) else { continue };
+        let Some(Object::Epoll(state)) = mirror.state(slot.object) else {
+            continue;
+        };
         if lowest(slot.object) != *fd {
             continue;
         }
@@ -27,7 +39,9 @@ fn survey(guest: &Guest) -> (Mirror, BTreeMap<Fd, Epoll>) {
         for entry in &mut state.entries {
             entry.target = ObjectId(lowest(entry.target).0 as u64);
         }
-        state.entries.sort_by_key(|entry: &EpollEntry| (entry.fd, entry.target));
+        state
+            .entries
+            .sort_by_key(|entry: &EpollEntry| (entry.fd, entry.target));
         shapes.insert(*fd, state);
     }
     (mirror, shapes)
@@ -47,7 +61,10 @@ fn ready(guest: &mut Guest, epoll: i32) -> i64 {
 fn furnish(mirror: &mut Mirror, original: &Guest) -> Guest {
     const STAGING: i32 = 200;
     let mut copy = Guest::start();
-    let table = mirror.tables().remove(&Pid(original.pid)).expect("one process");
+    let table = mirror
+        .tables()
+        .remove(&Pid(original.pid))
+        .expect("one process");
     let mut staged: BTreeMap<ObjectId, i32> = BTreeMap::new();
     for (_, slot) in table.range(Fd(3)..) {
         if staged.contains_key(&slot.object) {
@@ -55,12 +72,13 @@ fn furnish(mirror: &mut Mirror, original: &Guest) -> Guest {
         }
         let made = match mirror.capture(slot.object).expect("capture") {
             Some(Object::Epoll(_)) => copy.must(libc::SYS_epoll_create1, &[&0]),
-            Some(Object::EventCounter(state)) => {
-                copy.must(libc::SYS_eventfd2, &[&state.count, &0])
-            }
+            Some(Object::EventCounter(state)) => copy.must(libc::SYS_eventfd2, &[&state.count, &0]),
             Some(Object::SignalDescriptor(state)) => {
                 // A mask of the lower signals: the rest of this buffer is 0.
-                copy.must(libc::SYS_signalfd4, &[&-1, &format!("event:{}:0", state.mask), &8, &0])
+                copy.must(
+                    libc::SYS_signalfd4,
+                    &[&-1, &format!("event:{}:0", state.mask), &8, &0],
+                )
             }
             other => panic!("no guest of this test holds {other:?}"),
         };
@@ -80,16 +98,33 @@ fn furnish(mirror: &mut Mirror, original: &Guest) -> Guest {
 
 fn make(copy: &mut Guest, step: Step) {
     match step {
-        Step::Duplicate { from, to, close_on_exec } => {
+        Step::Duplicate {
+            from,
+            to,
+            close_on_exec,
+        } => {
             let flags = if close_on_exec { libc::O_CLOEXEC } else { 0 };
             copy.must(libc::SYS_dup3, &[&from, &to, &flags]);
         }
-        Step::Add { epoll, fd, events, data } => add(copy, epoll.0, fd.0, events as i32, data),
-        Step::Disarm { epoll, fd, events, data } => {
+        Step::Add {
+            epoll,
+            fd,
+            events,
+            data,
+        } => add(copy, epoll.0, fd.0, events as i32, data),
+        Step::Disarm {
+            epoll,
+            fd,
+            events,
+            data,
+        } => {
             let count = copy.must(libc::SYS_epoll_wait, &[&epoll, &"bytes:12", &1, &0]);
             if count == 0 {
                 let event = format!("event:{events}:{data}");
-                copy.must(libc::SYS_epoll_ctl, &[&epoll, &libc::EPOLL_CTL_MOD, &fd, &event]);
+                copy.must(
+                    libc::SYS_epoll_ctl,
+                    &[&epoll, &libc::EPOLL_CTL_MOD, &fd, &event],
+                );
             }
         }
         Step::Close { fd } => drop(copy.must(libc::SYS_close, &[&fd])),
@@ -112,14 +147,23 @@ fn restore(original: &Guest) -> Guest {
     for (_, step) in plan(&states, &mirror.tables()).expect("plan") {
         make(&mut copy, step);
     }
-    assert_eq!(copy_slots(&copy), before, "the plan leaves the slots as they were");
+    assert_eq!(
+        copy_slots(&copy),
+        before,
+        "the plan leaves the slots as they were"
+    );
     assert_eq!(survey(&copy).1, shapes);
     copy
 }
 
 fn copy_slots(guest: &Guest) -> Vec<Fd> {
     let (mirror, _) = survey(guest);
-    mirror.tables().remove(&Pid(guest.pid)).expect("one process").into_keys().collect()
+    mirror
+        .tables()
+        .remove(&Pid(guest.pid))
+        .expect("one process")
+        .into_keys()
+        .collect()
 }
 
 #[test]
@@ -131,16 +175,38 @@ fn entries_of_every_sort_come_back_and_report_the_same() {
     let loud = original.must(libc::SYS_eventfd2, &[&1, &0]) as i32;
     let third = original.must(libc::SYS_eventfd2, &[&0, &0]) as i32;
     add(&mut original, epoll, quiet, libc::EPOLLIN, 11);
-    add(&mut original, epoll, loud, libc::EPOLLIN | libc::EPOLLET, u64::MAX);
-    add(&mut original, epoll, third, libc::EPOLLIN | libc::EPOLLEXCLUSIVE, 13);
+    add(
+        &mut original,
+        epoll,
+        loud,
+        libc::EPOLLIN | libc::EPOLLET,
+        u64::MAX,
+    );
+    add(
+        &mut original,
+        epoll,
+        third,
+        libc::EPOLLIN | libc::EPOLLEXCLUSIVE,
+        13,
+    );
     add(&mut original, outer, epoll, libc::EPOLLIN, 14);
     let mut copy = restore(&original);
-    assert_eq!(ready(&mut copy, outer), 1, "nesting reports the inner instance");
+    assert_eq!(
+        ready(&mut copy, outer),
+        1,
+        "nesting reports the inner instance"
+    );
     assert_eq!(ready(&mut copy, epoll), 1);
     assert_eq!(ready(&mut copy, epoll), 0, "the edge is reported once");
     // The entries answer to the service's own numbers.
-    copy.must(libc::SYS_epoll_ctl, &[&epoll, &libc::EPOLL_CTL_DEL, &quiet, &0]);
-    copy.must(libc::SYS_epoll_ctl, &[&epoll, &libc::EPOLL_CTL_DEL, &third, &0]);
+    copy.must(
+        libc::SYS_epoll_ctl,
+        &[&epoll, &libc::EPOLL_CTL_DEL, &quiet, &0],
+    );
+    copy.must(
+        libc::SYS_epoll_ctl,
+        &[&epoll, &libc::EPOLL_CTL_DEL, &third, &0],
+    );
 }
 
 #[test]
@@ -149,13 +215,28 @@ fn a_fired_oneshot_entry_stays_silent_until_it_is_armed() {
     let epoll = original.must(libc::SYS_epoll_create1, &[&0]) as i32;
     let loud = original.must(libc::SYS_eventfd2, &[&1, &0]) as i32;
     let armed = original.must(libc::SYS_eventfd2, &[&0, &0]) as i32;
-    add(&mut original, epoll, loud, libc::EPOLLIN | libc::EPOLLONESHOT, 1);
+    add(
+        &mut original,
+        epoll,
+        loud,
+        libc::EPOLLIN | libc::EPOLLONESHOT,
+        1,
+    );
     assert_eq!(ready(&mut original, epoll), 1);
-    add(&mut original, epoll, armed, libc::EPOLLIN | libc::EPOLLONESHOT, 2);
+    add(
+        &mut original,
+        epoll,
+        armed,
+        libc::EPOLLIN | libc::EPOLLONESHOT,
+        2,
+    );
     let mut copy = restore(&original);
     assert_eq!(ready(&mut copy, epoll), 0);
     let event = format!("event:{}:7", (libc::EPOLLIN | libc::EPOLLONESHOT) as u32);
-    copy.must(libc::SYS_epoll_ctl, &[&epoll, &libc::EPOLL_CTL_MOD, &loud, &event]);
+    copy.must(
+        libc::SYS_epoll_ctl,
+        &[&epoll, &libc::EPOLL_CTL_MOD, &loud, &event],
+    );
     assert_eq!(ready(&mut copy, epoll), 1);
 }
 

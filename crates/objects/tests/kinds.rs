@@ -9,9 +9,8 @@ use unbroken_image::object::{FileLock, LockOwner};
 use unbroken_objects::file::CutBack;
 use unbroken_objects::pipe::Scratch;
 use unbroken_objects::{
-    Error, Kind, classify, device, directory, eventfd, file, memfd, pipe, signalfd, timerfd,
+    Error, Kind, classify, device, directory, eventfd, file, memfd, pipe, signalfd,
 };
-use unbroken_sys::timer::{self as clock, Setting};
 use unbroken_sys::{descriptor, event, lock, memfd as sys_memfd, pipe as sys_pipe};
 
 /// A directory of one test's own, removed with it.
@@ -48,7 +47,9 @@ fn read_some(fd: BorrowedFd<'_>, most: usize) -> Vec<u8> {
 }
 
 fn read_error(fd: BorrowedFd<'_>) -> Option<i32> {
-    descriptor::read(fd, &mut [0; 128]).err().and_then(|error| error.raw_os_error())
+    descriptor::read(fd, &mut [0; 128])
+        .err()
+        .and_then(|error| error.raw_os_error())
 }
 
 fn write_all(fd: BorrowedFd<'_>, bytes: &[u8]) {
@@ -60,14 +61,23 @@ fn a_file_keeps_position_flags_and_path() {
     let scene = Scene::new("file");
     let original = scene.open("a", libc::O_RDWR | libc::O_APPEND | libc::O_NONBLOCK);
     descriptor::seek(original.as_fd(), 4, libc::SEEK_SET).expect("seek");
-    assert_eq!(classify(original.as_fd()).expect("classify"), Kind::RegularFile);
+    assert_eq!(
+        classify(original.as_fd()).expect("classify"),
+        Kind::RegularFile
+    );
     let state = file::capture(original.as_fd()).expect("capture");
     assert_eq!((state.position, state.length_bytes), (4, Some(10)));
     let copy = file::restore(&state, None).expect("restore");
-    assert_eq!(file::capture(copy.as_fd()).expect("capture the copy"), state);
+    assert_eq!(
+        file::capture(copy.as_fd()).expect("capture the copy"),
+        state
+    );
     assert_eq!(read_some(copy.as_fd(), 3), b"456");
     // The copy is a description of its own.
-    assert_eq!(descriptor::seek(original.as_fd(), 0, libc::SEEK_CUR).expect("seek"), 4);
+    assert_eq!(
+        descriptor::seek(original.as_fd(), 0, libc::SEEK_CUR).expect("seek"),
+        4
+    );
 }
 
 #[test]
@@ -78,7 +88,10 @@ fn a_renamed_file_is_found_by_its_reference_and_refused_by_its_path() {
     let state = file::capture(original.as_fd()).expect("capture");
     fs::rename(scene.0.join("a"), scene.0.join("b")).expect("rename");
     fs::write(scene.0.join("a"), b"another").expect("put another file there");
-    assert!(matches!(file::restore(&state, None), Err(Error::Differs { .. })));
+    assert!(matches!(
+        file::restore(&state, None),
+        Err(Error::Differs { .. })
+    ));
     let copy = file::restore(&state, Some(reference.as_fd())).expect("restore by reference");
     assert_eq!(read_some(copy.as_fd(), 20), b"0123456789");
 }
@@ -89,8 +102,15 @@ fn a_deleted_file_is_refused() {
     let original = scene.open("a", libc::O_RDWR);
     fs::remove_file(scene.0.join("a")).expect("delete");
     let kind = classify(original.as_fd()).expect("classify");
-    let error = kind.require_support().expect_err("a deleted file has no path");
-    assert!(error.to_string().starts_with("deleted file cannot be replicated"), "{error}");
+    let error = kind
+        .require_support()
+        .expect_err("a deleted file has no path");
+    assert!(
+        error
+            .to_string()
+            .starts_with("deleted file cannot be replicated"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -101,17 +121,38 @@ fn a_file_is_cut_back_only_when_its_writer_is_sequential() {
     write_all(append.as_fd(), b"after the commit");
     let copy = file::restore(&state, None).expect("restore");
     let cut = file::cut_back(copy.as_fd(), &state).expect("cut back");
-    assert_eq!(cut, CutBack::Cut { from_bytes: 26, to_bytes: 10 });
-    assert_eq!(file::cut_back(copy.as_fd(), &state).expect("cut back"), CutBack::Unchanged);
+    assert_eq!(
+        cut,
+        CutBack::Cut {
+            from_bytes: 26,
+            to_bytes: 10
+        }
+    );
+    assert_eq!(
+        file::cut_back(copy.as_fd(), &state).expect("cut back"),
+        CutBack::Unchanged
+    );
 
     let middle = scene.open("b", libc::O_RDWR);
     let state = file::capture(middle.as_fd()).expect("capture");
     fs::write(scene.0.join("b"), b"01234567890123456789").expect("grow");
     let kept = file::cut_back(middle.as_fd(), &state).expect("cut back");
-    assert_eq!(kept, CutBack::LongerKept { committed_bytes: 10, now_bytes: 20 });
+    assert_eq!(
+        kept,
+        CutBack::LongerKept {
+            committed_bytes: 10,
+            now_bytes: 20
+        }
+    );
     fs::write(scene.0.join("b"), b"0").expect("shrink");
     let short = file::cut_back(middle.as_fd(), &state).expect("cut back");
-    assert_eq!(short, CutBack::Shorter { committed_bytes: 10, now_bytes: 1 });
+    assert_eq!(
+        short,
+        CutBack::Shorter {
+            committed_bytes: 10,
+            now_bytes: 1
+        }
+    );
 }
 
 #[test]
@@ -122,17 +163,33 @@ fn locks_of_the_description_are_taken_again() {
     lock::description_lock(original.as_fd(), false, 3, 4).expect("OFD lock");
     let state = file::capture(original.as_fd()).expect("capture");
     let expected = [
-        FileLock { owner: LockOwner::Description, exclusive: true, start: 0, length_bytes: 0 },
-        FileLock { owner: LockOwner::DescriptionRange, exclusive: false, start: 3, length_bytes: 4 },
+        FileLock {
+            owner: LockOwner::Description,
+            exclusive: true,
+            start: 0,
+            length_bytes: 0,
+        },
+        FileLock {
+            owner: LockOwner::DescriptionRange,
+            exclusive: false,
+            start: 3,
+            length_bytes: 4,
+        },
     ];
     assert_eq!(state.locks, expected);
     let error = file::restore(&state, None).expect_err("the original still holds the lock");
     assert_eq!(error.errno(), Some(libc::EWOULDBLOCK));
     drop(original);
     let copy = file::restore(&state, None).expect("restore");
-    assert_eq!(file::capture(copy.as_fd()).expect("capture the copy").locks, expected);
+    assert_eq!(
+        file::capture(copy.as_fd()).expect("capture the copy").locks,
+        expected
+    );
     let stranger = scene.open("a", libc::O_RDWR);
-    assert!(lock::flock(stranger.as_fd(), false).is_err(), "the copy holds the lock");
+    assert!(
+        lock::flock(stranger.as_fd(), false).is_err(),
+        "the copy holds the lock"
+    );
 }
 
 #[test]
@@ -145,9 +202,16 @@ fn locks_of_a_process_show_in_its_fdinfo() {
     let info = format!("/proc/self/fdinfo/{}", original.as_raw_fd());
     let text = fs::read(info).expect("read fdinfo");
     file::add_locks(&text, Pid(5), &mut state).expect("parse");
-    let expected =
-        FileLock { owner: LockOwner::Process(Pid(5)), exclusive: true, start: 2, length_bytes: 0 };
-    assert_eq!(file::process_locks(&state, Pid(5)).collect::<Vec<_>>(), [&expected]);
+    let expected = FileLock {
+        owner: LockOwner::Process(Pid(5)),
+        exclusive: true,
+        start: 2,
+        length_bytes: 0,
+    };
+    assert_eq!(
+        file::process_locks(&state, Pid(5)).collect::<Vec<_>>(),
+        [&expected]
+    );
     assert_eq!(file::process_locks(&state, Pid(6)).count(), 0);
 }
 
@@ -170,7 +234,10 @@ fn a_directory_goes_on_listing_where_it_was() {
     let flags = libc::O_RDONLY | libc::O_DIRECTORY;
     let original = descriptor::open(None, &path, flags).expect("open");
     descriptor::each_name(original.as_fd(), |_| ()).expect("list to the end");
-    assert_eq!(classify(original.as_fd()).expect("classify"), Kind::Directory);
+    assert_eq!(
+        classify(original.as_fd()).expect("classify"),
+        Kind::Directory
+    );
     let state = directory::capture(original.as_fd()).expect("capture");
     let copy = directory::restore(&state, None).expect("restore");
     let mut rest = 0;
@@ -183,14 +250,22 @@ fn a_directory_goes_on_listing_where_it_was() {
 fn devices_without_state_are_opened_again_and_others_refused() {
     for path in [c"/dev/null", c"/dev/zero", c"/dev/urandom"] {
         let original = descriptor::open(None, path, libc::O_RDWR).expect("open");
-        assert_eq!(classify(original.as_fd()).expect("classify"), Kind::CharacterDevice);
+        assert_eq!(
+            classify(original.as_fd()).expect("classify"),
+            Kind::CharacterDevice
+        );
         let state = device::capture(original.as_fd()).expect("capture");
         let copy = device::restore(&state).expect("restore");
         assert_eq!(device::capture(copy.as_fd()).expect("capture"), state);
     }
     let terminal = descriptor::open(None, c"/dev/ptmx", libc::O_RDWR | libc::O_NOCTTY);
     if let Ok(terminal) = terminal {
-        assert!(classify(terminal.as_fd()).expect("classify").require_support().is_err());
+        assert!(
+            classify(terminal.as_fd())
+                .expect("classify")
+                .require_support()
+                .is_err()
+        );
     }
 }
 
@@ -202,17 +277,29 @@ fn a_memfd_keeps_holes_position_and_seals() {
     descriptor::seek(original.as_fd(), 77, libc::SEEK_SET).expect("seek");
     let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW;
     sys_memfd::add_seals(original.as_fd(), seals).expect("seal");
-    assert_eq!(classify(original.as_fd()).expect("classify"), Kind::MemoryFile);
+    assert_eq!(
+        classify(original.as_fd()).expect("classify"),
+        Kind::MemoryFile
+    );
     let state = memfd::capture(original.as_fd(), false).expect("capture");
-    assert_eq!((state.name.as_str(), state.position, state.content.len()), ("cache", 77, 1));
-    assert_eq!(descriptor::seek(original.as_fd(), 0, libc::SEEK_CUR).expect("seek"), 77);
+    assert_eq!(
+        (state.name.as_str(), state.position, state.content.len()),
+        ("cache", 77, 1)
+    );
+    assert_eq!(
+        descriptor::seek(original.as_fd(), 0, libc::SEEK_CUR).expect("seek"),
+        77
+    );
 
     let copy = memfd::restore(&state, None).expect("restore");
     memfd::seal(copy.as_fd(), &state).expect("seal");
     let mut again = memfd::capture(copy.as_fd(), false).expect("capture the copy");
     again.identity = state.identity;
     assert_eq!(again, state);
-    assert!(descriptor::truncate(copy.as_fd(), 0).is_err(), "sealed against shrinking");
+    assert!(
+        descriptor::truncate(copy.as_fd(), 0).is_err(),
+        "sealed against shrinking"
+    );
 
     let second = memfd::restore(&state, Some(copy.as_fd())).expect("a second description");
     memfd::seal(second.as_fd(), &state).expect("sealed already");
@@ -226,8 +313,7 @@ fn a_memfd_keeps_holes_position_and_seals() {
 fn a_read_only_memfd_is_filled_and_sealed_all_the_same() {
     let writable = sys_memfd::create(c"x", libc::MFD_ALLOW_SEALING).expect("memfd_create");
     write_all(writable.as_fd(), b"content");
-    let original =
-        unbroken_sys::fdinfo::reopen(writable.as_fd(), libc::O_RDONLY).expect("reopen");
+    let original = unbroken_sys::fdinfo::reopen(writable.as_fd(), libc::O_RDONLY).expect("reopen");
     drop(writable);
     let all = libc::F_SEAL_WRITE | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
     let again = unbroken_sys::fdinfo::reopen(original.as_fd(), libc::O_RDWR).expect("reopen");
@@ -253,8 +339,12 @@ fn a_pipe_keeps_content_flags_and_capacity() {
     write_all(write.as_fd(), &content);
     descriptor::set_status_flags(read.as_fd(), libc::O_NONBLOCK).expect("set flags");
     assert_eq!(classify(read.as_fd()).expect("classify"), Kind::Pipe);
-    let states = [&read, &write].map(|end| pipe::capture(end.as_fd(), &mut scratch).expect("capture"));
-    assert_eq!(descriptor::unread_bytes(read.as_fd()).expect("FIONREAD"), content.len());
+    let states =
+        [&read, &write].map(|end| pipe::capture(end.as_fd(), &mut scratch).expect("capture"));
+    assert_eq!(
+        descriptor::unread_bytes(read.as_fd()).expect("FIONREAD"),
+        content.len()
+    );
     let (copy_read, copy_write) =
         pipe::restore_pair(Some(&states[0]), Some(&states[1])).expect("restore");
     let (copy_read, copy_write) = (copy_read.expect("read end"), copy_write.expect("write end"));
@@ -266,7 +356,9 @@ fn a_pipe_keeps_content_flags_and_capacity() {
     write_all(copy_write.as_fd(), b"more");
     drop(copy_write);
     let mut all = Vec::new();
-    File::from(copy_read).read_to_end(&mut all).expect("read to the end of file");
+    File::from(copy_read)
+        .read_to_end(&mut all)
+        .expect("read to the end of file");
     assert!(all.ends_with(b"more") && all.starts_with(&content));
 }
 
@@ -274,7 +366,9 @@ fn a_pipe_keeps_content_flags_and_capacity() {
 fn packets_keep_their_borders() {
     for packets in [&[&b"one"[..], b"two", b"three"][..], &[b"single"]] {
         let (read, write, mut scratch) = pipe_pair(libc::O_DIRECT);
-        packets.iter().for_each(|packet| write_all(write.as_fd(), packet));
+        packets
+            .iter()
+            .for_each(|packet| write_all(write.as_fd(), packet));
         let state = pipe::capture(read.as_fd(), &mut scratch).expect("capture");
         let content = state.pipe.as_ref().expect("a read end has content");
         assert!(content.packets);
@@ -314,8 +408,8 @@ fn ends_opened_twice_share_one_pipe_and_keep_their_own_flags() {
     let (read, write, mut scratch) = pipe_pair(0);
     let second = unbroken_sys::fdinfo::reopen(write.as_fd(), libc::O_WRONLY).expect("reopen");
     descriptor::set_status_flags(second.as_fd(), libc::O_NONBLOCK).expect("set flags");
-    let states =
-        [&read, &write, &second].map(|end| pipe::capture(end.as_fd(), &mut scratch).expect("capture"));
+    let states = [&read, &write, &second]
+        .map(|end| pipe::capture(end.as_fd(), &mut scratch).expect("capture"));
     let ends = pipe::restore_group(&[&states[0], &states[1], &states[2]]).expect("restore");
     let flags = |end: &OwnedFd| descriptor::status_flags(end.as_fd()).expect("flags");
     assert_eq!(flags(&ends[1]) & libc::O_NONBLOCK, 0);
@@ -328,14 +422,18 @@ fn ends_opened_twice_share_one_pipe_and_keep_their_own_flags() {
 fn a_fifo_is_opened_by_its_path() {
     let scene = Scene::new("fifo");
     let path = scene.0.join("fifo");
-    let made = std::process::Command::new("mkfifo").arg(&path).status().expect("run mkfifo");
+    let made = std::process::Command::new("mkfifo")
+        .arg(&path)
+        .status()
+        .expect("run mkfifo");
     assert!(made.success());
     let read = scene.open("fifo", libc::O_RDONLY | libc::O_NONBLOCK);
     let write = scene.open("fifo", libc::O_WRONLY);
     write_all(write.as_fd(), b"unread");
     assert_eq!(classify(read.as_fd()).expect("classify"), Kind::Fifo);
     let mut scratch = Scratch::new().expect("scratch");
-    let states = [&read, &write].map(|end| pipe::capture(end.as_fd(), &mut scratch).expect("capture"));
+    let states =
+        [&read, &write].map(|end| pipe::capture(end.as_fd(), &mut scratch).expect("capture"));
     let error = pipe::restore_pair(Some(&states[0]), Some(&states[1])).expect_err("held open");
     assert!(matches!(error, Error::Differs { .. }), "{error}");
     drop((read, write));
@@ -353,7 +451,10 @@ fn an_eventfd_keeps_its_count_and_mode() {
         if count > 0 {
             write_all(original.as_fd(), &count.to_ne_bytes());
         }
-        assert_eq!(classify(original.as_fd()).expect("classify"), Kind::EventCounter);
+        assert_eq!(
+            classify(original.as_fd()).expect("classify"),
+            Kind::EventCounter
+        );
         let state = eventfd::capture(original.as_fd()).expect("capture");
         assert_eq!((state.count, state.semaphore), (count, semaphore));
         let copy = eventfd::restore(&state).expect("restore");
@@ -377,87 +478,6 @@ fn a_signalfd_keeps_its_mask() {
     let copy = signalfd::restore(&state).expect("restore");
     assert_eq!(signalfd::capture(copy.as_fd()).expect("capture"), state);
     assert_eq!(read_error(copy.as_fd()), Some(libc::EAGAIN));
-}
-
-const SECOND: u64 = 1_000_000_000;
-
-fn armed(clock_id: i32, flags: i32, value_ns: u64, interval_ns: u64) -> OwnedFd {
-    let timer = clock::create(clock_id, libc::TFD_NONBLOCK).expect("timerfd_create");
-    clock::set(timer.as_fd(), flags, Setting { value_ns, interval_ns }).expect("timerfd_settime");
-    timer
-}
-
-#[test]
-fn an_armed_timer_keeps_its_deadline_on_every_clock() {
-    for clock_id in [libc::CLOCK_MONOTONIC, libc::CLOCK_REALTIME, libc::CLOCK_BOOTTIME] {
-        for flags in [0, libc::TFD_TIMER_ABSTIME] {
-            let base = if flags == 0 { 0 } else { clock::now_ns(clock_id).expect("clock") };
-            let original = armed(clock_id, flags, base + 500 * SECOND, 3 * SECOND);
-            assert_eq!(classify(original.as_fd()).expect("classify"), Kind::Timer);
-            let state = timerfd::capture(original.as_fd(), None).expect("capture");
-            assert_eq!((state.ticks, state.interval_ns), (0, 3 * SECOND));
-            assert_eq!(state.set_flags, flags as u32);
-            let again = timerfd::capture(original.as_fd(), Some(&state)).expect("capture");
-            assert_eq!(again, state, "a known deadline does not wander");
-            let copy = timerfd::restore(&state).expect("restore");
-            let copied = timerfd::capture(copy.as_fd(), None).expect("capture the copy");
-            assert!(copied.expiry_ns.abs_diff(state.expiry_ns) < SECOND, "{copied:?} {state:?}");
-            assert_eq!(copied.set_flags, state.set_flags);
-        }
-    }
-}
-
-/// Waits, by the kernel's own word, until the timer expired.
-fn wait_until_due(timer: &OwnedFd) {
-    while descriptor::poll_now(timer.as_fd(), libc::POLLIN).expect("poll") == 0 {
-        std::thread::yield_now();
-    }
-}
-
-#[test]
-fn unread_expirations_are_read_from_the_copy() {
-    let once = armed(libc::CLOCK_MONOTONIC, 0, 1, 0);
-    wait_until_due(&once);
-    let state = timerfd::capture(once.as_fd(), None).expect("capture");
-    assert_eq!((state.ticks, state.expiry_ns), (1, 0));
-    let copy = timerfd::restore(&state).expect("restore");
-    assert_eq!(read_some(copy.as_fd(), 8), 1u64.to_ne_bytes());
-    assert_eq!(read_error(copy.as_fd()), Some(libc::EAGAIN));
-
-    // First expiry now, the next ones far away: however slow this machine, there is one tick.
-    let periodic = armed(libc::CLOCK_MONOTONIC, 0, 1, 1000 * SECOND);
-    wait_until_due(&periodic);
-    let state = timerfd::capture(periodic.as_fd(), None).expect("capture");
-    assert_eq!(state.ticks, 1);
-    assert_ne!(state.expiry_ns, 0, "the next deadline is known");
-    let copy = timerfd::restore(&state).expect("restore");
-    assert_eq!(read_some(copy.as_fd(), 8), 1u64.to_ne_bytes());
-    let copied = timerfd::capture(copy.as_fd(), None).expect("capture the copy");
-    assert!(copied.expiry_ns.abs_diff(state.expiry_ns) < SECOND);
-    assert_eq!(read_some(periodic.as_fd(), 8), 1u64.to_ne_bytes(), "the original has it still");
-}
-
-#[test]
-fn what_became_due_meanwhile_expires_in_the_copy() {
-    let original = armed(libc::CLOCK_MONOTONIC, 0, 1000 * SECOND, 0);
-    let mut state = timerfd::capture(original.as_fd(), None).expect("capture");
-    state.expiry_ns = clock::now_ns(libc::CLOCK_MONOTONIC).expect("clock") - SECOND;
-    let copy = timerfd::restore(&state).expect("restore");
-    wait_until_due(&copy);
-    assert_eq!(read_some(copy.as_fd(), 8), 1u64.to_ne_bytes());
-
-    state.interval_ns = 1000 * SECOND;
-    let copy = timerfd::restore(&state).expect("restore");
-    assert_eq!(read_some(copy.as_fd(), 8), 1u64.to_ne_bytes());
-}
-
-#[test]
-fn a_disarmed_timer_stays_so() {
-    let original = clock::create(libc::CLOCK_MONOTONIC, 0).expect("timerfd_create");
-    let state = timerfd::capture(original.as_fd(), None).expect("capture");
-    let copy = timerfd::restore(&state).expect("restore");
-    assert_eq!(timerfd::capture(copy.as_fd(), None).expect("capture"), state);
-    assert_eq!(descriptor::poll_now(copy.as_fd(), libc::POLLIN).expect("poll"), 0);
 }
 
 #[test]

@@ -188,7 +188,7 @@ impl<'tree> Stopped<'tree> {
     }
 
     /// Leaves every thread where it is; the next [`Tree::stop`] finds it so.
-    pub(crate) fn stay(mut self) {
+    pub fn stay(mut self) {
         self.resumed = true;
     }
 

@@ -230,7 +230,8 @@ impl JournalRoom<'_> {
         Publication::of(epoch)
     }
 
-    /// Publishes part of a fill: content that means nothing before the epoch that completes it.
+    /// Publishes what is no epoch: part of a fill or of a large epoch, which means nothing before the
+    /// epoch that completes it, or a word to the standby.
     pub fn publish_part(self, bulk_bytes: usize, structure_bytes: usize) {
         self.publish(KIND_PART, 0, bulk_bytes, structure_bytes);
     }
@@ -267,7 +268,7 @@ impl DerefMut for JournalRoom<'_> {
 /// One record of the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JournalEntry<'a> {
-    /// The epoch that this is; `None` for part of a fill.
+    /// The epoch that this is; `None` for a part or a word.
     pub epoch: Option<EpochNumber>,
     pub bulk: &'a [u8],
     pub structure: &'a [u8],
@@ -320,7 +321,7 @@ impl JournalReader {
             return Err(malformed);
         };
         let in_order = match kind {
-            KIND_PART => self.consumed_sequence == 0,
+            KIND_PART => true,
             KIND_EPOCH => sequence == self.consumed_sequence + 1,
             _ => return Err(malformed),
         };
@@ -363,6 +364,16 @@ impl JournalReader {
     /// Sleeps until there is a record, at most `timeout`; may come back early with false.
     pub fn wait(&self, timeout: Option<Duration>) -> io::Result<bool> {
         self.consumer.wait(timeout)
+    }
+
+    /// As [`JournalReader::wait`], but also ends when `also` holds: whoever makes it so wakes the
+    /// ring's consumer afterwards.
+    pub fn wait_or(
+        &self,
+        timeout: Option<Duration>,
+        also: impl Fn() -> bool,
+    ) -> io::Result<bool> {
+        self.consumer.wait_or(timeout, also)
     }
 }
 

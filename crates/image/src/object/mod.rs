@@ -42,7 +42,9 @@ impl Object {
     /// Bytes of queues and content that the state carries, about: what makes it large.
     pub fn content_bytes(&self) -> usize {
         match self {
-            Object::MemoryFile(file) => file.content.len(),
+            Object::MemoryFile(file) => {
+                file.content.iter().map(|(_, bytes)| bytes.len() + 16).sum()
+            }
             Object::PipeEnd(end) => {
                 end.pipe.iter().flat_map(|pipe| &pipe.content).map(|entry| entry.len() + 8).sum()
             }

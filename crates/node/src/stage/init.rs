@@ -5,7 +5,7 @@
 //! and SIGSTOP from outside (pid_namespaces(7)), so there is nothing to ignore.
 
 use super::launch::{self, ChildAnswer, ChildRequest, Identity, InitMessage, Plan};
-use super::{BLOB, seccomp_filter};
+use super::seccomp_filter;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
@@ -14,7 +14,9 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use unbroken_sys::channel::Channel;
 use unbroken_sys::clone::{self, Forked};
-use unbroken_sys::{mount, seccomp};
+use unbroken_sys::{descriptor, mount, seccomp};
+use unbroken_tracee::blob;
+use unbroken_tracee::replica::STUB_CHANNEL;
 
 /// The whole life of stage init. `arguments` are what follows the hidden subcommand: the command
 /// of the service. Standard input is the connection to the node; standard output and error are
@@ -117,22 +119,27 @@ fn tell(control: &Channel, message: InitMessage) {
 
 /// The first process: waits for the node at each step, and for ever as a stub.
 fn child(plan: &Plan, channel: Channel, null: &File, command: &[OsString]) -> ! {
-    let result = prepare(plan, &channel, null)
-        .and_then(|()| launch::send(&channel, &ChildAnswer::Hello, &[]));
-    if result.is_ok() {
+    if let Ok(channel) = prepare(plan, channel, null)
+        && launch::send(&channel, &ChildAnswer::Hello, &[]).is_ok()
+    {
         serve(plan, &channel, command);
     }
     clone::exit_now(1)
 }
 
-fn prepare(plan: &Plan, channel: &Channel, null: &File) -> io::Result<()> {
+/// Leaves the process with the descriptors that it shall have, and its channel, which may move.
+fn prepare(plan: &Plan, channel: Channel, null: &File) -> io::Result<Channel> {
     clone::new_session()?;
+    clone::place_descriptor(null.as_fd(), 0)?;
+    clone::close_all_from(3, channel.as_fd())?;
     if plan.service {
-        clone::place_descriptor(null.as_fd(), 0)?;
-        clone::close_all_from(3, channel.as_fd())
-    } else {
-        clone::close_all_from(0, channel.as_fd())
+        return Ok(channel);
     }
+    let moved = descriptor::duplicate_from(channel.as_fd(), STUB_CHANNEL)?;
+    drop(channel);
+    let channel = Channel::from(moved);
+    clone::close_all_from(0, channel.as_fd())?;
+    Ok(channel)
 }
 
 /// Obeys requests until the node is gone or the process is another program.
@@ -149,7 +156,7 @@ fn serve(plan: &Plan, channel: &Channel, command: &[OsString]) {
 }
 
 fn install_filter(channel: &Channel) -> io::Result<()> {
-    let listener: OwnedFd = match seccomp::install(&seccomp_filter::build(BLOB)) {
+    let listener: OwnedFd = match seccomp::install(&seccomp_filter::build(blob::RANGE)) {
         Ok(listener) => listener,
         Err(error) => {
             let errno = error.raw_os_error().unwrap_or(libc::EIO);

@@ -281,6 +281,12 @@ impl Pending {
         }
     }
 
+    /// Our end of the channel of a stub, over which its replica gets descriptors. The stub ends
+    /// when the last holder of this end does.
+    pub fn into_channel(self) -> Channel {
+        self.channel
+    }
+
     fn request(&self, request: &ChildRequest) -> Result<(), Error> {
         send(&self.channel, request, &[]).map_err(|_| Error::InitGone)
     }

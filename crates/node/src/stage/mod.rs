@@ -25,17 +25,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use sysctl::HostSettings;
-use unbroken_image::AddressRange;
 use unbroken_sys::mount;
 use unbroken_sys::namespace::{self, Namespaces};
 use unbroken_sys::netlink::{LinkChange, Netlink, Prefix, link_index};
 use unbroken_sys::tun;
-
-/// Where the blob lies in every process of a service. Calls from there pass the filter.
-pub const BLOB: AddressRange = AddressRange {
-    start: 0x5ead_0000_0000,
-    end: 0x5ead_0000_4000,
-};
 
 /// The service's network device.
 const DEVICE: &str = "ub0";

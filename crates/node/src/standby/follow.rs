@@ -182,7 +182,7 @@ impl Following {
             if primary_died {
                 return Ok(End::PrimaryDied);
             }
-            reader.wait(None)?;
+            reader.wait_or(None, || watch.primary_died.load(Ordering::SeqCst))?;
         }
     }
 

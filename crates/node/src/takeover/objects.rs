@@ -62,7 +62,7 @@ pub fn restore(
                 .map_err(|source| socket_error(format!("listener {}", state.local), source))?,
             Object::UdpSocket(state) => udp::restore(state)
                 .map_err(|source| socket_error("UDP socket".to_owned(), source))?,
-            Object::Output(number) => output(*number, &mut restored)?,
+            Object::Output { stream, flags } => output(*stream, *flags, &mut restored)?,
             Object::PipeEnd(state) => {
                 pipes.entry(state.inode).or_default().push((id, state));
                 continue;
@@ -123,13 +123,15 @@ fn socket_error(what: String, source: unbroken_objects::socket::SocketError) -> 
 }
 
 /// A new pipe in the place of the one whose read end the old primary had.
-fn output(number: u8, restored: &mut Restored) -> Result<OwnedFd, RestoreError> {
+fn output(stream: u8, flags: i32, restored: &mut Restored) -> Result<OwnedFd, RestoreError> {
     use rustix::pipe::{PipeFlags, pipe_with};
     let failed = |error: rustix::io::Errno| RestoreError::Output(error.into());
     let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(failed)?;
     // Only the end that we read is nonblocking: the service sees a pipe that waits when full.
     rustix::fs::fcntl_setfl(&read, rustix::fs::OFlags::NONBLOCK).map_err(failed)?;
-    if let Some(slot) = restored.outputs.get_mut(usize::from(number.saturating_sub(1))) {
+    let flags = rustix::fs::OFlags::from_bits_retain(flags.cast_unsigned());
+    rustix::fs::fcntl_setfl(&write, flags).map_err(failed)?;
+    if let Some(slot) = restored.outputs.get_mut(usize::from(stream.saturating_sub(1))) {
         *slot = Some(read);
     }
     Ok(write)

@@ -32,6 +32,16 @@ impl Watch {
     }
 }
 
+/// What a cheap look found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Look {
+    Same,
+    /// The state is another one, and up to date.
+    Refreshed,
+    /// Something may have changed: only a capture tells.
+    Unknown,
+}
+
 /// One open file description of the service.
 #[derive(Debug)]
 pub(crate) struct Entry {
@@ -94,11 +104,12 @@ impl Entry {
     }
 
     /// Reads the object whole from `fd`, a duplicate; not for sockets and epoll instances.
-    /// `announced`: a call changed it, so nothing of the last state may be relied on.
+    /// `announced`: a call changed it, so nothing of the last state may be relied on; `mapped`: it
+    /// is a memfd whose pages travel with memory.
     pub fn capture(
         &mut self,
         fd: BorrowedFd<'_>,
-        announced: bool,
+        (announced, mapped): (bool, bool),
         sources: &BTreeMap<Pid, Process>,
         scratch: &mut Scratch,
     ) -> Result<(), Error> {
@@ -116,7 +127,7 @@ impl Entry {
             Kind::RegularFile => Object::RegularFile(file::capture(fd)?),
             Kind::Directory => Object::Directory(directory::capture(fd)?),
             Kind::CharacterDevice => Object::CharacterDevice(device::capture(fd)?),
-            Kind::MemoryFile => Object::MemoryFile(memfd::capture(fd, false)?),
+            Kind::MemoryFile => Object::MemoryFile(memfd::capture(fd, mapped)?),
             Kind::Pipe | Kind::Fifo => Object::PipeEnd(pipe::capture(fd, scratch)?),
             Kind::EventCounter => Object::EventCounter(eventfd::capture(fd)?),
             Kind::Timer => Object::TimerDescriptor(timerfd::capture(fd, previous)?),
@@ -128,22 +139,27 @@ impl Entry {
         self.add_process_locks()
     }
 
-    /// Whether a cheap look shows anything that the last state has not. `true` may be wrong,
-    /// `false` is not.
-    pub fn differs(
+    /// Looks cheaply for what the last state has not, and brings the state up to date where the
+    /// look itself tells all.
+    pub fn look(
         &mut self,
         sources: &BTreeMap<Pid, Process>,
         scratch: &mut Scratch,
-    ) -> Result<bool, Error> {
-        match &self.state {
-            None => Ok(true),
-            Some(Object::RegularFile(_) | Object::Directory(_) | Object::MemoryFile(_)) => {
-                Ok(self.text_differs()? || self.status_differs()?)
+    ) -> Result<Look, Error> {
+        match self.kind {
+            _ if self.state.is_none() => Ok(Look::Unknown),
+            Kind::RegularFile | Kind::Directory | Kind::EventCounter => self.look_at_text(),
+            Kind::Pipe | Kind::Fifo => self.look_at_content(sources, scratch),
+            Kind::MemoryFile => {
+                let differs = self.read_watches()? || self.memory_file_differs()?;
+                Ok(if differs { Look::Unknown } else { Look::Same })
             }
-            Some(Object::EventCounter(_)) => self.text_differs(),
-            Some(Object::TimerDescriptor(_)) => self.timer_differs(),
-            Some(Object::PipeEnd(_)) => self.content_differs(sources, scratch),
-            Some(_) => Ok(false),
+            Kind::Timer => Ok(if self.timer_differs()? {
+                Look::Unknown
+            } else {
+                Look::Same
+            }),
+            _ => Ok(Look::Same),
         }
     }
 
@@ -222,38 +238,81 @@ impl Entry {
         self.slots.push(place);
     }
 
-    fn text_differs(&mut self) -> Result<bool, Error> {
-        // A process that joined or a slot that moved needs new watches.
-        if self.watches.is_empty() {
-            return Ok(true);
-        }
+    /// Reads all watches again; whether any tells something else. Without a watch, as after a slot
+    /// moved, nothing is known.
+    fn read_watches(&mut self) -> Result<bool, Error> {
+        let mut differs = self.watches.is_empty();
         for watch in &mut self.watches {
-            if watch.read()? {
-                return Ok(true);
-            }
+            differs |= watch.read()?;
         }
-        Ok(false)
+        Ok(differs)
     }
 
-    /// Length for a file that can be written; for a memfd the time of change as well, because no
-    /// call that writes to it is announced.
-    fn status_differs(&self) -> Result<bool, Error> {
-        let Some((reference, last)) = &self.reference else {
-            return Ok(false);
+    fn look_at_text(&mut self) -> Result<Look, Error> {
+        let differs = self.read_watches()?;
+        let Some(watch) = self.watches.first() else {
+            return Ok(Look::Unknown);
         };
-        let now = descriptor::status(reference.as_fd()).during("look at", "a file")?;
-        Ok(match &self.state {
-            Some(Object::RegularFile(RegularFile {
-                length_bytes: Some(known),
-                ..
-            })) => now.length_bytes != *known,
-            Some(Object::MemoryFile(_)) => {
-                now.length_bytes != last.length_bytes
-                    || now.changed_ns != last.changed_ns
-                    || is_recent(now.changed_ns)
+        let length_bytes = match (&self.state, &self.reference) {
+            (
+                Some(Object::RegularFile(RegularFile {
+                    length_bytes: Some(_),
+                    ..
+                })),
+                Some((fd, _)),
+            ) => {
+                let status = descriptor::status(fd.as_fd()).during("look at", "a file")?;
+                Some(status.length_bytes)
             }
-            _ => false,
-        })
+            _ => None,
+        };
+        match &mut self.state {
+            Some(Object::RegularFile(state)) => {
+                if !differs && state.length_bytes == length_bytes {
+                    return Ok(Look::Same);
+                }
+                let Some((position, flags)) = position_and_flags(&watch.text) else {
+                    return Ok(Look::Unknown);
+                };
+                if flags != state.flags {
+                    return Ok(Look::Unknown);
+                }
+                state.position = position;
+                state.length_bytes = length_bytes;
+                state.locks.clear();
+                for watch in &self.watches {
+                    file::add_locks(&watch.text, watch.place.0, state)?;
+                }
+                Ok(Look::Refreshed)
+            }
+            _ if !differs => Ok(Look::Same),
+            Some(Object::Directory(state)) => match position_and_flags(&watch.text) {
+                Some((position, flags)) if flags == state.flags => {
+                    state.position = position;
+                    Ok(Look::Refreshed)
+                }
+                _ => Ok(Look::Unknown),
+            },
+            Some(Object::EventCounter(state)) => match position_and_flags(&watch.text) {
+                Some((_, flags)) if flags == state.flags => {
+                    *state = eventfd::parse(&watch.text, flags)?;
+                    Ok(Look::Refreshed)
+                }
+                _ => Ok(Look::Unknown),
+            },
+            _ => Ok(Look::Unknown),
+        }
+    }
+
+    /// No call that writes to a memfd is announced, but the time of change tells of all.
+    fn memory_file_differs(&self) -> Result<bool, Error> {
+        let Some((reference, last)) = &self.reference else {
+            return Ok(true);
+        };
+        let now = descriptor::status(reference.as_fd()).during("look at", "a memfd")?;
+        Ok(now.length_bytes != last.length_bytes
+            || now.changed_ns != last.changed_ns
+            || is_recent(now.changed_ns))
     }
 
     fn timer_differs(&mut self) -> Result<bool, Error> {
@@ -272,26 +331,30 @@ impl Entry {
         Ok(is_due || reading.ticks != known.ticks)
     }
 
-    fn content_differs(
-        &self,
+    fn look_at_content(
+        &mut self,
         sources: &BTreeMap<Pid, Process>,
         scratch: &mut Scratch,
-    ) -> Result<bool, Error> {
-        let Some(Object::PipeEnd(known)) = &self.state else {
-            return Ok(true);
+    ) -> Result<Look, Error> {
+        let Some(Object::PipeEnd(end)) = &mut self.state else {
+            return Ok(Look::Unknown);
         };
-        let Some(pipe) = &known.pipe else {
-            return Ok(false);
+        let Some(known) = &mut end.pipe else {
+            return Ok(Look::Same);
         };
         let Some(fd) = super::duplicate(sources, &self.slots)? else {
-            return Ok(true);
+            return Ok(Look::Unknown);
         };
         let unread = descriptor::unread_bytes(fd.as_fd()).during("look into", "a pipe")?;
-        let known_bytes: usize = pipe.content.iter().map(Vec::len).sum();
-        if unread == 0 || unread != known_bytes {
-            return Ok(unread != known_bytes);
+        if unread == 0 && known.content.is_empty() {
+            return Ok(Look::Same);
         }
-        Ok(pipe::capture_content(fd.as_fd(), scratch)? != *pipe)
+        let now = pipe::capture_content(fd.as_fd(), scratch)?;
+        if now == *known {
+            return Ok(Look::Same);
+        }
+        *known = now;
+        Ok(Look::Refreshed)
     }
 
     /// Adds the locks that show only in each process's own fdinfo.
@@ -303,6 +366,13 @@ impl Entry {
         }
         Ok(())
     }
+}
+
+/// `pos:` and `flags:` of an fdinfo text, without the flag that belongs to the slot.
+fn position_and_flags(text: &[u8]) -> Option<(u64, i32)> {
+    let position = fdinfo::field(text, "pos")?.parse().ok()?;
+    let flags = i32::from_str_radix(fdinfo::field(text, "flags")?, 8).ok()?;
+    Some((position, flags & !libc::O_CLOEXEC))
 }
 
 /// Whether another change could still carry the same time: before multigrain timestamps (Linux

@@ -25,8 +25,10 @@ impl Mirror {
             }
         }
         for (watcher, fd) in &gone.watched_by {
-            let Some(Entry { state: Some(Object::Epoll(state)), .. }) =
-                self.objects.get_mut(watcher)
+            let Some(Entry {
+                state: Some(Object::Epoll(state)),
+                ..
+            }) = self.objects.get_mut(watcher)
             else {
                 continue;
             };
@@ -79,7 +81,9 @@ impl Mirror {
         let may_have_moved = !changes.gone.is_empty()
             && before.iter().any(|(_, _, old)| old.is_some())
             && changes.appeared.iter().any(|id| {
-                self.objects.get(id).is_some_and(|entry| !entry.kind.has_unique_inode())
+                self.objects
+                    .get(id)
+                    .is_some_and(|entry| !entry.kind.has_unique_inode())
             });
         if may_have_moved {
             let touched = changes.touched.iter().copied();
@@ -98,14 +102,27 @@ impl Mirror {
         let mut callers: HashMap<(ObjectId, Fd), (Pid, u32)> = HashMap::new();
         let mut unproved: Vec<(ObjectId, Pid, Fd)> = Vec::new();
         let is_creation = |announcement: &Announcement| {
-            matches!(announcement.what, Announced::Created { .. } | Announced::CreatedFrom { .. })
+            matches!(
+                announcement.what,
+                Announced::Created { .. } | Announced::CreatedFrom { .. }
+            )
         };
         let last_creation = announcements.iter().rposition(is_creation).unwrap_or(0);
         for (index, announcement) in announcements.iter().enumerate() {
             let Announcement { pid, thread, what } = *announcement;
-            let Announced::Epoll { epoll, operation, target, event } = what else { continue };
+            let Announced::Epoll {
+                epoll,
+                operation,
+                target,
+                event,
+            } = what
+            else {
+                continue;
+            };
             let old = |fd| {
-                let held = before.iter().find(|(owner, slot, _)| (*owner, *slot) == (pid, fd));
+                let held = before
+                    .iter()
+                    .find(|(owner, slot, _)| (*owner, *slot) == (pid, fd));
                 held.and_then(|(_, _, old)| *old).map(|old| old.object)
             };
             if self.namings.last(pid, epoll).is_some() {
@@ -114,14 +131,18 @@ impl Mirror {
                 doubtful.extend(now.into_iter().chain(old(epoll)));
                 continue;
             }
-            let Some(instance) = self.slot(pid, epoll).map(|slot| slot.object) else { continue };
+            let Some(instance) = self.slot(pid, epoll).map(|slot| slot.object) else {
+                continue;
+            };
             if self.kind(instance) != Some(Kind::Epoll) || doubtful.contains(&instance) {
                 continue;
             }
             let is_first = !callers.contains_key(&(instance, target));
             let caller = *callers.entry((instance, target)).or_insert((pid, thread));
             let mut is_certain = caller == (pid, thread);
-            let is_new = before.iter().any(|(owner, fd, _)| (*owner, *fd) == (pid, target));
+            let is_new = before
+                .iter()
+                .any(|(owner, fd, _)| (*owner, *fd) == (pid, target));
             if is_new && index < last_creation {
                 // The number may have been free at the call and given out after it.
                 is_certain &= is_first;
@@ -144,7 +165,9 @@ impl Mirror {
                 continue;
             }
             // EBADF when the number is free.
-            let Some(slot) = self.slot(pid, target) else { continue };
+            let Some(slot) = self.slot(pid, target) else {
+                continue;
+            };
             match self.apply_call(instance, operation, target, slot.object, event) {
                 Outcome::Unchanged => {}
                 Outcome::Changed => changes.touch(instance),
@@ -166,8 +189,11 @@ impl Mirror {
     /// not asked: only a program that adds a number before a call gave it out could be mistaken.
     fn is_proved(&self, instance: ObjectId, pid: Pid, target: Fd) -> bool {
         const ASKED_ENTRIES_MAX: usize = 4096;
-        let Some(Entry { state: Some(Object::Epoll(state)), slots, .. }) =
-            self.objects.get(&instance)
+        let Some(Entry {
+            state: Some(Object::Epoll(state)),
+            slots,
+            ..
+        }) = self.objects.get(&instance)
         else {
             return true;
         };
@@ -181,8 +207,10 @@ impl Mirror {
             return true;
         }
         let host = process.source.host_pid;
-        let expected =
-            state.entries.binary_search_by_key(&(target, slot.object), epoll::key).is_ok();
+        let expected = state
+            .entries
+            .binary_search_by_key(&(target, slot.object), epoll::key)
+            .is_ok();
         let mut nth = 0;
         loop {
             match kcmp::epoll_target(host, target.0, host, epoll.0, target.0, nth) {
@@ -201,8 +229,13 @@ impl Mirror {
         target: ObjectId,
         event: Option<(u32, u64)>,
     ) -> Outcome {
-        let Some(kind) = self.kind(target) else { return Outcome::Doubtful };
-        let Some(Entry { state: Some(Object::Epoll(state)), .. }) = self.objects.get_mut(&instance)
+        let Some(kind) = self.kind(target) else {
+            return Outcome::Doubtful;
+        };
+        let Some(Entry {
+            state: Some(Object::Epoll(state)),
+            ..
+        }) = self.objects.get_mut(&instance)
         else {
             return Outcome::Doubtful;
         };
@@ -221,7 +254,9 @@ impl Mirror {
     /// Reads an instance from the kernel; whether it differs from the mirror, which has it now.
     pub(super) fn read_epoll(&mut self, id: ObjectId) -> Result<bool, Error> {
         let state = self.epoll_in_kernel(id)?;
-        let Some(entry) = self.objects.get_mut(&id) else { return Ok(false) };
+        let Some(entry) = self.objects.get_mut(&id) else {
+            return Ok(false);
+        };
         let new = Object::Epoll(state);
         if entry.state.as_ref() == Some(&new) {
             return Ok(false);
@@ -240,9 +275,15 @@ impl Mirror {
 
     pub(super) fn epoll_in_kernel(&self, id: ObjectId) -> Result<Epoll, Error> {
         let fd = self.duplicate(id)?;
-        let place = self.objects.get(&id).and_then(|entry| entry.slots.first().copied());
+        let place = self
+            .objects
+            .get(&id)
+            .and_then(|entry| entry.slots.first().copied());
         let Some(place) = place else {
-            return Err(Error::differs(format!("epoll instance {id}"), "no slot names it"));
+            return Err(Error::differs(
+                format!("epoll instance {id}"),
+                "no slot names it",
+            ));
         };
         epoll::capture(fd.as_fd(), |raw| self.resolve(place, raw))
     }
@@ -251,11 +292,16 @@ impl Mirror {
     fn resolve(&self, (pid, instance): (Pid, Fd), raw: &RawEntry) -> Result<ObjectId, Error> {
         // A socket is named by its inode, and most targets are sockets.
         if let Some(id) = self.sockets.get(&raw.inode)
-            && self.slot(pid, raw.fd).is_some_and(|slot| slot.object == *id)
+            && self
+                .slot(pid, raw.fd)
+                .is_some_and(|slot| slot.object == *id)
         {
             return Ok(*id);
         }
-        let host = self.processes.get(&pid).map_or(0, |process| process.source.host_pid);
+        let host = self
+            .processes
+            .get(&pid)
+            .map_or(0, |process| process.source.host_pid);
         let compare = |id| {
             let (owner, slot) = self.certain_slot(id);
             kcmp::epoll_target(owner, slot, host, instance.0, raw.fd.0, raw.nth)
@@ -275,9 +321,11 @@ impl Mirror {
 
 fn targets(state: Option<&Object>) -> Vec<(ObjectId, Fd)> {
     match state {
-        Some(Object::Epoll(state)) => {
-            state.entries.iter().map(|entry| (entry.target, entry.fd)).collect()
-        }
+        Some(Object::Epoll(state)) => state
+            .entries
+            .iter()
+            .map(|entry| (entry.target, entry.fd))
+            .collect(),
         _ => Vec::new(),
     }
 }

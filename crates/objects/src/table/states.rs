@@ -1,12 +1,54 @@
 //! The states of objects: full captures, and which need a look in every epoch.
 
+use super::entry::Look;
 use super::{Changes, Mirror, duplicate};
 use crate::{Context, Error, Kind};
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
-use unbroken_image::{Object, ObjectId};
+use unbroken_image::{Descriptor, Fd, FileIdentity, Object, ObjectId, Pid};
 use unbroken_sys::descriptor;
 
 impl Mirror {
+    /// The slots of every process, for [`crate::epoll::plan`].
+    pub fn tables(&self) -> BTreeMap<Pid, BTreeMap<Fd, Descriptor>> {
+        self.processes
+            .iter()
+            .map(|(pid, process)| (*pid, process.slots.all().clone()))
+            .collect()
+    }
+
+    /// What a slot holds.
+    pub fn slot(&self, pid: Pid, fd: Fd) -> Option<Descriptor> {
+        self.processes.get(&pid)?.slots.get(fd)
+    }
+
+    /// All objects and their kinds.
+    pub fn objects(&self) -> impl Iterator<Item = (ObjectId, Kind)> + '_ {
+        self.objects.iter().map(|(id, entry)| (*id, entry.kind))
+    }
+
+    /// The kind of an object.
+    pub fn kind(&self, id: ObjectId) -> Option<Kind> {
+        self.objects.get(&id).map(|entry| entry.kind)
+    }
+
+    /// The state of an object at its last capture; `None` for sockets.
+    pub fn state(&self, id: ObjectId) -> Option<&Object> {
+        self.objects.get(&id)?.state.as_ref()
+    }
+
+    /// Says which memfds are mapped somewhere in the service: their content is left out of later
+    /// captures, because it travels with memory.
+    pub fn set_mapped(&mut self, identities: impl IntoIterator<Item = FileIdentity>) {
+        self.mapped.clear();
+        self.mapped.extend(identities);
+    }
+
+    /// The number that the next new object will get.
+    pub fn next_object(&self) -> ObjectId {
+        ObjectId(self.next)
+    }
+
     /// The objects that must be looked at in every epoch, announced or not: their state changes
     /// by calls that nobody announces. TCP connections are among them until they are marked
     /// quiet.
@@ -87,17 +129,23 @@ impl Mirror {
             self.refresh_one(id);
             return Ok(if changed { self.state(id) } else { None });
         }
-        if entry.kind.is_socket() || !entry.differs(&self.processes, &mut self.scratch)? {
+        if entry.kind.is_socket() {
             return Ok(None);
         }
-        let before = entry.state.clone();
-        self.capture_announced(id, false)?;
-        let state = self.state(id);
-        Ok(if state == before.as_ref() {
-            None
-        } else {
-            state
-        })
+        match entry.look(&self.processes, &mut self.scratch)? {
+            Look::Same => Ok(None),
+            Look::Refreshed => Ok(self.state(id)),
+            Look::Unknown => {
+                let before = entry.state.clone();
+                self.capture_announced(id, false)?;
+                let state = self.state(id);
+                Ok(if state == before.as_ref() {
+                    None
+                } else {
+                    state
+                })
+            }
+        }
     }
 
     fn capture_announced(&mut self, id: ObjectId, announced: bool) -> Result<(), Error> {
@@ -109,7 +157,13 @@ impl Mirror {
         let Some(entry) = self.objects.get_mut(&id) else {
             return Ok(());
         };
-        entry.capture(fd.as_fd(), announced, &self.processes, &mut self.scratch)?;
+        let mapped = self.mapped.contains(&entry.identity);
+        entry.capture(
+            fd.as_fd(),
+            (announced, mapped),
+            &self.processes,
+            &mut self.scratch,
+        )?;
         self.refresh_one(id);
         Ok(())
     }

@@ -30,9 +30,17 @@ impl Guest {
         let input = File::from(std::os::fd::OwnedFd::from(input));
         let output = BufReader::new(File::from(std::os::fd::OwnedFd::from(output)));
         let pid = child.id() as i32;
-        let mut guest = Guest { input, output, pid, child: Some(child) };
+        let mut guest = Guest {
+            input,
+            output,
+            pid,
+            child: Some(child),
+        };
         // Once it answers it has opened whatever Python opens.
-        assert_eq!(guest.say(&format!("{}", libc::SYS_getpid)), i64::from(guest.pid));
+        assert_eq!(
+            guest.say(&format!("{}", libc::SYS_getpid)),
+            i64::from(guest.pid)
+        );
         guest
     }
 
@@ -40,8 +48,13 @@ impl Guest {
     pub fn say(&mut self, line: &str) -> i64 {
         writeln!(self.input, "{line}").expect("write to the guest");
         let mut answer = String::new();
-        self.output.read_line(&mut answer).expect("read from the guest");
-        answer.trim().parse().unwrap_or_else(|_| panic!("the guest answered {answer:?} to {line}"))
+        self.output
+            .read_line(&mut answer)
+            .expect("read from the guest");
+        answer
+            .trim()
+            .parse()
+            .unwrap_or_else(|_| panic!("the guest answered {answer:?} to {line}"))
     }
 
     pub fn call(&mut self, number: i64, arguments: &[&dyn std::fmt::Display]) -> i64 {
@@ -58,17 +71,29 @@ impl Guest {
 
     #[allow(dead_code)]
     pub fn fork(&mut self) -> Guest {
-        let base = std::env::temp_dir().join(format!("unbroken-fork-{}-{}", std::process::id(), self.pid));
+        let base =
+            std::env::temp_dir().join(format!("unbroken-fork-{}-{}", std::process::id(), self.pid));
         let paths = ["in", "out"].map(|end| format!("{}-{end}", base.display()));
-        let made = Command::new("mkfifo").args(&paths).status().expect("run mkfifo");
+        let made = Command::new("mkfifo")
+            .args(&paths)
+            .status()
+            .expect("run mkfifo");
         assert!(made.success());
         let pid = self.say(&format!("fork {} {}", paths[0], paths[1])) as i32;
-        let input = File::options().write(true).open(&paths[0]).expect("open the FIFO");
+        let input = File::options()
+            .write(true)
+            .open(&paths[0])
+            .expect("open the FIFO");
         let output = BufReader::new(File::open(&paths[1]).expect("open the FIFO"));
         for path in paths {
             std::fs::remove_file(path).expect("remove the FIFO");
         }
-        let mut guest = Guest { input, output, pid, child: None };
+        let mut guest = Guest {
+            input,
+            output,
+            pid,
+            child: None,
+        };
         assert_eq!(guest.say(&format!("{}", libc::SYS_getpid)), i64::from(pid));
         guest
     }

@@ -136,6 +136,11 @@ impl RingMemory {
         })
     }
 
+    /// Makes a consumer's sleep end early: for news that does not come through the ring.
+    pub fn wake_consumer(&self) -> io::Result<()> {
+        self.shared.ring(DATA_BELL_AT, DATA_SLEEPERS_AT)
+    }
+
     /// The longest record that fits when the ring is empty.
     pub fn largest_record_bytes(&self) -> usize {
         self.shared.capacity_bytes as usize - RECORD_HEADER_BYTES
@@ -394,10 +399,18 @@ impl Consumer {
     /// Sleeps until a record is there, at most `timeout`; returns whether one is. May come back
     /// early with false.
     pub fn wait(&self, timeout: Option<Duration>) -> io::Result<bool> {
-        self.shared
-            .sleep((DATA_BELL_AT, DATA_SLEEPERS_AT), timeout, || {
-                self.is_ready()
-            })
+        self.wait_or(timeout, || false)
+    }
+
+    /// As [`Consumer::wait`], but also ends when `also` holds: whoever makes it so calls
+    /// [`RingMemory::wake_consumer`] afterwards. Returns whether there is a record or it holds.
+    pub fn wait_or(
+        &self,
+        timeout: Option<Duration>,
+        also: impl Fn() -> bool,
+    ) -> io::Result<bool> {
+        let ready = || self.is_ready() || also();
+        self.shared.sleep((DATA_BELL_AT, DATA_SLEEPERS_AT), timeout, ready)
     }
 
     /// Where the first whole record starts and how long it is, padding skipped.
