@@ -7,10 +7,10 @@
 
 use crate::thread::{HostPid, HostTid, State};
 use crate::{Stopped, TraceError, proc};
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
-use unbroken_image::{AddressRange, Registers};
+use unbroken_image::{AddressRange, PAGE_SIZE, Registers};
 use unbroken_sys::remote_code;
 use unbroken_sys::wait::{Change, wait};
 use unbroken_sys::{ptrace, signal};
@@ -36,11 +36,13 @@ impl Stopped<'_> {
         let (process, _) = self.thread(tid).ok_or(TraceError::gone(tid))?;
         let host_pid = process.host_pid;
         let notice = choose_notice(host_pid)?;
+        let vdso = find_vdso(host_pid, process.memory())?;
+        let instruction = find_syscall_instruction(host_pid, process.memory(), vdso)?;
         if self.take_over_blob(tid)? {
-            self.tree.set_notice(host_pid, notice);
+            self.tree.set_notice(host_pid, notice, vdso);
             return Ok(());
         }
-        let instruction = find_syscall_instruction(self, tid, host_pid)?;
+
         let map = [
             RANGE.start,
             RANGE.length_bytes(),
@@ -78,7 +80,7 @@ impl Stopped<'_> {
             .memory()
             .write_all_at(&page, RANGE.start)
             .map_err(TraceError::of_thread("write the blob", tid))?;
-        self.tree.set_notice(host_pid, notice);
+        self.tree.set_notice(host_pid, notice, vdso);
         // EINVAL where the kernel lacks names: nothing but /proc/PID/maps shows it.
         let set_name = [
             libc::PR_SET_VMA as u64,
@@ -117,17 +119,10 @@ impl Stopped<'_> {
         let threads: Vec<HostTid> = process.threads().map(|thread| thread.host_tid).collect();
         for thread in threads {
             while RANGE.contains(self.registers(thread)?.rip) {
-                self.run_a_little(thread)?;
+                self.run_a_moment(thread)?;
             }
         }
         Ok(true)
-    }
-
-    fn run_a_little(&mut self, tid: HostTid) -> Result<(), TraceError> {
-        self.tree.set_state(tid, State::Running);
-        ptrace::resume(tid.0, 0).map_err(TraceError::of_thread("continue", tid))?;
-        ptrace::interrupt(tid.0).map_err(TraceError::of_thread("interrupt", tid))?;
-        self.tree.settle()
     }
 
     /// Makes one call from a `syscall` instruction of the process's own. By PTRACE_SYSCALL and not
@@ -140,8 +135,7 @@ impl Stopped<'_> {
         number: i64,
         arguments: &[u64],
     ) -> Result<u64, TraceError> {
-        let mut original = self.registers(tid)?;
-        self.abort_restartable_sequence(tid, &mut original)?;
+        let original = self.registers(tid)?;
         let mask = self.signal_mask(tid)?;
         let argument = |position: usize| arguments.get(position).copied().unwrap_or(0);
         let call = Registers {
@@ -242,46 +236,75 @@ pub(crate) fn notice_for(caught: u64) -> i32 {
     NOTICES.into_iter().find(is_free).unwrap_or(libc::SIGCHLD)
 }
 
-/// A `syscall` instruction that every program has: the vDSO's.
-fn find_syscall_instruction(
-    stopped: &Stopped<'_>,
-    tid: HostTid,
-    host_pid: HostPid,
-) -> Result<u64, TraceError> {
+/// Where the vDSO of a process is, by its auxiliary vector and its own ELF header.
+pub(crate) fn find_vdso(host_pid: HostPid, memory: &File) -> Result<AddressRange, TraceError> {
     /// include/uapi/linux/auxvec.h
     const AT_SYSINFO_EHDR: u64 = 33;
-    /// The vDSO has been one or two pages of code for ever.
-    const VDSO_BYTES: usize = 8192;
     let path = format!("/proc/{host_pid}/auxv");
-    let auxiliary = fs::read(&path).map_err(|source| TraceError::Proc {
-        path: path.clone(),
-        source,
-    })?;
-    let word = |bytes: &[u8]| {
-        let mut array = [0; 8];
-        array.copy_from_slice(bytes);
-        u64::from_ne_bytes(array)
+    let auxiliary = match fs::read(&path) {
+        Ok(auxiliary) => auxiliary,
+        Err(source) => return Err(TraceError::Proc { path, source }),
     };
-    let vdso = auxiliary
+    let start = auxiliary
         .chunks_exact(16)
-        .find(|pair| word(&pair[..8]) == AT_SYSINFO_EHDR)
-        .map(|pair| word(&pair[8..]))
-        .ok_or(TraceError::ProcFormat {
-            path: path.clone(),
-            what: "AT_SYSINFO_EHDR",
-        })?;
-    let (process, _) = stopped.thread(tid).ok_or(TraceError::gone(tid))?;
-    let mut code = vec![0; VDSO_BYTES];
-    let length = process
-        .memory()
-        .read_at(&mut code, vdso)
-        .map_err(TraceError::of_thread("read the vDSO", tid))?;
-    code[..length]
-        .windows(2)
-        .position(|pair| pair == [0x0f, 0x05])
-        .map(|offset| vdso + offset as u64)
+        .find(|pair| word(pair, 0) == AT_SYSINFO_EHDR)
+        .map(|pair| word(pair, 8))
         .ok_or(TraceError::ProcFormat {
             path,
-            what: "the vDSO has no syscall instruction",
+            what: "AT_SYSINFO_EHDR",
+        })?;
+    let mut header = [0; PAGE_SIZE as usize];
+    memory
+        .read_exact_at(&mut header, start)
+        .map_err(TraceError::of_thread("read the vDSO", HostTid(host_pid.0)))?;
+    let path = format!("/proc/{host_pid}/mem");
+    let length = loaded_bytes(&header).ok_or(TraceError::ProcFormat {
+        path,
+        what: "the header of the vDSO",
+    })?;
+    Ok(AddressRange {
+        start,
+        end: start + length.next_multiple_of(PAGE_SIZE),
+    })
+}
+
+/// Bytes of the loaded segment of a small ELF file (`Elf64_Ehdr` and `Elf64_Phdr` of elf(5)).
+fn loaded_bytes(header: &[u8]) -> Option<u64> {
+    const PT_LOAD: u32 = 1;
+    let half = |at: usize| {
+        Some(usize::from(u16::from_ne_bytes(
+            header.get(at..at + 2)?.try_into().ok()?,
+        )))
+    };
+    let table = header.get(usize::try_from(word(header, 0x20)).ok()?..)?;
+    let (entry_bytes, entries) = (half(0x36)?, half(0x38)?);
+    let mut segments = table.chunks_exact(entry_bytes.max(0x38)).take(entries);
+    let loaded = segments.find(|segment| segment[..4] == PT_LOAD.to_ne_bytes())?;
+    Some(word(loaded, 0x28))
+}
+
+/// The eight bytes at `offset`, which the slice must have.
+fn word(bytes: &[u8], offset: usize) -> u64 {
+    let mut array = [0; 8];
+    array.copy_from_slice(&bytes[offset..offset + 8]);
+    u64::from_ne_bytes(array)
+}
+
+/// A `syscall` instruction that every program has: the vDSO's.
+fn find_syscall_instruction(
+    host_pid: HostPid,
+    memory: &File,
+    vdso: AddressRange,
+) -> Result<u64, TraceError> {
+    let mut code = vec![0; vdso.length_bytes() as usize];
+    memory
+        .read_exact_at(&mut code, vdso.start)
+        .map_err(TraceError::of_thread("read the vDSO", HostTid(host_pid.0)))?;
+    code.windows(2)
+        .position(|pair| pair == [0x0f, 0x05])
+        .map(|offset| vdso.start + offset as u64)
+        .ok_or(TraceError::ProcFormat {
+            path: format!("/proc/{host_pid}/mem"),
+            what: "the vDSO, which has no syscall instruction",
         })
 }

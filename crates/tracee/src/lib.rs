@@ -25,6 +25,7 @@ mod stop;
 pub mod survey;
 mod thread;
 mod tree;
+mod user_code;
 
 pub use dirty::DirtyTracker;
 pub use error::TraceError;

@@ -174,7 +174,7 @@ fn backing_of(
     if let Some(path) = name.strip_suffix(" (deleted)") {
         // "/dev/zero" for MAP_SHARED | MAP_ANONYMOUS, "/memfd:name", or a file without a name any
         // more, which nothing can open: its content travels as that of shared memory does.
-        return if path.starts_with('/') {
+        return if path.starts_with('/') && !path.starts_with("/[aio]") {
             Ok(shared_memory)
         } else {
             Err("it belongs to a kernel object that cannot be replicated")
@@ -387,4 +387,113 @@ pub fn verify(process: &Process, kept: &[Mapping]) -> Result<Option<String>, Tra
         return Ok(Some(format!("kept {kept:?}, is {now:?}")));
     }
     Ok((kept.len() != now.len()).then(|| format!("kept {}, are {}", kept.len(), now.len())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Result<Vec<Mapping>, TraceError> {
+        let mut map = Vec::new();
+        // No process has this number, so no file is found to be open for writing.
+        parse(text, HostPid(i32::MAX), &[], &mut map)?;
+        Ok(map)
+    }
+
+    #[test]
+    fn adjacent_mappings_that_continue_each_other_are_one() {
+        let map = parsed(
+            "1000-3000 r--p 00000000 fe:00 77      /lib/x.so\n\
+             3000-4000 r--p 00002000 fe:00 77      /lib/x.so\n\
+             4000-5000 r--p 00005000 fe:00 77      /lib/x.so\n\
+             5000-6000 rw-p 00000000 00:00 0       [heap]\n\
+             6000-7000 rw-p 00000000 00:00 0       [anon:malloc]\n\
+             7000-8000 ---p 00000000 00:00 0       \n\
+             8000-9000 r--p 00000000 00:00 0       [vvar]\n\
+             9000-a000 r--p 00000000 00:00 0       [vvar_vclock]\n\
+             a000-c000 r-xp 00000000 00:00 0       [vdso]\n\
+             d000-e000 rw-p 00000000 00:00 0       [stack]\n",
+        )
+        .unwrap();
+        let ends: Vec<u64> = map.iter().map(|mapping| mapping.range.end).collect();
+        assert_eq!(
+            ends,
+            [0x4000, 0x5000, 0x7000, 0x8000, 0xa000, 0xc000, 0xe000]
+        );
+        assert_eq!(map[4].backing, Backing::Vvar);
+        assert!(map[6].grows_down);
+        let Backing::File {
+            path,
+            identity,
+            writable,
+            ..
+        } = &map[0].backing
+        else {
+            panic!()
+        };
+        assert_eq!(
+            (path.as_str(), identity.inode, *writable),
+            ("/lib/x.so", 77, false)
+        );
+        assert_eq!(identity.device, libc::makedev(0xfe, 0));
+    }
+
+    #[test]
+    fn memory_without_a_path_is_shared_memory() {
+        let map = parsed(
+            "1000-2000 rw-s 00000000 00:01 5       /dev/zero (deleted)\n\
+             2000-3000 rw-s 00001000 00:01 6       /memfd:a b (deleted)\n\
+             3000-4000 rw-s 00000000 00:01 7       /SYSV00000000 (deleted)\n\
+             4000-5000 rw-s 00000000 00:01 8       [anon_shmem:pool]\n\
+             5000-6000 r-xp 00000000 fe:00 9       /lib/old.so (deleted)\n",
+        )
+        .unwrap();
+        assert_eq!(map.len(), 5);
+        assert!(
+            map.iter()
+                .all(|m| matches!(m.backing, Backing::SharedMemory { .. }))
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_replicated_is_refused_by_name() {
+        for line in [
+            "1000-2000 rw-s 00000000 00:0e 5       anon_inode:[io_uring]\n",
+            "1000-2000 rw-s 00000000 00:0e 5       /[aio] (deleted)\n",
+            "1000-2000 rw-s 00000000 00:05 5       /dev/dri/card0\n",
+            "1000-2000 rw-p 00000000 00:0f 5       /anon_hugepage (deleted)\n",
+            "1000-2000 rw-p 00000000 00:00 0       \nVmFlags: rd wr mr mw me ht \n",
+            "1000-2000 rw-p 00000000 00:00 0       \nVmFlags: rd wr mr mw me io pf \n",
+        ] {
+            let refused = parsed(line);
+            assert!(
+                matches!(refused, Err(TraceError::UnsupportedMapping { .. })),
+                "{line}"
+            );
+        }
+        assert!(matches!(
+            parsed("nonsense\n"),
+            Err(TraceError::ProcFormat { .. })
+        ));
+    }
+
+    #[test]
+    fn advice_comes_from_a_survey_and_stays() {
+        let survey = "1000-2000 rw-p 00000000 00:00 0 \nSize: 4 kB\nVmFlags: rd wr nh dd lo \n\
+                      2000-3000 rw-p 00000000 00:00 0 \nSize: 4 kB\nVmFlags: rd wr \n";
+        let first = parsed(survey).unwrap();
+        assert_eq!(first.len(), 2);
+        let advice = Advice {
+            no_huge_page: true,
+            dont_dump: true,
+            locked: true,
+            ..Advice::default()
+        };
+        assert_eq!(first[0].advice, advice);
+        let maps = "1000-2000 r--p 00000000 00:00 0 \n2000-3000 rw-p 00000000 00:00 0 \n";
+        let mut second = Vec::new();
+        parse(maps, HostPid(i32::MAX), &first, &mut second).unwrap();
+        assert_eq!(second[0].advice, advice);
+        assert_eq!(second[1].advice, Advice::default());
+    }
 }

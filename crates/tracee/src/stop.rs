@@ -46,17 +46,24 @@ impl<'tree> Stopped<'tree> {
         self.tree.host_tid(tid)
     }
 
-    /// The general registers as the kernel has them. A thread in the middle of a restartable
-    /// sequence needs [`Stopped::abort_restartable_sequence`] before they go anywhere.
+    /// The general registers, read from the kernel once in each stop.
     pub fn registers(&self, tid: HostTid) -> Result<Registers, TraceError> {
-        ptrace::registers(tid.0)
-            .map(|user| registers_from_user(&user))
-            .map_err(TraceError::of_thread("read registers", tid))
+        let (_, thread) = self.thread(tid).ok_or(TraceError::gone(tid))?;
+        if let Some(registers) = thread.registers.get() {
+            return Ok(registers);
+        }
+        let user =
+            ptrace::registers(tid.0).map_err(TraceError::of_thread("read registers", tid))?;
+        let registers = registers_from_user(&user);
+        thread.registers.set(Some(registers));
+        Ok(registers)
     }
 
     /// Loads general registers. `orig_rax` and a restart code in `rax` keep their meaning: the
     /// kernel restarts the call or ends it with `EINTR` when the thread runs on.
     pub fn set_registers(&self, tid: HostTid, registers: &Registers) -> Result<(), TraceError> {
+        let (_, thread) = self.thread(tid).ok_or(TraceError::gone(tid))?;
+        thread.registers.set(Some(*registers));
         ptrace::set_registers(tid.0, &registers_to_user(registers))
             .map_err(TraceError::of_thread("write registers", tid))
     }

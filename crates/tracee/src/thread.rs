@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::fs::File;
-use unbroken_image::{Pid, Registers, Tid};
+use unbroken_image::{AddressRange, Pid, Registers, Tid};
 use unbroken_sys::ptrace::UserRegisters;
 use unbroken_sys::wait::Death;
 
@@ -65,6 +65,8 @@ pub struct Thread {
     pub tid: Tid,
     pub host_tid: HostTid,
     pub(crate) state: State,
+    /// Its general registers, once they were read in this stop.
+    pub(crate) registers: Cell<Option<Registers>>,
     /// A call that the thread makes again because our stop ended it: the registers for that, and
     /// those of the call as it had ended.
     pub(crate) reissued: Cell<Option<(Registers, Registers)>>,
@@ -89,6 +91,8 @@ pub struct Process {
     pub(crate) dying: Option<Death>,
     /// The signal by which its blob says that a batch is done; `None` without a blob.
     pub(crate) notice: Option<i32>,
+    /// The code of its vDSO, known with the blob.
+    pub(crate) vdso: Option<AddressRange>,
     /// Its memory file, which belongs to one address space: opened anew after exec.
     pub(crate) memory: File,
 }
@@ -107,6 +111,13 @@ impl Process {
     /// How it dies, if it began to.
     pub fn dying(&self) -> Option<Death> {
         self.dying
+    }
+
+    /// Whether its first thread has ended while others go on: a state that nothing can restore.
+    pub fn has_lost_its_leader(&self) -> bool {
+        self.threads
+            .iter()
+            .all(|thread| thread.host_tid != self.leader())
     }
 
     /// `/proc/PID/mem`: reads and writes whatever is mapped, also what is protected.

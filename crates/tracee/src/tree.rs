@@ -24,7 +24,7 @@ use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::marker::PhantomData;
-use unbroken_image::{Pid, Tid};
+use unbroken_image::{AddressRange, Pid, Tid};
 use unbroken_sys::wait::{Bell, Death, Wake, wait};
 use unbroken_sys::{process, ptrace};
 
@@ -34,8 +34,8 @@ use unbroken_sys::{process, ptrace};
 pub enum Event {
     /// Another thread rang the bell.
     Bell,
-    /// A process was made, by fork, vfork or clone. With `shares_memory` (vfork) the parent is held
-    /// until the child has executed a program or ended.
+    /// A process was made, by fork, vfork or clone. With `shares_memory` the two have one address
+    /// space; after vfork the parent is held until the child has executed a program or ended.
     Forked {
         parent: Pid,
         child: Pid,
@@ -186,7 +186,9 @@ impl Tree {
         if self.processes.iter().all(|process| process.dying.is_some()) {
             return Err(TraceError::Ended);
         }
-        Ok(Stopped::new(self))
+        let mut stopped = Stopped::new(self);
+        stopped.settle_user_code()?;
+        Ok(stopped)
     }
 
     /// Waits until no thread runs; each has been interrupted.
@@ -210,6 +212,7 @@ impl Tree {
             tid: identity.tid,
             host_tid,
             state: State::Running,
+            registers: Cell::new(None),
             reissued: Cell::new(None),
         };
         let known = self
@@ -239,6 +242,7 @@ impl Tree {
                     threads,
                     dying: None,
                     notice: None,
+                    vdso: None,
                     memory,
                 };
                 self.processes.push(process);
@@ -286,13 +290,14 @@ impl Tree {
         self.unsettled = threads.filter(|thread| thread.state.is_unsettled()).count();
     }
 
-    pub(crate) fn set_notice(&mut self, host_pid: HostPid, notice: i32) {
+    pub(crate) fn set_notice(&mut self, host_pid: HostPid, notice: i32, vdso: AddressRange) {
         let process = self
             .processes
             .iter_mut()
             .find(|process| process.host_pid == host_pid);
         if let Some(process) = process {
             process.notice = Some(notice);
+            process.vdso = Some(vdso);
         }
     }
 
@@ -304,10 +309,13 @@ impl Tree {
         let Some(&(process, thread)) = self.index.get(&tid) else {
             return;
         };
-        let slot = &mut self.processes[process].threads[thread].state;
+        let thread = &mut self.processes[process].threads[thread];
         self.unsettled += usize::from(state.is_unsettled());
-        self.unsettled -= usize::from(slot.is_unsettled());
-        *slot = state;
+        self.unsettled -= usize::from(thread.state.is_unsettled());
+        thread.state = state;
+        if state.is_unsettled() {
+            thread.registers.set(None);
+        }
     }
 
     /// Lets a stopped thread run, into another stop when `stopping`: any stop takes back an

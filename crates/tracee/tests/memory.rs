@@ -61,8 +61,12 @@ struct Held {
 
 impl Held {
     fn start() -> Held {
+        Held::start_program(GUEST)
+    }
+
+    fn start_program(program: &str) -> Held {
         let mut command = std::process::Command::new("python3");
-        command.args(["-c", GUEST]);
+        command.args(["-c", program]);
         let guest = Guest::spawn(command);
         let mut tree = Tree::seize(&[guest.pid()], true).unwrap();
         let mut map = Vec::new();
@@ -138,6 +142,18 @@ fn exactly_what_is_written_is_found() {
     held.tell("protect 0 0x10000 3");
     held.tell("write 0x3000");
     assert_eq!(held.written(), [0x3000]);
+}
+
+#[test]
+fn a_service_that_dropped_its_rights_is_followed_as_well() {
+    let dropped = GUEST.replace(
+        "base =",
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\nbase =",
+    );
+    let mut held = Held::start_program(&dropped);
+    held.written();
+    held.tell("write 0x3000 0x201000");
+    assert_eq!(held.written(), [0x3000, 0x201000]);
 }
 
 #[test]

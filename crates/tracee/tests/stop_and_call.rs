@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::Guest;
+use common::{Guest, state_letter};
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -74,11 +74,6 @@ fn self_checking_guest() {
     let read = std::io::stdin().read_to_end(&mut rest);
     println!("\nrounds {} bytes {read:?}", rounds.load(Ordering::Relaxed));
     std::process::exit(0);
-}
-
-fn state_letter(tid: HostTid) -> char {
-    let stat = std::fs::read_to_string(format!("/proc/{tid}/stat")).unwrap();
-    stat[stat.rfind(')').unwrap() + 2..].chars().next().unwrap()
 }
 
 fn thread_ids(tree: &Tree) -> Vec<HostTid> {

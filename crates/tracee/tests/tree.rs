@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::Guest;
+use common::{Guest, python, state_letter, wait_for_line};
 use std::io::{Read, Write};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -38,11 +38,6 @@ fn guest() {
         }
         _ => {}
     }
-}
-
-fn state_letter(tid: HostTid) -> char {
-    let stat = std::fs::read_to_string(format!("/proc/{tid}/stat")).unwrap();
-    stat[stat.rfind(')').unwrap() + 2..].chars().next().unwrap()
 }
 
 #[test]
@@ -152,12 +147,6 @@ fn threads_that_come_and_go_are_followed() {
     });
 }
 
-fn python(program: &str) -> Guest {
-    let mut command = std::process::Command::new("python3");
-    command.args(["-u", "-c", program]);
-    Guest::spawn(command)
-}
-
 #[test]
 fn forks_vforks_and_programs_are_followed() {
     // subprocess uses vfork, os.fork forks.
@@ -247,176 +236,147 @@ fn a_tree_that_forks_all_the_time_can_be_stopped() {
 }
 
 #[test]
-fn signals_reach_their_handlers_across_stops() {
+fn a_program_executed_by_another_thread_has_one_thread() {
     let mut guest = python(
-        "import signal,sys,os\n\
-         got = 0\n\
-         def handler(*_):\n\
-         \x20 global got\n\
-         \x20 got += 1\n\
-         signal.signal(signal.SIGUSR1, handler)\n\
-         signal.signal(signal.SIGWINCH, handler)\n\
+        "import os,sys,threading,time\n\
+         for n in range(3): threading.Thread(target=time.sleep, args=(100,), daemon=True).start()\n\
          print('ready')\n\
-         while True:\n\
-         \x20 line = sys.stdin.readline()\n\
-         \x20 if line == '': break\n\
-         \x20 print('got', got)\n",
+         sys.stdin.readline()\n\
+         program = ['python3', '-c', 'import sys; print(\"second\"); sys.stdin.readline()']\n\
+         threading.Thread(target=os.execvp, args=('python3', program)).start()\n\
+         time.sleep(100)\n",
     );
     let pid = guest.pid();
     let mut tree = Tree::seize(&[pid], true).unwrap();
-    let bell = tree.bell();
-    tree.stop().unwrap().install_blob(HostTid(pid)).unwrap();
-    for round in 0..200 {
-        unbroken_sys::signal::to_process(pid, libc::SIGUSR1).unwrap();
-        let mut stopped = tree.stop().unwrap();
-        if round % 2 == 0 {
-            let mut batch = stopped.remote(HostTid(pid));
-            batch.call(libc::SYS_getpid, &[]).unwrap();
-            batch.run().unwrap();
-        }
-        stopped.resume().unwrap();
-        // Each is to be handled before the next is sent: they do not queue.
-        guest.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
-        std::thread::scope(|scope| {
-            let bell = bell.clone();
-            let guest = &mut guest;
-            scope.spawn(move || {
-                assert_eq!(
-                    guest.expect_line("got").trim(),
-                    format!("got {}", round + 1)
-                );
-                bell.ring();
-            });
-            assert_eq!(tree.wait().unwrap(), Event::Bell);
-        });
-    }
+    assert_eq!(tree.processes()[0].threads().len(), 4);
+    guest.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    let own = tree.processes()[0].pid;
+    assert_eq!(tree.wait().unwrap(), Event::Executed { pid: own });
+    let mut stopped = tree.stop().unwrap();
+    let tids: Vec<_> = stopped
+        .processes()
+        .flat_map(|p| p.threads())
+        .map(|t| t.host_tid)
+        .collect();
+    assert_eq!(tids, [HostTid(pid)]);
+    stopped.install_blob(HostTid(pid)).unwrap();
+    stopped.resume().unwrap();
+    wait_for_line(&mut tree, &mut guest, "second");
+    guest.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    let death = Death::Exited(0);
+    assert_eq!(tree.wait().unwrap(), Event::Exiting { pid: own, death });
+    assert_eq!(tree.wait().unwrap(), Event::Exited { pid: own, death });
 }
 
 #[test]
-fn a_group_stop_lasts_through_our_stops() {
-    let mut guest = python("import sys\nprint('ready')\nsys.stdin.readline()\nprint('on')\n");
-    let pid = guest.pid();
-    let mut tree = Tree::seize(&[pid], true).unwrap();
-    tree.stop().unwrap().install_blob(HostTid(pid)).unwrap();
-    unbroken_sys::signal::to_process(pid, libc::SIGSTOP).unwrap();
-    for _ in 0..20 {
-        let mut stopped = tree.stop().unwrap();
-        let mut batch = stopped.remote(HostTid(pid));
-        let slot = batch.call(libc::SYS_getpid, &[]).unwrap();
-        assert_eq!(batch.run().unwrap().get(slot).unwrap(), pid as u64);
-        stopped.resume().unwrap();
-    }
-    guest.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
-    let bell = tree.bell();
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            std::thread::sleep(Duration::from_millis(50));
-            bell.ring();
-        });
-        // Had it gone on, it would end now.
-        assert_eq!(tree.wait().unwrap(), Event::Bell);
-    });
-    unbroken_sys::signal::to_process(pid, libc::SIGCONT).unwrap();
-    while !matches!(
-        tree.wait().unwrap(),
-        Event::Exited {
-            death: Death::Exited(0),
-            ..
-        }
-    ) {}
-    guest.expect_line("on");
-}
-
-/// Calls epoll_wait past Python's own retries and says what it returned.
-const EPOLL_GUEST: &str = "import ctypes,select,signal,sys,time\n\
-     libc = ctypes.CDLL(None, use_errno=True)\n\
-     signal.signal(signal.SIGUSR1, lambda *_: None)\n\
-     poll = select.epoll()\n\
-     events = ctypes.create_string_buffer(64)\n\
-     print('ready')\n\
-     while sys.stdin.readline():\n\
-     \x20 start = time.monotonic()\n\
-     \x20 result = libc.epoll_wait(poll.fileno(), events, 1, 200)\n\
-     \x20 elapsed = time.monotonic() - start\n\
-     \x20 print('returned', result, ctypes.get_errno() if result < 0 else 0, elapsed >= 0.2)\n";
-
-/// Stops the guest until it is inside of epoll_wait; returns with it still stopped.
-fn stop_in_epoll_wait<'t>(tree: &'t mut Tree, tid: HostTid) -> unbroken_tracee::Stopped<'t> {
-    loop {
-        let is_there = {
-            let path = format!("/proc/{tid}/syscall");
-            std::fs::read_to_string(path)
-                .unwrap()
-                .starts_with(&libc::SYS_epoll_wait.to_string())
-        };
-        if is_there {
-            return tree.stop().unwrap();
-        }
+fn a_process_that_lost_its_leader_can_be_stopped() {
+    // 60 is exit: of this thread alone.
+    let mut guest = python(
+        "import ctypes,sys,threading,time\n\
+         def run():\n\
+         \x20 while sys.stdin.readline(): print('alive')\n\
+         threading.Thread(target=run).start()\n\
+         print('ready')\n\
+         time.sleep(0.05)\n\
+         ctypes.CDLL(None).syscall(60, 0)\n",
+    );
+    let mut tree = Tree::seize(&[guest.pid()], true).unwrap();
+    let leader_state = || {
+        let path = format!("/proc/{0}/task/{0}/stat", guest.pid());
+        std::fs::read_to_string(path).unwrap().contains(") Z ")
+    };
+    while !leader_state() {
         while tree.poll().unwrap().is_some() {}
         std::thread::yield_now();
     }
-}
-
-fn wait_for_line(tree: &mut Tree, guest: &mut Guest, wanted: &str) -> String {
-    let bell = tree.bell();
-    std::thread::scope(|scope| {
-        let reader = scope.spawn(move || {
-            let line = guest.expect_line(wanted);
-            bell.ring();
-            line
-        });
-        assert_eq!(tree.wait().unwrap(), Event::Bell);
-        reader.join().unwrap()
-    })
-}
-
-#[test]
-fn a_call_made_again_ends_when_a_handler_runs_and_only_then() {
-    let mut guest = python(EPOLL_GUEST);
-    let pid = guest.pid();
-    let tid = HostTid(pid);
-    let mut tree = Tree::seize(&[pid], true).unwrap();
-    let cases = [
-        (None, "returned 0 0 True"),
-        (Some(libc::SIGUSR1), "returned -1 4 False"),
-        (Some(libc::SIGWINCH), "returned 0 0 True"),
-    ];
-    for (signal, expected) in cases {
-        guest.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
-        let stopped = stop_in_epoll_wait(&mut tree, tid);
-        let interrupted = stopped.registers(tid).unwrap();
-        assert_eq!(interrupted.rax as i64, -i64::from(libc::EINTR));
-        let again = unbroken_image::Registers {
-            rip: interrupted.rip - 2,
-            rax: interrupted.orig_rax,
-            orig_rax: u64::MAX,
-            ..interrupted
-        };
-        stopped.reissue_call(tid, &interrupted, &again).unwrap();
-        if let Some(signal) = signal {
-            unbroken_sys::signal::to_process(pid, signal).unwrap();
-        }
+    for _ in 0..20 {
+        let stopped = tree.stop().unwrap();
+        assert!(stopped.processes().next().unwrap().has_lost_its_leader());
         stopped.resume().unwrap();
-        let line = wait_for_line(&mut tree, &mut guest, "returned");
-        assert_eq!(line.trim(), expected, "with {signal:?}");
+    }
+    guest.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    wait_for_line(&mut tree, &mut guest, "alive");
+    guest.stdin = None;
+    while !matches!(tree.wait().unwrap(), Event::Exited { .. }) {}
+    assert_eq!(tree.wait().unwrap(), Event::Empty);
+}
+
+#[test]
+fn a_whole_tree_that_exists_is_seized() {
+    let guest = python(
+        "import os,sys,threading,time\n\
+         for n in range(3):\n\
+         \x20 if os.fork() == 0:\n\
+         \x20\x20 threading.Thread(target=time.sleep, args=(100,)).start()\n\
+         \x20\x20 if n == 1 and os.fork() == 0: time.sleep(100)\n\
+         \x20\x20 time.sleep(100)\n\
+         time.sleep(0.2)\n\
+         print('ready')\n\
+         time.sleep(100)\n",
+    );
+    let mut tree = Tree::seize(&[guest.pid()], true).unwrap();
+    let stopped = tree.stop().unwrap();
+    assert_eq!(stopped.processes().count(), 5);
+    assert_eq!(
+        stopped
+            .processes()
+            .flat_map(|process| process.threads())
+            .count(),
+        8
+    );
+    let root = stopped.processes().next().unwrap().pid;
+    assert_eq!(
+        stopped
+            .processes()
+            .filter(|process| process.parent == root)
+            .count(),
+        3
+    );
+}
+
+#[test]
+fn the_service_dies_with_its_tracer_only_if_told_to() {
+    for exit_kill in [true, false] {
+        let mut guest = Guest::start("sleeps");
+        let pid = guest.pid();
+        std::thread::spawn(move || {
+            let mut tree = Tree::seize(&[pid], !exit_kill).unwrap();
+            let mut stopped = tree.stop().unwrap();
+            stopped.set_exit_kill(exit_kill).unwrap();
+            stopped.resume().unwrap();
+        })
+        .join()
+        .unwrap();
+        if exit_kill {
+            assert!(!guest.child.wait().unwrap().success());
+        } else {
+            assert_eq!(guest.child.try_wait().unwrap(), None);
+            // It can be traced anew.
+            Tree::seize(&[pid], true)
+                .unwrap()
+                .stop()
+                .unwrap()
+                .resume()
+                .unwrap();
+        }
     }
 }
 
 #[test]
-fn an_ignored_signal_does_not_end_a_call() {
-    let mut guest = python(EPOLL_GUEST);
+fn a_traced_process_is_not_seized_twice() {
+    let guest = Guest::start("sleeps");
     let pid = guest.pid();
-    let tid = HostTid(pid);
-    let mut tree = Tree::seize(&[pid], true).unwrap();
-    guest.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
-    // The guest runs: nobody looks at its registers but for the signal.
-    while !std::fs::read_to_string(format!("/proc/{pid}/syscall"))
-        .unwrap()
-        .starts_with(&libc::SYS_epoll_wait.to_string())
-    {
-        while tree.poll().unwrap().is_some() {}
-    }
-    unbroken_sys::signal::to_thread(pid, tid.0, libc::SIGWINCH).unwrap();
-    let line = wait_for_line(&mut tree, &mut guest, "returned");
-    assert_eq!(line.trim(), "returned 0 0 True");
+    let tree = Tree::seize(&[pid], true).unwrap();
+    let second = std::thread::spawn(move || {
+        matches!(
+            Tree::seize(&[pid], true),
+            Err(TraceError::TracedAlready { .. })
+        )
+    });
+    assert!(second.join().unwrap());
+    drop(tree);
+    assert!(matches!(
+        Tree::seize(&[i32::MAX], true),
+        Err(TraceError::NoSuchProcess { .. })
+    ));
 }

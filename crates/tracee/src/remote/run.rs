@@ -47,11 +47,7 @@ impl Stopped<'_> {
     }
 
     pub(super) fn run_and_return(&mut self, tid: HostTid, notice: i32) -> Result<(), TraceError> {
-        let mut original = self.registers(tid)?;
-        // No restartable sequence contains a system call, so a thread in one is in none.
-        if original.orig_rax as i64 == -1 {
-            self.abort_restartable_sequence(tid, &mut original)?;
-        }
+        let original = self.registers(tid)?;
         let mask = self.signal_mask(tid)?;
         let blocked = !(1_u64 << (notice - 1));
         let batch = &mut self.tree.batch;
@@ -129,45 +125,6 @@ impl Stopped<'_> {
             _ => {}
         }
         Ok(report.change)
-    }
-
-    /// A thread stopped inside a restartable sequence (rseq) must not come back to it: whatever
-    /// runs in between clears the kernel's note of the sequence. Moves `rip` of `registers` to the
-    /// sequence's abort handler, where the kernel, too, would send it. Returns whether it did.
-    pub fn abort_restartable_sequence(
-        &self,
-        tid: HostTid,
-        registers: &mut Registers,
-    ) -> Result<bool, TraceError> {
-        let area = self.rseq_configuration(tid)?.address;
-        if area == 0 {
-            return Ok(false);
-        }
-        // struct rseq: cpu_id_start, cpu_id, then rseq_cs (include/uapi/linux/rseq.h).
-        let mut pointer = [0; 8];
-        let read = |address, bytes: &mut [u8]| {
-            memory::read(tid.0, address, bytes)
-                .map_err(TraceError::of_thread("read the restartable sequence", tid))
-        };
-        read(area + 8, &mut pointer)?;
-        let descriptor = u64::from_le_bytes(pointer);
-        if descriptor == 0 {
-            return Ok(false);
-        }
-        // struct rseq_cs: version, flags, start_ip, post_commit_offset, abort_ip.
-        let mut fields = [0; 32];
-        read(descriptor, &mut fields)?;
-        let field = |at: usize| {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(&fields[at..at + 8]);
-            u64::from_le_bytes(bytes)
-        };
-        let (start, length, abort) = (field(8), field(16), field(24));
-        let is_inside = registers.rip.wrapping_sub(start) < length;
-        if is_inside {
-            registers.rip = abort;
-        }
-        Ok(is_inside)
     }
 }
 

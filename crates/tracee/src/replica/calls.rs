@@ -25,7 +25,11 @@ const CALLS_FOR_AN_ITEM: usize = 8;
 impl<'stopped, 'tree> Calls<'stopped, 'tree> {
     pub(super) fn new(stopped: &'stopped mut Stopped<'tree>, tid: HostTid) -> Self {
         let batch = stopped.remote(tid).in_stub();
-        Calls { batch, expected: Vec::new(), tid }
+        Calls {
+            batch,
+            expected: Vec::new(),
+            tid,
+        }
     }
 
     pub(super) fn add(
@@ -73,7 +77,12 @@ impl<'stopped, 'tree> Calls<'stopped, 'tree> {
                 }
                 (_, Err(source)) => return Err(ReplicaError::Call { call, tid, source }),
                 (Expect::Value(wanted), Ok(value)) if value != wanted => {
-                    return Err(ReplicaError::WrongResult { call, tid, wanted, value });
+                    return Err(ReplicaError::WrongResult {
+                        call,
+                        tid,
+                        wanted,
+                        value,
+                    });
                 }
                 (_, Ok(value)) => values.push(value),
             }

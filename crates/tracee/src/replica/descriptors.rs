@@ -43,7 +43,9 @@ fn receive_from(
     // struct msghdr: name, its length, parts, their number, control, its length, flags.
     let message = calls.words(&[0, 0, part.0, 1, control.0, CONTROL_BYTES as u64, 0])?;
     let arguments = [channel, message.0, 0];
-    calls.add("recvmsg", libc::SYS_recvmsg, &arguments, Expect::Value(1)).map(drop)
+    calls
+        .add("recvmsg", libc::SYS_recvmsg, &arguments, Expect::Value(1))
+        .map(drop)
 }
 
 /// Lays `wanted`, sorted by number, into the empty table of a process, and takes its end of the
@@ -79,15 +81,28 @@ fn move_channel(
         .map_err(ReplicaError::own("read the limit of open files"))?;
     let place = u64::from(highest.max(STUB_CHANNEL).unsigned_abs()) + 1;
     if place >= limit {
-        return Err(ReplicaError::TooManyDescriptors { missing: place, limit });
+        return Err(ReplicaError::TooManyDescriptors {
+            missing: place,
+            limit,
+        });
     }
     let mut calls = Calls::new(stopped, leader);
     let raised = calls.words(&[limit, limit])?;
     let arguments = [0, u64::from(libc::RLIMIT_NOFILE), raised.0, 0];
-    calls.add("prlimit64", libc::SYS_prlimit64, &arguments, Expect::Success)?;
+    calls.add(
+        "prlimit64",
+        libc::SYS_prlimit64,
+        &arguments,
+        Expect::Success,
+    )?;
     let from = i64::from(STUB_CHANNEL) as u64;
     let arguments = [from, libc::F_DUPFD as u64, place];
-    calls.add("fcntl(F_DUPFD)", libc::SYS_fcntl, &arguments, Expect::Value(place))?;
+    calls.add(
+        "fcntl(F_DUPFD)",
+        libc::SYS_fcntl,
+        &arguments,
+        Expect::Value(place),
+    )?;
     calls.add("close", libc::SYS_close, &[from], Expect::Success)?;
     calls.run()?;
     Ok(place)
@@ -121,7 +136,9 @@ fn install_near<'a, 'fd>(
             break;
         }
         receive_from(&mut calls, own, control)?;
-        channel.send(b"d", &message).map_err(ReplicaError::own("send descriptors"))?;
+        channel
+            .send(b"d", &message)
+            .map_err(ReplicaError::own("send descriptors"))?;
     }
     calls.run()?;
     Ok((rest, next))
@@ -150,8 +167,15 @@ fn install_far<'a, 'fd>(
     }
     let last = next as u64 + count as u64 - 1;
     let arguments = [next as u64, last, 0];
-    calls.add("close_range", libc::SYS_close_range, &arguments, Expect::Success)?;
-    channel.send(b"d", &message).map_err(ReplicaError::own("send descriptors"))?;
+    calls.add(
+        "close_range",
+        libc::SYS_close_range,
+        &arguments,
+        Expect::Success,
+    )?;
+    channel
+        .send(b"d", &message)
+        .map_err(ReplicaError::own("send descriptors"))?;
     calls.run()?;
     Ok(rest)
 }
@@ -188,6 +212,8 @@ fn close_unwanted(
                 ("fcntl(F_SETFD)", libc::SYS_fcntl, set)
             }
         };
-        calls.add(name, number, &arguments, Expect::Success).map(drop)
+        calls
+            .add(name, number, &arguments, Expect::Success)
+            .map(drop)
     })
 }

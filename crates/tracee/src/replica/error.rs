@@ -11,13 +11,25 @@ pub enum ReplicaError {
     Trace(#[from] TraceError),
 
     #[error("replica: {call} in its thread {tid}: {source}")]
-    Call { call: &'static str, tid: HostTid, source: io::Error },
+    Call {
+        call: &'static str,
+        tid: HostTid,
+        source: io::Error,
+    },
 
     #[error("replica: {call} in its thread {tid} returned {value:#x}, not {wanted:#x}")]
-    WrongResult { call: &'static str, tid: HostTid, wanted: u64, value: u64 },
+    WrongResult {
+        call: &'static str,
+        tid: HostTid,
+        wanted: u64,
+        value: u64,
+    },
 
     #[error("replica: {operation}: {source}")]
-    Own { operation: &'static str, source: io::Error },
+    Own {
+        operation: &'static str,
+        source: io::Error,
+    },
 
     #[error(
         "replica: {path} is not the file that the service has mapped (it was replaced since); \
@@ -31,19 +43,25 @@ pub enum ReplicaError {
     #[error("replica: the epoch has no {what} for thread {tid}, which is new")]
     Incomplete { what: &'static str, tid: Tid },
 
-    #[error("replica: the epoch has a page of process {pid} at {address:#x}, where nothing is mapped")]
+    #[error(
+        "replica: the epoch has a page of process {pid} at {address:#x}, where nothing is mapped"
+    )]
     UnmappedPage { pid: Pid, address: u64 },
 
     #[error("replica: the epoch names shared memory {identity:?}, which no mapping shows")]
     UnknownMemory { identity: FileIdentity },
 
-    #[error("replica: descriptors {missing} and above do not fit under the limit of {limit} open files")]
+    #[error(
+        "replica: descriptors {missing} and above do not fit under the limit of {limit} open files"
+    )]
     TooManyDescriptors { missing: u64, limit: u64 },
 
     #[error("replica: the epoch's pages and its page content differ in length")]
     WrongLength,
 
-    #[error("replica: no timer can be made under the number {number} on this kernel; boot Linux 6.15 or later")]
+    #[error(
+        "replica: no timer can be made under the number {number} on this kernel; boot Linux 6.15 or later"
+    )]
     TimerNumber { number: i32 },
 
     #[error("replica: process {pid} goes on without its first thread, which no replica can")]

@@ -80,10 +80,20 @@ fn go_live_process(
             )
         })?;
     }
-    queue_signals(stopped, leader, &state.shared_pending, |calls, signal, info| {
-        let arguments = [pid.0 as u64, signal, info];
-        calls.add("rt_sigqueueinfo", libc::SYS_rt_sigqueueinfo, &arguments, Expect::Success)
-    })?;
+    queue_signals(
+        stopped,
+        leader,
+        &state.shared_pending,
+        |calls, signal, info| {
+            let arguments = [pid.0 as u64, signal, info];
+            calls.add(
+                "rt_sigqueueinfo",
+                libc::SYS_rt_sigqueueinfo,
+                &arguments,
+                Expect::Success,
+            )
+        },
+    )?;
     timers::arm(stopped, leader, state, now_ns)?;
     adopt_signals(stopped, pid, leader, state)?;
     for &(tid, thread) in &threads {
@@ -103,12 +113,15 @@ fn set_signal_actions(
     actions: &[SignalAction],
 ) -> Result<(), ReplicaError> {
     let actions: Vec<(i32, SignalAction)> = (1..).zip(actions.iter().copied()).collect();
-    for_each(stopped, leader, &actions, |calls, &(signal, action)| {
-        match signal {
+    for_each(
+        stopped,
+        leader,
+        &actions,
+        |calls, &(signal, action)| match signal {
             libc::SIGKILL | libc::SIGSTOP | libc::SIGTRAP => Ok(()),
             _ => set_signal_action(calls, signal, action),
-        }
-    })
+        },
+    )
 }
 
 fn set_signal_action(
@@ -116,10 +129,22 @@ fn set_signal_action(
     signal: i32,
     action: SignalAction,
 ) -> Result<(), ReplicaError> {
-    let SignalAction { handler, flags, restorer, mask } = action;
+    let SignalAction {
+        handler,
+        flags,
+        restorer,
+        mask,
+    } = action;
     let action = calls.words(&[handler, flags, restorer, mask])?;
     let arguments = [signal as u64, action.0, 0, SIGNAL_SET_BYTES];
-    calls.add("rt_sigaction", libc::SYS_rt_sigaction, &arguments, Expect::Success).map(drop)
+    calls
+        .add(
+            "rt_sigaction",
+            libc::SYS_rt_sigaction,
+            &arguments,
+            Expect::Success,
+        )
+        .map(drop)
 }
 
 /// The action of SIGTRAP, and which signal the blob may use from now on.
@@ -138,13 +163,26 @@ fn adopt_signals(
         .zip(&state.signal_actions)
         .filter(|(_, action)| action.handler > 1)
         .fold(0, |caught, (bit, _)| caught | 1 << bit);
-    let host_pid = stopped.process(pid)?.host_pid;
-    stopped.tree.set_notice(host_pid, blob::notice_for(caught));
-    let action = state.signal_actions.get(libc::SIGTRAP as usize - 1).copied().unwrap_or_default();
+    let process = stopped.process(pid)?;
+    let host_pid = process.host_pid;
+    let vdso = blob::find_vdso(host_pid, process.memory())?;
+    stopped
+        .tree
+        .set_notice(host_pid, blob::notice_for(caught), vdso);
+    let action = state
+        .signal_actions
+        .get(libc::SIGTRAP as usize - 1)
+        .copied()
+        .unwrap_or_default();
     if action == SignalAction::default() {
         return Ok(());
     }
-    let SignalAction { handler, flags, restorer, mask } = action;
+    let SignalAction {
+        handler,
+        flags,
+        restorer,
+        mask,
+    } = action;
     let mut batch = stopped.remote(leader);
     let words = [handler, flags, restorer, mask];
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
@@ -157,7 +195,11 @@ fn adopt_signals(
     results
         .get(slot)
         .map(drop)
-        .map_err(|source| ReplicaError::Call { call: "rt_sigaction", tid: leader, source })
+        .map_err(|source| ReplicaError::Call {
+            call: "rt_sigaction",
+            tid: leader,
+            source,
+        })
 }
 
 fn set_process_state(
@@ -172,7 +214,14 @@ fn set_process_state(
         |calls, &(resource, &(soft, hard))| {
             let limit = calls.words(&[soft, hard])?;
             let arguments = [0, resource, limit.0, 0];
-            calls.add("prlimit64", libc::SYS_prlimit64, &arguments, Expect::Success).map(drop)
+            calls
+                .add(
+                    "prlimit64",
+                    libc::SYS_prlimit64,
+                    &arguments,
+                    Expect::Success,
+                )
+                .map(drop)
         },
     )?;
     let mut calls = Calls::new(stopped, leader);
@@ -180,12 +229,25 @@ fn set_process_state(
     let group = state.process_group as u64;
     // A group whose leader has ended cannot be joined.
     calls.add("setpgid", libc::SYS_setpgid, &[0, group], Expect::Anything)?;
-    calls.add("umask", libc::SYS_umask, &[u64::from(state.umask)], Expect::Success)?;
+    calls.add(
+        "umask",
+        libc::SYS_umask,
+        &[u64::from(state.umask)],
+        Expect::Success,
+    )?;
     let personality = [u64::from(state.personality)];
-    calls.add("personality", libc::SYS_personality, &personality, Expect::Success)?;
+    calls.add(
+        "personality",
+        libc::SYS_personality,
+        &personality,
+        Expect::Success,
+    )?;
     for (option, value) in [
         (libc::PR_SET_CHILD_SUBREAPER, on(state.child_subreaper)),
-        (libc::PR_SET_THP_DISABLE, on(state.transparent_huge_pages_disabled)),
+        (
+            libc::PR_SET_THP_DISABLE,
+            on(state.transparent_huge_pages_disabled),
+        ),
     ] {
         let arguments = [option as u64, value, 0, 0, 0];
         calls.add("prctl", libc::SYS_prctl, &arguments, Expect::Success)?;
@@ -226,18 +288,45 @@ fn set_attributes(
     credentials: &Credentials,
 ) -> Result<(), ReplicaError> {
     let mut calls = Calls::new(stopped, tid);
-    let AlternateStack { address, flags, length_bytes } = attributes.alternate_stack;
+    let AlternateStack {
+        address,
+        flags,
+        length_bytes,
+    } = attributes.alternate_stack;
     // struct stack_t. That a handler runs on it now is a matter of the stack pointer.
     let flags = flags & !SS_ONSTACK;
-    let size = if flags & SS_DISABLE != 0 { 0 } else { length_bytes };
+    let size = if flags & SS_DISABLE != 0 {
+        0
+    } else {
+        length_bytes
+    };
     let stack = calls.words(&[address, u64::from(flags as u32), size])?;
-    calls.add("sigaltstack", libc::SYS_sigaltstack, &[stack.0, 0], Expect::Success)?;
+    calls.add(
+        "sigaltstack",
+        libc::SYS_sigaltstack,
+        &[stack.0, 0],
+        Expect::Success,
+    )?;
     let list = &attributes.robust_list;
     let arguments = [list.head, list.length_bytes.max(24)];
-    calls.add("set_robust_list", libc::SYS_set_robust_list, &arguments, Expect::Success)?;
+    calls.add(
+        "set_robust_list",
+        libc::SYS_set_robust_list,
+        &arguments,
+        Expect::Success,
+    )?;
     let address = [attributes.clear_child_tid];
-    calls.add("set_tid_address", libc::SYS_set_tid_address, &address, Expect::Success)?;
-    let nice = [libc::PRIO_PROCESS as u64, 0, i64::from(attributes.nice) as u64];
+    calls.add(
+        "set_tid_address",
+        libc::SYS_set_tid_address,
+        &address,
+        Expect::Success,
+    )?;
+    let nice = [
+        libc::PRIO_PROCESS as u64,
+        0,
+        i64::from(attributes.nice) as u64,
+    ];
     calls.add("setpriority", libc::SYS_setpriority, &nice, Expect::Success)?;
     let name = calls.string(&attributes.name)?;
     let prctl = |calls: &mut Calls<'_, '_>, option: i32, value: u64| {
@@ -245,7 +334,11 @@ fn set_attributes(
         calls.add("prctl", libc::SYS_prctl, &arguments, Expect::Success)
     };
     prctl(&mut calls, libc::PR_SET_NAME, name.0)?;
-    prctl(&mut calls, libc::PR_SET_TIMERSLACK, attributes.timer_slack_ns)?;
+    prctl(
+        &mut calls,
+        libc::PR_SET_TIMERSLACK,
+        attributes.timer_slack_ns,
+    )?;
     if let Some(area) = attributes.restartable_sequence {
         let arguments = [
             area.address,
@@ -260,7 +353,11 @@ fn set_attributes(
         prctl(&mut calls, libc::PR_SET_NO_NEW_PRIVS, 1)?;
     }
     // A change of credentials would have cleared it.
-    prctl(&mut calls, libc::PR_SET_PDEATHSIG, attributes.parent_death_signal as u64)?;
+    prctl(
+        &mut calls,
+        libc::PR_SET_PDEATHSIG,
+        attributes.parent_death_signal as u64,
+    )?;
     calls.run().map(drop)
 }
 
@@ -270,7 +367,9 @@ fn set_credentials(
 ) -> Result<(), ReplicaError> {
     let prctl = |calls: &mut Calls<'_, '_>, option: i32, value: u64, more: u64| {
         let arguments = [option as u64, value, more, 0, 0];
-        calls.add("prctl", libc::SYS_prctl, &arguments, Expect::Success).map(drop)
+        calls
+            .add("prctl", libc::SYS_prctl, &arguments, Expect::Success)
+            .map(drop)
     };
     let set = |calls: &mut Calls<'_, '_>, name, number, ids: &[u32], expect| {
         let arguments: Vec<u64> = ids.iter().map(|&id| u64::from(id)).collect();
@@ -282,28 +381,81 @@ fn set_credentials(
         let arguments = [libc::PR_CAPBSET_DROP as u64, capability, 0, 0, 0];
         calls.add("prctl", libc::SYS_prctl, &arguments, Expect::Anything)?;
     }
-    let groups: Vec<u8> = credentials.groups.iter().flat_map(|id| id.to_ne_bytes()).collect();
+    let groups: Vec<u8> = credentials
+        .groups
+        .iter()
+        .flat_map(|id| id.to_ne_bytes())
+        .collect();
     let groups = calls.bytes(&groups)?;
     let arguments = [credentials.groups.len() as u64, groups.0];
-    calls.add("setgroups", libc::SYS_setgroups, &arguments, Expect::Success)?;
+    calls.add(
+        "setgroups",
+        libc::SYS_setgroups,
+        &arguments,
+        Expect::Success,
+    )?;
     let [gids @ .., filesystem_gid] = credentials.gids;
     let [uids @ .., filesystem_uid] = credentials.uids;
-    set(calls, "setresgid", libc::SYS_setresgid, &gids, Expect::Success)?;
-    set(calls, "setresuid", libc::SYS_setresuid, &uids, Expect::Success)?;
+    set(
+        calls,
+        "setresgid",
+        libc::SYS_setresgid,
+        &gids,
+        Expect::Success,
+    )?;
+    set(
+        calls,
+        "setresuid",
+        libc::SYS_setresuid,
+        &uids,
+        Expect::Success,
+    )?;
     // These return what was before.
-    set(calls, "setfsgid", libc::SYS_setfsgid, &[filesystem_gid], Expect::Anything)?;
-    set(calls, "setfsuid", libc::SYS_setfsuid, &[filesystem_uid], Expect::Anything)?;
-    prctl(calls, libc::PR_SET_SECUREBITS, u64::from(credentials.secure_bits), 0)?;
+    set(
+        calls,
+        "setfsgid",
+        libc::SYS_setfsgid,
+        &[filesystem_gid],
+        Expect::Anything,
+    )?;
+    set(
+        calls,
+        "setfsuid",
+        libc::SYS_setfsuid,
+        &[filesystem_uid],
+        Expect::Anything,
+    )?;
+    prctl(
+        calls,
+        libc::PR_SET_SECUREBITS,
+        u64::from(credentials.secure_bits),
+        0,
+    )?;
     let header = calls.words(&[CAPABILITY_VERSION_3])?;
-    let Credentials { effective, permitted, inheritable, .. } = credentials;
+    let Credentials {
+        effective,
+        permitted,
+        inheritable,
+        ..
+    } = credentials;
     // struct __user_cap_data_struct, the low halves of all three, then the high halves.
     let halves = |shift: u32| {
         [effective, permitted, inheritable].map(|set| ((*set >> shift) as u32).to_ne_bytes())
     };
     let data = calls.bytes([halves(0), halves(32)].as_flattened().as_flattened())?;
-    calls.add("capset", libc::SYS_capset, &[header.0, data.0], Expect::Success)?;
+    calls.add(
+        "capset",
+        libc::SYS_capset,
+        &[header.0, data.0],
+        Expect::Success,
+    )?;
     for capability in (0..CAPABILITIES).filter(|bit| credentials.ambient >> bit & 1 == 1) {
-        prctl(calls, libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as u64, capability)?;
+        prctl(
+            calls,
+            libc::PR_CAP_AMBIENT,
+            libc::PR_CAP_AMBIENT_RAISE as u64,
+            capability,
+        )?;
     }
     Ok(())
 }
@@ -319,7 +471,12 @@ fn set_dumpable(
     }
     let mut calls = Calls::new(stopped, leader);
     let arguments = [libc::PR_SET_DUMPABLE as u64, dumpable as u64, 0, 0, 0];
-    calls.add("prctl(PR_SET_DUMPABLE)", libc::SYS_prctl, &arguments, Expect::Success)?;
+    calls.add(
+        "prctl(PR_SET_DUMPABLE)",
+        libc::SYS_prctl,
+        &arguments,
+        Expect::Success,
+    )?;
     calls.run().map(drop)
 }
 

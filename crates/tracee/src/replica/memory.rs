@@ -1,7 +1,7 @@
 //! The address space of one process of the replica.
 
-use super::calls::{Calls, Expect, for_each};
 use super::ReplicaError;
+use super::calls::{Calls, Expect, for_each};
 use super::descriptors::receive;
 use super::plan::{Step, part, steps};
 use super::shared::SharedObjects;
@@ -49,7 +49,11 @@ impl Memory {
         let leader = stopped.process(pid)?.leader();
         let wanted = delta.mappings.as_ref();
         if wanted.is_some() || !delta.voided.is_empty() {
-            let steps = steps(&self.mappings, wanted.unwrap_or(&self.mappings), &delta.voided);
+            let steps = steps(
+                &self.mappings,
+                wanted.unwrap_or(&self.mappings),
+                &delta.voided,
+            );
             run_steps(stopped, leader, &steps, surroundings)?;
             if let Some(wanted) = wanted {
                 self.map_vdso(stopped, leader, wanted)?;
@@ -57,7 +61,13 @@ impl Memory {
             }
             // A path can have come to mean another file; the kernel knows what it mapped.
             let is_file = |step: &Step| {
-                matches!(step, Step::Map(Mapping { backing: Backing::File { .. }, .. }))
+                matches!(
+                    step,
+                    Step::Map(Mapping {
+                        backing: Backing::File { .. },
+                        ..
+                    })
+                )
             };
             if steps.iter().any(is_file) {
                 self.verify_files(stopped, pid)?;
@@ -80,10 +90,12 @@ impl Memory {
         wanted: &[Mapping],
     ) -> Result<(), ReplicaError> {
         let start = |mappings: &[Mapping]| {
-            let is_kernel = |mapping: &&Mapping| {
-                matches!(mapping.backing, Backing::Vdso | Backing::Vvar)
-            };
-            mappings.iter().find(is_kernel).map(|mapping| mapping.range.start)
+            let is_kernel =
+                |mapping: &&Mapping| matches!(mapping.backing, Backing::Vdso | Backing::Vvar);
+            mappings
+                .iter()
+                .find(is_kernel)
+                .map(|mapping| mapping.range.start)
         };
         let Some(address) = start(wanted).filter(|&address| start(&self.mappings) != Some(address))
         else {
@@ -104,14 +116,33 @@ impl Memory {
         let mut found = Vec::new();
         MapReader::default().read(stopped.process(pid)?, &self.mappings, &mut found)?;
         let file_at = |mappings: &[Mapping], address: u64| {
-            let mapping = mappings.iter().find(|mapping| mapping.range.contains(address))?;
-            match part(mapping, AddressRange { start: address, end: mapping.range.end }).backing {
-                Backing::File { identity, offset_bytes, .. } => Some((identity, offset_bytes)),
+            let mapping = mappings
+                .iter()
+                .find(|mapping| mapping.range.contains(address))?;
+            match part(
+                mapping,
+                AddressRange {
+                    start: address,
+                    end: mapping.range.end,
+                },
+            )
+            .backing
+            {
+                Backing::File {
+                    identity,
+                    offset_bytes,
+                    ..
+                } => Some((identity, offset_bytes)),
                 _ => None,
             }
         };
         for mapping in &self.mappings {
-            if let Backing::File { path, identity, offset_bytes, .. } = &mapping.backing
+            if let Backing::File {
+                path,
+                identity,
+                offset_bytes,
+                ..
+            } = &mapping.backing
                 && file_at(&found, mapping.range.start) != Some((*identity, *offset_bytes))
             {
                 return Err(ReplicaError::FileChanged { path: path.clone() });
@@ -132,18 +163,31 @@ impl Memory {
         let mut done = 0;
         for run in &delta.pages {
             let length = (run.count * PAGE_SIZE) as usize;
-            let content = bulk.get(done..done + length).ok_or(ReplicaError::WrongLength)?;
+            let content = bulk
+                .get(done..done + length)
+                .ok_or(ReplicaError::WrongLength)?;
             done += length;
             let end = run.address + length as u64;
             let mut at = run.address;
             while at < end {
-                let next = self.mappings.partition_point(|mapping| mapping.range.end <= at);
-                let mapping = self.mappings.get(next).filter(|mapping| mapping.range.contains(at));
+                let next = self
+                    .mappings
+                    .partition_point(|mapping| mapping.range.end <= at);
+                let mapping = self
+                    .mappings
+                    .get(next)
+                    .filter(|mapping| mapping.range.contains(at));
                 let mapping = mapping.ok_or(ReplicaError::UnmappedPage { pid, address: at })?;
                 let until = end.min(mapping.range.end);
                 let part = &content[(at - run.address) as usize..(until - run.address) as usize];
                 match (mapping.sharing, &mapping.backing) {
-                    (Sharing::Shared, Backing::SharedMemory { identity, offset_bytes }) => {
+                    (
+                        Sharing::Shared,
+                        Backing::SharedMemory {
+                            identity,
+                            offset_bytes,
+                        },
+                    ) => {
                         let offset = offset_bytes + (at - mapping.range.start);
                         shared.write(*identity, part, offset)?;
                     }
@@ -173,11 +217,17 @@ impl Memory {
         leader: HostTid,
     ) -> Result<(), ReplicaError> {
         let is_locked = |mapping: &&Mapping| mapping.advice.locked;
-        let locked: Vec<AddressRange> =
-            self.mappings.iter().filter(is_locked).map(|mapping| mapping.range).collect();
+        let locked: Vec<AddressRange> = self
+            .mappings
+            .iter()
+            .filter(is_locked)
+            .map(|mapping| mapping.range)
+            .collect();
         for_each(stopped, leader, &locked, |calls, range| {
             let arguments = [range.start, range.length_bytes()];
-            calls.add("mlock", libc::SYS_mlock, &arguments, Expect::Success).map(drop)
+            calls
+                .add("mlock", libc::SYS_mlock, &arguments, Expect::Success)
+                .map(drop)
         })
     }
 }
@@ -186,8 +236,14 @@ impl Memory {
 pub(super) fn unmap_all(stopped: &mut Stopped<'_>, leader: HostTid) -> Result<(), ReplicaError> {
     let mut calls = Calls::new(stopped, leader);
     for range in [
-        AddressRange { start: 0, end: blob::RANGE.start },
-        AddressRange { start: blob::RANGE.end, end: ADDRESSES_END },
+        AddressRange {
+            start: 0,
+            end: blob::RANGE.start,
+        },
+        AddressRange {
+            start: blob::RANGE.end,
+            end: ADDRESSES_END,
+        },
     ] {
         let arguments = [range.start, range.length_bytes()];
         calls.add("munmap", libc::SYS_munmap, &arguments, Expect::Success)?;
@@ -204,11 +260,23 @@ fn run_steps(
     // A batch runs after all its items were added, so what an item needs done here is done first.
     for step in steps {
         match step {
-            Step::Punch(range, Backing::SharedMemory { identity, offset_bytes }) => {
-                surroundings.shared.punch(*identity, *offset_bytes, range.length_bytes())?;
+            Step::Punch(
+                range,
+                Backing::SharedMemory {
+                    identity,
+                    offset_bytes,
+                },
+            ) => {
+                surroundings
+                    .shared
+                    .punch(*identity, *offset_bytes, range.length_bytes())?;
             }
             Step::Map(mapping) => {
-                if let Backing::SharedMemory { identity, offset_bytes } = mapping.backing {
+                if let Backing::SharedMemory {
+                    identity,
+                    offset_bytes,
+                } = mapping.backing
+                {
                     let end = offset_bytes + mapping.range.length_bytes();
                     surroundings.shared.provide(identity, end)?;
                 }
@@ -219,13 +287,17 @@ fn run_steps(
     for_each(stopped, leader, steps, |calls, step| match step {
         Step::Unmap(range) => {
             let arguments = [range.start, range.length_bytes()];
-            calls.add("munmap", libc::SYS_munmap, &arguments, Expect::Success).map(drop)
+            calls
+                .add("munmap", libc::SYS_munmap, &arguments, Expect::Success)
+                .map(drop)
         }
         Step::Discard(range) => advise(calls, *range, libc::MADV_DONTNEED),
         Step::Punch(..) => Ok(()),
         Step::Protect(range, protection) => {
             let arguments = [range.start, range.length_bytes(), bits(*protection)];
-            calls.add("mprotect", libc::SYS_mprotect, &arguments, Expect::Success).map(drop)
+            calls
+                .add("mprotect", libc::SYS_mprotect, &arguments, Expect::Success)
+                .map(drop)
         }
         Step::Advise(range, advice) => advise_all(calls, *range, *advice, true),
         Step::Map(mapping) => map(calls, mapping, surroundings),
@@ -248,13 +320,23 @@ fn map(
         // They come as one block, and the last has its address in every process.
         Backing::Vdso | Backing::Vvar | Backing::Vsyscall => return Ok(()),
         Backing::Anonymous => (u64::MAX, 0, libc::MAP_ANONYMOUS),
-        Backing::File { path, offset_bytes, writable, .. } => {
+        Backing::File {
+            path,
+            offset_bytes,
+            writable,
+            ..
+        } => {
             open(calls, path, *writable && mapping.sharing == Sharing::Shared)?;
             (FIRST_FREE, *offset_bytes, 0)
         }
-        Backing::SharedMemory { identity, offset_bytes } => {
+        Backing::SharedMemory {
+            identity,
+            offset_bytes,
+        } => {
             let object = surroundings.shared.get(*identity);
-            let object = object.ok_or(ReplicaError::UnknownMemory { identity: *identity })?;
+            let object = object.ok_or(ReplicaError::UnknownMemory {
+                identity: *identity,
+            })?;
             // What does not fit into this batch is tried again in the next, so the message is
             // sent when its receiver stands.
             receive(calls)?;
@@ -288,25 +370,29 @@ fn map(
 
 /// Opens a file where the first free descriptor is. Whether it is the file that the service has is
 /// looked at when all is mapped.
-fn open(
-    calls: &mut Calls<'_, '_>,
-    path: &str,
-    writable: bool,
-) -> Result<(), ReplicaError> {
+fn open(calls: &mut Calls<'_, '_>, path: &str, writable: bool) -> Result<(), ReplicaError> {
     let path = calls.string(path.as_bytes())?;
-    let flags = libc::O_CLOEXEC | if writable { libc::O_RDWR } else { libc::O_RDONLY };
+    let flags = libc::O_CLOEXEC
+        | if writable {
+            libc::O_RDWR
+        } else {
+            libc::O_RDONLY
+        };
     let arguments = [libc::AT_FDCWD as u64, path.0, flags as u64];
-    calls.add("open of a mapped file", libc::SYS_openat, &arguments, Expect::Value(FIRST_FREE))?;
+    calls.add(
+        "open of a mapped file",
+        libc::SYS_openat,
+        &arguments,
+        Expect::Value(FIRST_FREE),
+    )?;
     Ok(())
 }
 
-fn advise(
-    calls: &mut Calls<'_, '_>,
-    range: AddressRange,
-    advice: i32,
-) -> Result<(), ReplicaError> {
+fn advise(calls: &mut Calls<'_, '_>, range: AddressRange, advice: i32) -> Result<(), ReplicaError> {
     let arguments = [range.start, range.length_bytes(), advice as u64];
-    calls.add("madvise", libc::SYS_madvise, &arguments, Expect::Success).map(drop)
+    calls
+        .add("madvise", libc::SYS_madvise, &arguments, Expect::Success)
+        .map(drop)
 }
 
 /// Gives a range its advice. What is off is off already in a new mapping, and `also_off` undoes it
@@ -320,8 +406,16 @@ fn advise_all(
     for (on, set, unset) in [
         (advice.dont_fork, libc::MADV_DONTFORK, libc::MADV_DOFORK),
         (advice.dont_dump, libc::MADV_DONTDUMP, libc::MADV_DODUMP),
-        (advice.wipe_on_fork, libc::MADV_WIPEONFORK, libc::MADV_KEEPONFORK),
-        (advice.mergeable, libc::MADV_MERGEABLE, libc::MADV_UNMERGEABLE),
+        (
+            advice.wipe_on_fork,
+            libc::MADV_WIPEONFORK,
+            libc::MADV_KEEPONFORK,
+        ),
+        (
+            advice.mergeable,
+            libc::MADV_MERGEABLE,
+            libc::MADV_UNMERGEABLE,
+        ),
     ] {
         if on {
             advise(calls, range, set)?;
@@ -338,7 +432,9 @@ fn advise_all(
         _ => return Ok(()),
     };
     let arguments = [range.start, range.length_bytes(), huge as u64];
-    calls.add("madvise", libc::SYS_madvise, &arguments, Expect::Anything).map(drop)
+    calls
+        .add("madvise", libc::SYS_madvise, &arguments, Expect::Anything)
+        .map(drop)
 }
 
 /// Sets the bounds that `PR_SET_MM_MAP` sets, and the link to the executable if it is another.
@@ -351,7 +447,11 @@ fn set_layout(
 ) -> Result<(), ReplicaError> {
     let mut calls = Calls::new(stopped, leader);
     let auxiliary = calls.bytes(&layout.auxv)?;
-    let descriptor = if executable.is_some() { FIRST_FREE } else { u64::from(u32::MAX) };
+    let descriptor = if executable.is_some() {
+        FIRST_FREE
+    } else {
+        u64::from(u32::MAX)
+    };
     // struct prctl_mm_map (linux/prctl.h)
     let map = calls.words(&[
         layout.start_code,
@@ -371,8 +471,19 @@ fn set_layout(
     if let Some(path) = executable {
         open(&mut calls, path, false)?;
     }
-    let arguments = [libc::PR_SET_MM as u64, libc::PR_SET_MM_MAP as u64, map.0, 13 * 8, 0];
-    calls.add("prctl(PR_SET_MM_MAP)", libc::SYS_prctl, &arguments, Expect::Success)?;
+    let arguments = [
+        libc::PR_SET_MM as u64,
+        libc::PR_SET_MM_MAP as u64,
+        map.0,
+        13 * 8,
+        0,
+    ];
+    calls.add(
+        "prctl(PR_SET_MM_MAP)",
+        libc::SYS_prctl,
+        &arguments,
+        Expect::Success,
+    )?;
     if executable.is_some() {
         calls.add("close", libc::SYS_close, &[FIRST_FREE], Expect::Success)?;
     }

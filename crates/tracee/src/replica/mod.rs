@@ -73,8 +73,16 @@ impl Stub {
         threads::empty_first(&mut stopped, leader, i64::from(STUB_CHANNEL) as u64)?;
         let pid = stopped.processes().next().map(|process| process.pid);
         stopped.stay();
-        let processes = pid.into_iter().map(|pid| (pid, ProcessReplica::default())).collect();
-        Ok(Replica { tree: Some(self.tree), channel, shared: SharedObjects::default(), processes })
+        let processes = pid
+            .into_iter()
+            .map(|pid| (pid, ProcessReplica::default()))
+            .collect();
+        Ok(Replica {
+            tree: Some(self.tree),
+            channel,
+            shared: SharedObjects::default(),
+            processes,
+        })
     }
 }
 
@@ -95,10 +103,18 @@ impl Replica {
         self.while_stopped(|replica, stopped| {
             let process = replica.processes.get_mut(&pid);
             let process = process.ok_or(ReplicaError::UnknownProcess { pid })?;
-            let mut surroundings =
-                Surroundings { shared: &mut replica.shared, channel: &replica.channel };
-            let used = process.memory.apply(stopped, pid, delta, bulk, &mut surroundings)?;
-            if used == bulk.len() { Ok(()) } else { Err(ReplicaError::WrongLength) }
+            let mut surroundings = Surroundings {
+                shared: &mut replica.shared,
+                channel: &replica.channel,
+            };
+            let used = process
+                .memory
+                .apply(stopped, pid, delta, bulk, &mut surroundings)?;
+            if used == bulk.len() {
+                Ok(())
+            } else {
+                Err(ReplicaError::WrongLength)
+            }
         })
     }
 
@@ -172,20 +188,34 @@ impl Replica {
             let process = self.processes.entry(delta.pid).or_default();
             process.take_threads(stopped, delta)?;
             let bulk = bulk.get(used..).ok_or(ReplicaError::WrongLength)?;
-            let mut surroundings =
-                Surroundings { shared: &mut self.shared, channel: &self.channel };
+            let mut surroundings = Surroundings {
+                shared: &mut self.shared,
+                channel: &self.channel,
+            };
             let (pid, memory) = (delta.pid, &delta.memory);
-            used += process.memory.apply(stopped, pid, memory, bulk, &mut surroundings)?;
+            used += process
+                .memory
+                .apply(stopped, pid, memory, bulk, &mut surroundings)?;
             if let Some(state) = &delta.state {
                 process.state = Some(state.clone());
             }
         }
         self.end_what_is_gone(stopped, processes)?;
-        if processes.iter().any(|delta| delta.memory.mappings.is_some()) {
-            let mappings = self.processes.values().flat_map(|process| process.memory.mappings());
+        if processes
+            .iter()
+            .any(|delta| delta.memory.mappings.is_some())
+        {
+            let mappings = self
+                .processes
+                .values()
+                .flat_map(|process| process.memory.mappings());
             self.shared.keep_only(mappings);
         }
-        if used == bulk.len() { Ok(()) } else { Err(ReplicaError::WrongLength) }
+        if used == bulk.len() {
+            Ok(())
+        } else {
+            Err(ReplicaError::WrongLength)
+        }
     }
 
     /// Parents come before children in an epoch.
@@ -197,7 +227,11 @@ impl Replica {
         for delta in processes {
             if self.processes.contains_key(&delta.pid) {
                 // Its children inherit the session.
-                if delta.state.as_ref().is_some_and(|state| state.session == delta.pid.0) {
+                if delta
+                    .state
+                    .as_ref()
+                    .is_some_and(|state| state.session == delta.pid.0)
+                {
                     threads::open_session(stopped, delta.pid)?;
                 }
                 continue;
@@ -224,7 +258,12 @@ impl Replica {
         processes: &[ProcessDelta],
     ) -> Result<(), ReplicaError> {
         let is_listed = |pid: &Pid| processes.iter().any(|delta| delta.pid == *pid);
-        let gone: Vec<Pid> = self.processes.keys().copied().filter(|pid| !is_listed(pid)).collect();
+        let gone: Vec<Pid> = self
+            .processes
+            .keys()
+            .copied()
+            .filter(|pid| !is_listed(pid))
+            .collect();
         for pid in gone {
             threads::end_process(stopped, pid)?;
             self.processes.remove(&pid);
@@ -240,7 +279,11 @@ impl ProcessReplica {
         stopped: &mut Stopped<'_>,
         delta: &ProcessDelta,
     ) -> Result<(), ReplicaError> {
-        if delta.threads.first().is_none_or(|first| first.tid.0 != delta.pid.0) {
+        if delta
+            .threads
+            .first()
+            .is_none_or(|first| first.tid.0 != delta.pid.0)
+        {
             return Err(ReplicaError::LeaderGone { pid: delta.pid });
         }
         let process = stopped.process(delta.pid)?;
@@ -272,7 +315,10 @@ impl ProcessReplica {
             taken.extended_state = taken.extended_state.or(before.extended_state);
             taken.attributes = taken.attributes.or(before.attributes);
         }
-        let missing = |what| ReplicaError::Incomplete { what, tid: thread.tid };
+        let missing = |what| ReplicaError::Incomplete {
+            what,
+            tid: thread.tid,
+        };
         if taken.extended_state.is_none() {
             return Err(missing("extended state"));
         }

@@ -34,7 +34,10 @@ pub(super) fn steps(current: &[Mapping], wanted: &[Mapping], voided: &[AddressRa
     let mut void = 0;
     let mut steps = Vec::new();
     for border in borders.windows(2) {
-        let range = AddressRange { start: border[0], end: border[1] };
+        let range = AddressRange {
+            start: border[0],
+            end: border[1],
+        };
         while void < voided.len() && voided[void].end <= range.start {
             void += 1;
         }
@@ -63,7 +66,9 @@ impl<'a> Cursor<'a> {
         {
             self.0 = rest;
         }
-        self.0.first().filter(|mapping| mapping.range.contains(address))
+        self.0
+            .first()
+            .filter(|mapping| mapping.range.contains(address))
     }
 }
 
@@ -137,15 +142,23 @@ fn extend(range: &mut AddressRange, next: AddressRange) -> bool {
 
 fn continues(mapping: &Mapping, next: &Mapping) -> bool {
     let attributes = |mapping: &Mapping| {
-        (mapping.protection, mapping.sharing, mapping.grows_down, mapping.advice)
+        (
+            mapping.protection,
+            mapping.sharing,
+            mapping.grows_down,
+            mapping.advice,
+        )
     };
-    attributes(mapping) == attributes(next)
-        && backing_at(mapping, next.range.start) == next.backing
+    attributes(mapping) == attributes(next) && backing_at(mapping, next.range.start) == next.backing
 }
 
 /// The part of `mapping` in `range`, which lies inside it.
 pub(super) fn part(mapping: &Mapping, range: AddressRange) -> Mapping {
-    Mapping { range, backing: backing_at(mapping, range.start), ..mapping.clone() }
+    Mapping {
+        range,
+        backing: backing_at(mapping, range.start),
+        ..mapping.clone()
+    }
 }
 
 /// Whether two mappings show the same bytes at `address`, whatever their protection.
@@ -180,12 +193,21 @@ mod tests {
     const PAGES: u64 = 24;
 
     fn page(number: u64) -> AddressRange {
-        AddressRange { start: number * PAGE_SIZE, end: (number + 1) * PAGE_SIZE }
+        AddressRange {
+            start: number * PAGE_SIZE,
+            end: (number + 1) * PAGE_SIZE,
+        }
     }
 
     fn model(mappings: &[Mapping]) -> Model {
-        let at = |number| mappings.iter().find(|mapping| mapping.range.contains(number * PAGE_SIZE));
-        (0..PAGES).map(|number| at(number).map(|mapping| (part(mapping, page(number)), false))).collect()
+        let at = |number| {
+            mappings
+                .iter()
+                .find(|mapping| mapping.range.contains(number * PAGE_SIZE))
+        };
+        (0..PAGES)
+            .map(|number| at(number).map(|mapping| (part(mapping, page(number)), false)))
+            .collect()
     }
 
     fn execute(model: &mut Model, step: &Step) {
@@ -228,21 +250,34 @@ mod tests {
                 let backing = match self.below(3) {
                     0 if !shared => Backing::Anonymous,
                     number => Backing::SharedMemory {
-                        identity: FileIdentity { device: 1, inode: number },
+                        identity: FileIdentity {
+                            device: 1,
+                            inode: number,
+                        },
                         offset_bytes: start,
                     },
                 };
                 mappings.push(Mapping {
-                    range: AddressRange { start, end: start + length * PAGE_SIZE },
+                    range: AddressRange {
+                        start,
+                        end: start + length * PAGE_SIZE,
+                    },
                     protection: Protection {
                         read: true,
                         write: self.below(2) == 0,
                         execute: false,
                     },
-                    sharing: if shared { Sharing::Shared } else { Sharing::Private },
+                    sharing: if shared {
+                        Sharing::Shared
+                    } else {
+                        Sharing::Private
+                    },
                     grows_down: false,
                     backing,
-                    advice: Advice { dont_dump: self.below(4) == 0, ..Advice::default() },
+                    advice: Advice {
+                        dont_dump: self.below(4) == 0,
+                        ..Advice::default()
+                    },
                 });
                 at += length + self.below(2);
             }
@@ -255,7 +290,11 @@ mod tests {
         for seed in 1..3000u64 {
             let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
             let current = random.map();
-            let wanted = if random.below(4) == 0 { current.clone() } else { random.map() };
+            let wanted = if random.below(4) == 0 {
+                current.clone()
+            } else {
+                random.map()
+            };
             let voided: Vec<AddressRange> = (0..random.below(3))
                 .map(|_| {
                     let start = random.below(PAGES - 5);
@@ -272,13 +311,18 @@ mod tests {
             let before = model(&current);
             for (number, (reached, expected)) in reached.iter().zip(model(&wanted)).enumerate() {
                 let (Some((mapping, fresh)), Some((wanted, _))) = (reached, &expected) else {
-                    assert!(reached.is_none() && expected.is_none(), "seed {seed}, page {number}");
+                    assert!(
+                        reached.is_none() && expected.is_none(),
+                        "seed {seed}, page {number}"
+                    );
                     continue;
                 };
                 assert_eq!(mapping, wanted, "seed {seed}, page {number}");
                 let address = number as u64 * PAGE_SIZE;
                 let is_void = voided.iter().any(|range| range.contains(address));
-                let kept = before[number].as_ref().is_some_and(|(old, _)| is_same(old, wanted, address));
+                let kept = before[number]
+                    .as_ref()
+                    .is_some_and(|(old, _)| is_same(old, wanted, address));
                 assert_eq!(*fresh, is_void || !kept, "seed {seed}, page {number}");
             }
         }

@@ -30,7 +30,10 @@ impl SharedObjects {
                 // Seals may follow: it may be the memfd of a descriptor, too.
                 let file = memfd::create(c"unbroken", libc::MFD_ALLOW_SEALING)
                     .map_err(ReplicaError::own("make shared memory"))?;
-                entry.insert(Object { file, length_bytes: 0 })
+                entry.insert(Object {
+                    file,
+                    length_bytes: 0,
+                })
             }
         };
         if object.length_bytes < end_bytes {
@@ -42,7 +45,9 @@ impl SharedObjects {
     }
 
     pub(super) fn get(&self, identity: FileIdentity) -> Option<BorrowedFd<'_>> {
-        self.objects.get(&identity).map(|object| object.file.as_fd())
+        self.objects
+            .get(&identity)
+            .map(|object| object.file.as_fd())
     }
 
     pub(super) fn write(
@@ -51,7 +56,9 @@ impl SharedObjects {
         content: &[u8],
         offset: u64,
     ) -> Result<(), ReplicaError> {
-        let file = self.get(identity).ok_or(ReplicaError::UnknownMemory { identity })?;
+        let file = self
+            .get(identity)
+            .ok_or(ReplicaError::UnknownMemory { identity })?;
         let mut done = 0;
         while done < content.len() {
             done += descriptor::write_at(file, &content[done..], offset + done as u64)
@@ -66,7 +73,9 @@ impl SharedObjects {
         offset: u64,
         length_bytes: u64,
     ) -> Result<(), ReplicaError> {
-        let file = self.get(identity).ok_or(ReplicaError::UnknownMemory { identity })?;
+        let file = self
+            .get(identity)
+            .ok_or(ReplicaError::UnknownMemory { identity })?;
         memfd::punch_hole(file, offset, length_bytes)
             .map_err(ReplicaError::own("empty shared memory"))
     }
@@ -80,6 +89,7 @@ impl SharedObjects {
             })
             .collect();
         shown.sort_unstable();
-        self.objects.retain(|identity, _| shown.binary_search(identity).is_ok());
+        self.objects
+            .retain(|identity, _| shown.binary_search(identity).is_ok());
     }
 }

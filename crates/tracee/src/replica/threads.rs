@@ -28,7 +28,12 @@ const RSEQ_FLAG_UNREGISTER: u64 = 1;
 const MEMBARRIER_REGISTRATIONS: [u64; 4] = [1 << 2, 1 << 4, 1 << 6, 1 << 8];
 
 /// Adds a call that makes thread or process `number`, which stands still in its first stop.
-fn clone(calls: &mut Calls<'_, '_>, flags: u64, signal: i32, number: i32) -> Result<(), ReplicaError> {
+fn clone(
+    calls: &mut Calls<'_, '_>,
+    flags: u64,
+    signal: i32,
+    number: i32,
+) -> Result<(), ReplicaError> {
     let numbers = calls.words(&[u64::from(number.unsigned_abs())])?;
     // struct clone_args (linux/sched.h): flags, pidfd, child_tid, parent_tid, exit_signal, stack,
     // stack_size, tls, set_tid, set_tid_size, cgroup. Without a stack the new thread shares its
@@ -36,7 +41,9 @@ fn clone(calls: &mut Calls<'_, '_>, flags: u64, signal: i32, number: i32) -> Res
     let arguments = [flags, 0, 0, 0, signal as u64, 0, 0, 0, numbers.0, 1, 0];
     let arguments = calls.words(&arguments)?;
     let expect = Expect::Value(u64::from(number.unsigned_abs()));
-    calls.add("clone3", libc::SYS_clone3, &[arguments.0, 11 * 8], expect).map(drop)
+    calls
+        .add("clone3", libc::SYS_clone3, &[arguments.0, 11 * 8], expect)
+        .map(drop)
 }
 
 /// Makes the first process, a fork of stage init, as empty as a process can be.
@@ -57,14 +64,34 @@ pub(super) fn empty_first(
         ];
         calls.add("rseq", libc::SYS_rseq, &arguments, Expect::Success)?;
     }
-    calls.add("set_tid_address", libc::SYS_set_tid_address, &[0], Expect::Success)?;
-    calls.add("set_robust_list", libc::SYS_set_robust_list, &[0, 24], Expect::Success)?;
+    calls.add(
+        "set_tid_address",
+        libc::SYS_set_tid_address,
+        &[0],
+        Expect::Success,
+    )?;
+    calls.add(
+        "set_robust_list",
+        libc::SYS_set_robust_list,
+        &[0, 24],
+        Expect::Success,
+    )?;
     for command in MEMBARRIER_REGISTRATIONS {
-        calls.add("membarrier", libc::SYS_membarrier, &[command, 0, 0], Expect::Anything)?;
+        calls.add(
+            "membarrier",
+            libc::SYS_membarrier,
+            &[command, 0, 0],
+            Expect::Anything,
+        )?;
     }
     for (first, last) in [(0, channel - 1), (channel + 1, u64::from(u32::MAX))] {
         let arguments = [first, last, 0];
-        calls.add("close_range", libc::SYS_close_range, &arguments, Expect::Success)?;
+        calls.add(
+            "close_range",
+            libc::SYS_close_range,
+            &arguments,
+            Expect::Success,
+        )?;
     }
     calls.run()?;
     unmap_all(stopped, leader)
@@ -86,7 +113,10 @@ pub(super) fn create_process(stopped: &mut Stopped<'_>, birth: Birth) -> Result<
         INIT => process.parent == INIT,
         parent => process.pid == parent,
     };
-    let maker = stopped.processes().find(is_maker).map(|process| process.pid);
+    let maker = stopped
+        .processes()
+        .find(is_maker)
+        .map(|process| process.pid);
     let maker = maker.ok_or(ReplicaError::UnknownProcess { pid: birth.parent })?;
     let as_sibling = birth.parent == INIT;
     let maker_session = session_of(stopped, maker)?;

@@ -26,7 +26,9 @@ pub(super) fn create(
     calls.add("prctl", libc::SYS_prctl, &mode(1), Expect::Anything)?;
     let numbers_can_be_chosen = calls.run()?.first() == Some(&0);
     if numbers_can_be_chosen {
-        for_each(stopped, leader, timers, |calls, timer| add_create(calls, timer).map(drop))?;
+        for_each(stopped, leader, timers, |calls, timer| {
+            add_create(calls, timer).map(drop)
+        })?;
         let mut calls = Calls::new(stopped, leader);
         calls.add("prctl", libc::SYS_prctl, &mode(0), Expect::Success)?;
         return calls.run().map(drop);
@@ -40,12 +42,20 @@ pub(super) fn create(
             return Err(ReplicaError::TimerNumber { number: timer.id });
         }
         for number in next..=timer.id {
-            let made = PosixTimer { id: number, ..timer.clone() };
+            let made = PosixTimer {
+                id: number,
+                ..timer.clone()
+            };
             let mut calls = Calls::new(stopped, leader);
             add_create(&mut calls, &made)?;
             if number < timer.id {
                 let number = [number as u64];
-                calls.add("timer_delete", libc::SYS_timer_delete, &number, Expect::Success)?;
+                calls.add(
+                    "timer_delete",
+                    libc::SYS_timer_delete,
+                    &number,
+                    Expect::Success,
+                )?;
             }
             calls.run()?;
         }
@@ -68,7 +78,14 @@ fn add_create(calls: &mut Calls<'_, '_>, timer: &PosixTimer) -> Result<(), Repli
     ])?;
     let number = calls.words(&[u64::from(timer.id as u32)])?;
     let arguments = [i64::from(timer.clock) as u64, event.0, number.0];
-    calls.add("timer_create", libc::SYS_timer_create, &arguments, Expect::Success).map(drop)
+    calls
+        .add(
+            "timer_create",
+            libc::SYS_timer_create,
+            &arguments,
+            Expect::Success,
+        )
+        .map(drop)
 }
 
 /// Starts the timers: the last thing before the process runs.
@@ -86,7 +103,14 @@ pub(super) fn arm(
             .map(|time_ns| [time_ns / SECOND_NS, time_ns % SECOND_NS]);
         let value = calls.words(&[interval, expiry].concat())?;
         let arguments = [timer.id as u64, TIMER_ABSTIME, value.0, 0];
-        calls.add("timer_settime", libc::SYS_timer_settime, &arguments, Expect::Success).map(drop)
+        calls
+            .add(
+                "timer_settime",
+                libc::SYS_timer_settime,
+                &arguments,
+                Expect::Success,
+            )
+            .map(drop)
     })?;
     let mut calls = Calls::new(stopped, leader);
     for (which, timer) in (0u64..).zip(&state.interval_timers) {
@@ -103,7 +127,12 @@ pub(super) fn arm(
             .map(|time_ns| [time_ns / SECOND_NS, time_ns % SECOND_NS / 1000]);
         let value = calls.words(&[interval, left].concat())?;
         let arguments = [which, value.0, 0];
-        calls.add("setitimer", libc::SYS_setitimer, &arguments, Expect::Success)?;
+        calls.add(
+            "setitimer",
+            libc::SYS_setitimer,
+            &arguments,
+            Expect::Success,
+        )?;
     }
     calls.run().map(drop)
 }

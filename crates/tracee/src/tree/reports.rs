@@ -5,8 +5,8 @@ use crate::thread::{HostPid, HostTid, State, registers_from_user, registers_to_u
 use crate::{TraceError, proc};
 use std::io;
 use unbroken_image::Registers;
-use unbroken_sys::ptrace;
 use unbroken_sys::wait::{Change, Death, Report, wait};
+use unbroken_sys::{kcmp, ptrace};
 
 impl Tree {
     /// Takes in one report. `stopping` says that no thread may be let run on without an interrupt
@@ -156,6 +156,14 @@ impl Tree {
             return;
         };
         self.processes[position].notice = self.processes[parent].notice;
+        self.processes[position].vdso = self.processes[parent].vdso;
+        let (maker, made) = (
+            self.processes[parent].host_pid,
+            self.processes[position].host_pid,
+        );
+        // An error means that one of them died.
+        let shares_memory =
+            shares_memory || kcmp::share_memory(maker.0, made.0).unwrap_or_default();
         let (parent, pid) = (self.processes[parent].pid, self.processes[position].pid);
         self.events.push_back(Event::Forked {
             parent,
@@ -210,6 +218,7 @@ impl Tree {
             .retain(|thread| thread.host_tid == tid);
         self.processes[position].dying = None;
         self.processes[position].notice = None;
+        self.processes[position].vdso = None;
         let host_pid = self.processes[position].host_pid;
         if let Some(memory) = open_memory(host_pid)? {
             self.processes[position].memory = memory;

@@ -5,6 +5,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use unbroken_tracee::{Event, HostTid, Tree};
 
 /// A running guest; killed when dropped.
 pub struct Guest {
@@ -68,4 +69,31 @@ impl Drop for Guest {
 /// The role of this process, `None` in the test runner itself.
 pub fn role() -> Option<String> {
     std::env::var("GUEST_ROLE").ok()
+}
+
+/// A guest in Python, with its output unbuffered.
+pub fn python(program: &str) -> Guest {
+    let mut command = Command::new("python3");
+    command.args(["-u", "-c", program]);
+    Guest::spawn(command)
+}
+
+/// What the kernel says a thread does: `t` is stopped by its tracer.
+pub fn state_letter(tid: HostTid) -> char {
+    let stat = std::fs::read_to_string(format!("/proc/{tid}/stat")).unwrap();
+    stat[stat.rfind(')').unwrap() + 2..].chars().next().unwrap()
+}
+
+/// Waits for a line of the guest with the tracer's thread free to pass its signals on.
+pub fn wait_for_line(tree: &mut Tree, guest: &mut Guest, wanted: &str) -> String {
+    let bell = tree.bell();
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(move || {
+            let line = guest.expect_line(wanted);
+            bell.ring();
+            line
+        });
+        assert_eq!(tree.wait().unwrap(), Event::Bell);
+        reader.join().unwrap()
+    })
 }
