@@ -81,7 +81,9 @@ pub struct ProcessState {
 impl ProcessState {
     /// Whether any timer runs: its remaining time changes without a call.
     pub fn has_timers(&self) -> bool {
-        self.interval_timers.iter().any(|timer| timer.expiry_ns != 0)
+        self.interval_timers
+            .iter()
+            .any(|timer| timer.expiry_ns != 0)
             || !self.posix_timers.is_empty()
     }
 }

@@ -34,7 +34,10 @@ pub struct Order {
 #[derive(Debug, thiserror::Error)]
 pub enum FrontError {
     #[error("cannot {operation}: {cause}")]
-    Io { operation: &'static str, cause: io::Error },
+    Io {
+        operation: &'static str,
+        cause: io::Error,
+    },
     #[error(transparent)]
     Board(#[from] BoardError),
     #[error(transparent)]
@@ -55,8 +58,13 @@ pub enum Ending {
     Detached,
 }
 
-const FORWARDED: [i32; 5] =
-    [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2];
+const FORWARDED: [i32; 5] = [
+    libc::SIGTERM,
+    libc::SIGINT,
+    libc::SIGHUP,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+];
 /// A request to the primary waits this long: longer than any takeover.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -91,7 +99,13 @@ pub fn run(order: Order) -> Result<Ending, FrontError> {
         .map_err(failed("start the primary"))?;
     board.set_primary_pid(child.id().cast_signed());
     drop(channel);
-    let front = Front { order: &order, board, bell, signals, child };
+    let front = Front {
+        order: &order,
+        board,
+        bell,
+        signals,
+        child,
+    };
     front.watch()
 }
 
@@ -201,7 +215,8 @@ impl Front<'_> {
     fn lost(&self) -> Result<Ending, FrontError> {
         let name = &self.order.config.name;
         let state = self.board.state();
-        self.board.set_state(State::Failed, "every process of unbroken died");
+        self.board
+            .set_state(State::Failed, "every process of unbroken died");
         let _ = self.order.directory.remove();
         Err(FrontError::Failed(format!(
             "service {name} is gone: every process of unbroken died while it was {}",
@@ -213,6 +228,9 @@ impl Front<'_> {
 /// Readable is how a pidfd says that its process has ended.
 fn is_alive(pidfd: &OwnedFd) -> bool {
     let mut watched = [PollFd::new(pidfd, PollFlags::IN)];
-    let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+    let now = rustix::time::Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     matches!(poll(&mut watched, Some(&now)), Ok(0))
 }

@@ -14,7 +14,10 @@ pub enum Record {
     Memory { pid: Pid, memory: MemoryDelta },
     /// A committed epoch, and the connections that were found to be accepted since the one
     /// before: the service's end, the client's, and a number that the service acknowledged.
-    Epoch { epoch: Box<Epoch>, accepted: Vec<(SocketAddr, SocketAddr, u32)> },
+    Epoch {
+        epoch: Box<Epoch>,
+        accepted: Vec<(SocketAddr, SocketAddr, u32)>,
+    },
     /// The primary is done and releases nothing more: take over from the last epoch.
     TakeOver(Cause),
     /// The service ended by itself or goes on without this standby: the replica is void.

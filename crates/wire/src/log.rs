@@ -368,11 +368,7 @@ impl JournalReader {
 
     /// As [`JournalReader::wait`], but also ends when `also` holds: whoever makes it so wakes the
     /// ring's consumer afterwards.
-    pub fn wait_or(
-        &self,
-        timeout: Option<Duration>,
-        also: impl Fn() -> bool,
-    ) -> io::Result<bool> {
+    pub fn wait_or(&self, timeout: Option<Duration>, also: impl Fn() -> bool) -> io::Result<bool> {
         self.consumer.wait_or(timeout, also)
     }
 }

@@ -45,18 +45,25 @@ impl Object {
             Object::MemoryFile(file) => {
                 file.content.iter().map(|(_, bytes)| bytes.len() + 16).sum()
             }
-            Object::PipeEnd(end) => {
-                end.pipe.iter().flat_map(|pipe| &pipe.content).map(|entry| entry.len() + 8).sum()
-            }
+            Object::PipeEnd(end) => end
+                .pipe
+                .iter()
+                .flat_map(|pipe| &pipe.content)
+                .map(|entry| entry.len() + 8)
+                .sum(),
             Object::TcpConnection(connection) => {
                 connection.send_queue.len() + connection.receive_queue.len()
             }
-            Object::UdpSocket(socket) => {
-                socket.queue.iter().map(|(_, datagram)| datagram.len() + 64).sum()
-            }
-            Object::UnixSocket(socket) => {
-                socket.queue.iter().map(|message| message.bytes.len() + 64).sum()
-            }
+            Object::UdpSocket(socket) => socket
+                .queue
+                .iter()
+                .map(|(_, datagram)| datagram.len() + 64)
+                .sum(),
+            Object::UnixSocket(socket) => socket
+                .queue
+                .iter()
+                .map(|message| message.bytes.len() + 64)
+                .sum(),
             Object::Epoll(epoll) => epoll.entries.len() * 32,
             _ => 0,
         }

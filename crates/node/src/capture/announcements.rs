@@ -55,10 +55,7 @@ impl Due {
                 self.lowest_break = Some(self.lowest_break.map_or(end, |lowest| lowest.min(end)));
                 return;
             }
-            Change::SignalActions
-            | Change::Timers
-            | Change::Credentials
-            | Change::ProcessState => {
+            Change::SignalActions | Change::Timers | Change::Credentials | Change::ProcessState => {
                 self.process_state = true;
                 return;
             }
@@ -70,15 +67,32 @@ impl Due {
             Change::CreatedFrom(minimum) => Announced::CreatedFrom { minimum },
             Change::Slot(fd) => Announced::Slot { fd },
             Change::Closing(fd) => Announced::Closing { fd },
-            Change::CloseRange { first, last, close_on_exec } => {
-                Announced::CloseRange { first, last, close_on_exec }
-            }
+            Change::CloseRange {
+                first,
+                last,
+                close_on_exec,
+            } => Announced::CloseRange {
+                first,
+                last,
+                close_on_exec,
+            },
             Change::Object(fd) => Announced::Object { fd },
-            Change::Epoll(EpollChange { epoll, operation, target, event }) => {
-                Announced::Epoll { epoll, operation, target, event }
-            }
+            Change::Epoll(EpollChange {
+                epoll,
+                operation,
+                target,
+                event,
+            }) => Announced::Epoll {
+                epoll,
+                operation,
+                target,
+                event,
+            },
         };
-        self.descriptors.push(Announcement { pid, thread: announcement.thread, what });
+        self.descriptors.push(Announcement {
+            pid,
+            thread: announcement.thread,
+            what,
+        });
     }
 }
-

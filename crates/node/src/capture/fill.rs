@@ -47,24 +47,39 @@ impl Fill {
             self.left.reverse();
             self.rounds += 1;
         }
-        let mut delta = MemoryDelta { pages: take_piece(&mut self.left), ..MemoryDelta::default() };
+        let mut delta = MemoryDelta {
+            pages: take_piece(&mut self.left),
+            ..MemoryDelta::default()
+        };
         if !self.is_mapped {
             self.is_mapped = true;
             delta.mappings = Some(memory.map().to_vec());
         }
         let bulk_bytes = bulk_bytes(&delta.pages);
         let mut content = vec![0; bulk_bytes];
-        if memory.tracker().read_pages(process.memory(), &delta.pages, &mut content).is_err() {
+        if memory
+            .tracker()
+            .read_pages(process.memory(), &delta.pages, &mut content)
+            .is_err()
+        {
             // Something was unmapped meanwhile: the epoch's map says what is left of it.
             keep_readable(memory, process, &mut delta.pages, &mut content);
         }
-        publish_part(journal, &Record::Memory { pid, memory: delta }, &content, description)?;
+        publish_part(
+            journal,
+            &Record::Memory { pid, memory: delta },
+            &content,
+            description,
+        )?;
         Ok(false)
     }
 }
 
 fn bulk_bytes(pages: &[PageRun]) -> usize {
-    pages.iter().map(|run| (run.count * PAGE_SIZE) as usize).sum()
+    pages
+        .iter()
+        .map(|run| (run.count * PAGE_SIZE) as usize)
+        .sum()
 }
 
 /// Takes the next runs off `left`, splitting the last one.
@@ -75,10 +90,16 @@ fn take_piece(left: &mut Vec<PageRun>) -> Vec<PageRun> {
         && let Some(run) = left.pop()
     {
         let count = run.count.min(room);
-        piece.push(PageRun { address: run.address, count });
+        piece.push(PageRun {
+            address: run.address,
+            count,
+        });
         if count < run.count {
             let address = run.address + count * PAGE_SIZE;
-            left.push(PageRun { address, count: run.count - count });
+            left.push(PageRun {
+                address,
+                count: run.count - count,
+            });
         }
         room -= count;
     }
@@ -97,7 +118,9 @@ fn keep_readable(
         let at = content.len();
         content.resize(at + (run.count * PAGE_SIZE) as usize, 0);
         let target = &mut content[at..];
-        let read = memory.tracker().read_pages(process.memory(), &[*run], target);
+        let read = memory
+            .tracker()
+            .read_pages(process.memory(), &[*run], target);
         if read.is_err() {
             content.truncate(at);
         }
@@ -116,7 +139,9 @@ fn publish_part(
     encode_into(record, description);
     let total = content.len() + description.len();
     wait_for_room(journal, total)?;
-    let mut room = journal.reserve(total).ok_or(CaptureError::StandbyStuck(0))?;
+    let mut room = journal
+        .reserve(total)
+        .ok_or(CaptureError::StandbyStuck(0))?;
     room[..content.len()].copy_from_slice(content);
     room[content.len()..total].copy_from_slice(description);
     room.publish_part(content.len(), description.len());
@@ -140,7 +165,11 @@ pub(super) fn publish_large(
     content: &[u8],
     description: &mut Vec<u8>,
 ) -> Result<Publication, CaptureError> {
-    let Record::Epoch { mut epoch, accepted } = record else {
+    let Record::Epoch {
+        mut epoch,
+        accepted,
+    } = record
+    else {
         return Err(CaptureError::ProcessGone);
     };
     let mut at = 0;
@@ -153,7 +182,10 @@ pub(super) fn publish_large(
             let mut piece = std::mem::take(&mut memory);
             piece.pages = take_piece(&mut left);
             let length = bulk_bytes(&piece.pages);
-            let part = Record::Memory { pid: process.pid, memory: piece };
+            let part = Record::Memory {
+                pid: process.pid,
+                memory: piece,
+            };
             publish_part(journal, &part, &content[at..at + length], description)?;
             at += length;
             if left.is_empty() {
@@ -164,7 +196,9 @@ pub(super) fn publish_large(
     description.clear();
     encode_into(&Record::Epoch { epoch, accepted }, description);
     wait_for_room(journal, description.len())?;
-    let mut room = journal.reserve(description.len()).ok_or(CaptureError::StandbyStuck(0))?;
+    let mut room = journal
+        .reserve(description.len())
+        .ok_or(CaptureError::StandbyStuck(0))?;
     room[..description.len()].copy_from_slice(description);
     Ok(room.publish_epoch(0, description.len()))
 }

@@ -3,7 +3,7 @@
 
 use super::CaptureError;
 use super::announcements::Due;
-use unbroken_image::{AddressRange, MemoryDelta, Mapping, PAGE_SIZE, PageRun};
+use unbroken_image::{AddressRange, Mapping, MemoryDelta, PAGE_SIZE, PageRun};
 use unbroken_tracee::dirty::DirtyTracker;
 use unbroken_tracee::memory_map::{self, MapReader};
 use unbroken_tracee::{HostTid, Process, Stopped};
@@ -122,9 +122,15 @@ impl Memory {
 
     /// What lay above a lowered end of the heap is void, also where the heap has grown again.
     fn void_heap_above(&mut self, end: u64) {
-        let heaps = self.before.iter().filter(|mapping| mapping.range.contains(end));
+        let heaps = self
+            .before
+            .iter()
+            .filter(|mapping| mapping.range.contains(end));
         for heap in heaps {
-            let range = AddressRange { start: end, end: heap.range.end };
+            let range = AddressRange {
+                start: end,
+                end: heap.range.end,
+            };
             memory_map::insert_range(&mut self.changed, range);
         }
     }
@@ -137,7 +143,10 @@ impl Memory {
     }
 
     fn register(&self, range: AddressRange) -> Result<(), CaptureError> {
-        for mapping in self.map.iter().filter(|mapping| mapping.range.intersection(range).is_some())
+        for mapping in self
+            .map
+            .iter()
+            .filter(|mapping| mapping.range.intersection(range).is_some())
         {
             self.tracker.register(mapping, range)?;
         }
@@ -157,13 +166,19 @@ impl Memory {
     }
 
     fn a_stack_grew(&self) -> bool {
-        self.map.iter().filter(|mapping| mapping.grows_down).any(|stack| {
-            self.pages.iter().any(|run| {
-                run.address < stack.range.start
-                    && run.address >= stack.range.start.saturating_sub(STACK_GROWTH_BYTES)
-                    && !self.map.iter().any(|mapping| mapping.range.contains(run.address))
+        self.map
+            .iter()
+            .filter(|mapping| mapping.grows_down)
+            .any(|stack| {
+                self.pages.iter().any(|run| {
+                    run.address < stack.range.start
+                        && run.address >= stack.range.start.saturating_sub(STACK_GROWTH_BYTES)
+                        && !self
+                            .map
+                            .iter()
+                            .any(|mapping| mapping.range.contains(run.address))
+                })
             })
-        })
     }
 
     /// Of a void range everything that is there is news, written or not.
@@ -173,7 +188,8 @@ impl Memory {
         }
         cut_out(&mut self.pages, voided);
         for range in voided {
-            self.tracker.scan_present(&self.scanned, *range, &mut self.pages)?;
+            self.tracker
+                .scan_present(&self.scanned, *range, &mut self.pages)?;
         }
         self.pages.sort_unstable_by_key(|run| run.address);
         Ok(())
@@ -193,7 +209,10 @@ fn cut_out(pages: &mut Vec<PageRun>, ranges: &[AddressRange]) {
             let after = end.saturating_sub(range.end) / PAGE_SIZE;
             pages[index].count = before;
             if after > 0 {
-                pages.push(PageRun { address: range.end, count: after });
+                pages.push(PageRun {
+                    address: range.end,
+                    count: after,
+                });
             }
         }
         pages.retain(|run| run.count > 0);
@@ -207,17 +226,41 @@ mod tests {
     #[test]
     fn void_ranges_are_cut_out_of_runs() {
         let page = PAGE_SIZE;
-        let mut pages = vec![PageRun { address: 0, count: 10 }, PageRun { address: 20 * page, count: 2 }];
+        let mut pages = vec![
+            PageRun {
+                address: 0,
+                count: 10,
+            },
+            PageRun {
+                address: 20 * page,
+                count: 2,
+            },
+        ];
         let ranges = [
-            AddressRange { start: 2 * page, end: 4 * page },
-            AddressRange { start: 21 * page, end: 30 * page },
+            AddressRange {
+                start: 2 * page,
+                end: 4 * page,
+            },
+            AddressRange {
+                start: 21 * page,
+                end: 30 * page,
+            },
         ];
         cut_out(&mut pages, &ranges);
         pages.sort_unstable_by_key(|run| run.address);
         let expected = [
-            PageRun { address: 0, count: 2 },
-            PageRun { address: 4 * page, count: 6 },
-            PageRun { address: 20 * page, count: 1 },
+            PageRun {
+                address: 0,
+                count: 2,
+            },
+            PageRun {
+                address: 4 * page,
+                count: 6,
+            },
+            PageRun {
+                address: 20 * page,
+                count: 1,
+            },
         ];
         assert_eq!(pages, expected);
     }

@@ -196,7 +196,11 @@ impl Capture {
             state: None,
             shared_pending: Vec::new(),
         });
-        self.link = Some(Link { journal, fill: Some(Fill::default()), is_new: true });
+        self.link = Some(Link {
+            journal,
+            fill: Some(Fill::default()),
+            is_new: true,
+        });
         Ok(())
     }
 
@@ -205,8 +209,12 @@ impl Capture {
         let (Some(link), Some(followed)) = (&mut self.link, &mut self.followed) else {
             return Ok(false);
         };
-        let Some(fill) = &mut link.fill else { return Ok(false) };
-        let process = tree.process(followed.pid).ok_or(CaptureError::ProcessGone)?;
+        let Some(fill) = &mut link.fill else {
+            return Ok(false);
+        };
+        let process = tree
+            .process(followed.pid)
+            .ok_or(CaptureError::ProcessGone)?;
         let done = fill.send_some(
             followed.pid,
             &mut followed.memory,
@@ -235,7 +243,9 @@ impl Capture {
         let input_position = line.handshake.wait_drained();
         self.delta.clear();
         self.read_objects()?;
-        process.descriptors.extend(self.delta.slots.drain(..).map(|(_, change)| change));
+        process
+            .descriptors
+            .extend(self.delta.slots.drain(..).map(|(_, change)| change));
         if self.verify {
             self.verify_mirror(&stopped)?;
         }
@@ -252,12 +262,18 @@ impl Capture {
         match &mut room {
             Some(room) => {
                 let target = &mut room[..bulk_bytes];
-                followed.memory.tracker().read_pages(memory_file, &process.memory.pages, target)?;
+                followed
+                    .memory
+                    .tracker()
+                    .read_pages(memory_file, &process.memory.pages, target)?;
             }
             None => {
                 spilled.resize(bulk_bytes, 0);
                 let target = &mut spilled[..];
-                followed.memory.tracker().read_pages(memory_file, &process.memory.pages, target)?;
+                followed
+                    .memory
+                    .tracker()
+                    .read_pages(memory_file, &process.memory.pages, target)?;
             }
         }
         stopped.resume()?;
@@ -276,13 +292,24 @@ impl Capture {
         let accepted = self
             .accepted
             .drain(..)
-            .map(|named| (named.tuple.local(), named.tuple.remote(), named.client_sequence))
+            .map(|named| {
+                (
+                    named.tuple.local(),
+                    named.tuple.remote(),
+                    named.client_sequence,
+                )
+            })
             .collect();
-        let record = Record::Epoch { epoch: Box::new(epoch), accepted };
+        let record = Record::Epoch {
+            epoch: Box::new(epoch),
+            accepted,
+        };
         self.description.clear();
         encode_into(&record, &mut self.description);
         let length = self.description.len();
-        let fits = room.as_ref().is_some_and(|room| room.len() >= bulk_bytes + length);
+        let fits = room
+            .as_ref()
+            .is_some_and(|room| room.len() >= bulk_bytes + length);
         let publication = match room {
             Some(mut room) if fits => {
                 room[bulk_bytes..bulk_bytes + length].copy_from_slice(&self.description);
@@ -298,7 +325,9 @@ impl Capture {
         };
         link.is_new = false;
         line.leave_publication(publication);
-        let wake = line.handshake.published(pages, (bulk_bytes + length) as u64);
+        let wake = line
+            .handshake
+            .published(pages, (bulk_bytes + length) as u64);
         if wake {
             line.wake_main();
         }
@@ -364,9 +393,18 @@ impl Followed {
         let handled = self.state.as_ref().map_or(0, handled_signals);
         let mut threads = Vec::new();
         let process = stopped.process(self.pid)?;
-        self.threads.capture(stopped, process, &shared_pending, handled, now_ns(), &mut threads)?;
+        self.threads.capture(
+            stopped,
+            process,
+            &shared_pending,
+            handled,
+            now_ns(),
+            &mut threads,
+        )?;
         self.shared_pending = shared_pending;
-        let memory = self.memory.capture(stopped.process(self.pid)?, due, is_new)?;
+        let memory = self
+            .memory
+            .capture(stopped.process(self.pid)?, due, is_new)?;
         let mut delta = ProcessDelta {
             pid: self.pid,
             parent: Pid(1),
@@ -386,8 +424,10 @@ impl Followed {
         is_new: bool,
         shared_pending: &[SignalInfo],
     ) -> Result<Option<ProcessState>, CaptureError> {
-        let pending_changed =
-            self.state.as_ref().is_none_or(|state| state.shared_pending != shared_pending);
+        let pending_changed = self
+            .state
+            .as_ref()
+            .is_none_or(|state| state.shared_pending != shared_pending);
         let has_timers = self.state.as_ref().is_some_and(ProcessState::has_timers);
         if !(due.process_state || due.everything || is_new || pending_changed || has_timers) {
             return Ok(None);
@@ -409,7 +449,9 @@ impl Followed {
     ) -> Result<(), CaptureError> {
         for index in 0..delta.threads.len() {
             let thread = &mut delta.threads[index];
-            let Some(host_tid) = stopped.host_tid(thread.tid) else { continue };
+            let Some(host_tid) = stopped.host_tid(thread.tid) else {
+                continue;
+            };
             let announced = due.threads.contains(&host_tid.0.cast_unsigned());
             if is_new || due.everything || announced || self.threads.is_new(thread.tid) {
                 thread.attributes = Some(stopped.survey_thread(host_tid)?);
@@ -443,7 +485,10 @@ fn only_process(stopped: &Stopped<'_>) -> Result<(Pid, HostPid, HostTid), Captur
     let first = processes.next().ok_or(CaptureError::ProcessGone)?;
     let others = processes.count();
     if others > 0 {
-        let why = format!("it has {} processes; one can be protected in this version", others + 1);
+        let why = format!(
+            "it has {} processes; one can be protected in this version",
+            others + 1
+        );
         return Err(CaptureError::Unfit(why));
     }
     Ok((first.pid, first.host_pid, first.leader()))
@@ -451,5 +496,9 @@ fn only_process(stopped: &Stopped<'_>) -> Result<(Pid, HostPid, HostTid), Captur
 
 /// Bytes that queues of sockets and pipes put into a description, at most.
 fn description_bound(delta: &ObjectsDelta) -> usize {
-    delta.objects.iter().map(|(_, object)| object.content_bytes() + 512).sum()
+    delta
+        .objects
+        .iter()
+        .map(|(_, object)| object.content_bytes() + 512)
+        .sum()
 }

@@ -122,7 +122,11 @@ impl Objects {
     }
 
     /// An object that appeared, or that a call changed.
-    fn capture_whole(&mut self, id: ObjectId, delta: &mut ObjectsDelta) -> Result<(), CaptureError> {
+    fn capture_whole(
+        &mut self,
+        id: ObjectId,
+        delta: &mut ObjectsDelta,
+    ) -> Result<(), CaptureError> {
         let object = match self.mirror.kind(id) {
             Some(Kind::Tcp) => self.capture_tcp(id)?,
             Some(Kind::Udp) => {
@@ -180,7 +184,9 @@ impl Objects {
         if let Some(Connection { state, tracker }) = self.connections.get_mut(&id) {
             if tcp::fingerprint(socket)? != *tracker.fingerprint() {
                 tracker.capture_into(socket, state, false)?;
-                delta.objects.push((id, Object::TcpConnection(state.clone())));
+                delta
+                    .objects
+                    .push((id, Object::TcpConnection(state.clone())));
             }
         } else if let Some(state) = self.datagrams.get_mut(&id) {
             if udp::capture_into(socket, state, false)? {

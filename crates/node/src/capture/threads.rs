@@ -30,7 +30,9 @@ impl Threads {
 
     /// Whether the thread was not there at the capture before the last.
     pub fn is_new(&self, tid: Tid) -> bool {
-        self.known.get(&tid).is_none_or(|known| known.first == self.round)
+        self.known
+            .get(&tid)
+            .is_none_or(|known| known.first == self.round)
     }
 
     /// The states of all threads of `process`; `shared` are the signals pending for the process.
@@ -80,7 +82,10 @@ impl Threads {
             known.extended_state.clone_from(&self.buffer);
             self.buffer.clone()
         });
-        let waiting = pending.iter().chain(shared).fold(0, |set, info| set | bit_of(info));
+        let waiting = pending
+            .iter()
+            .chain(shared)
+            .fold(0, |set, info| set | bit_of(info));
         let handler_runs = waiting & handled & !signal_mask != 0;
         let verdict = blocked::decide(&mut known.blocked, &registers, handler_runs, now_ns);
         if let Some(rewritten) = verdict.running {

@@ -41,7 +41,11 @@ impl Capturing {
 
     /// When the next capture may start, if one is wanted.
     pub fn due_ns(&self) -> Option<u64> {
-        if self.seen == Step::Idle { self.pacing.next_start() } else { None }
+        if self.seen == Step::Idle {
+            self.pacing.next_start()
+        } else {
+            None
+        }
     }
 
     /// The next capture completes a fill, and is wanted now.
@@ -88,7 +92,12 @@ impl Primary {
         if self.traffic.output_waits() {
             self.capturing.pacing.output_waits(now);
         }
-        if self.capturing.pacing.next_start().is_none_or(|start| start > now) {
+        if self
+            .capturing
+            .pacing
+            .next_start()
+            .is_none_or(|start| start > now)
+        {
             return;
         }
         self.capturing.pacing.epoch_started(now);
@@ -101,7 +110,10 @@ impl Primary {
     /// Carries packets and text both ways, as far as the capture under way allows.
     pub(super) fn carry(&mut self) -> io::Result<bool> {
         let mut busy = false;
-        if !matches!(self.capturing.seen, Step::Requested | Step::Stopped | Step::Drained) {
+        if !matches!(
+            self.capturing.seen,
+            Step::Requested | Step::Stopped | Step::Drained
+        ) {
             let arrived = self.traffic.carry_input()?;
             if arrived {
                 self.capturing.pacing.input_arrived(now_ns());
@@ -139,7 +151,8 @@ impl Primary {
         }
         self.traffic.mark();
         let traffic = &mut self.traffic;
-        self.line.leave_accepted(|accepted| traffic.take_accepted(accepted));
+        self.line
+            .leave_accepted(|accepted| traffic.take_accepted(accepted));
         self.capturing.seen = Step::Drained;
         self.line.handshake.drained(self.traffic.input_position());
         Ok(())
@@ -147,7 +160,10 @@ impl Primary {
 
     /// From this mark on input is logged and output is held.
     fn seal(&mut self) -> io::Result<()> {
-        let log = self.standby.as_mut().and_then(|standby| standby.take_input_log());
+        let log = self
+            .standby
+            .as_mut()
+            .and_then(|standby| standby.take_input_log());
         let began = log.is_some_and(|log| self.traffic.begin_log(log));
         if !began {
             // The tracer still makes its epoch; nobody will stand on it.

@@ -1,7 +1,7 @@
 //! How a service ends, and how this node lets it go.
 
-use super::{Common, Primary};
 use super::standby::kill_stage;
+use super::{Common, Primary};
 use crate::board::State as BoardState;
 use crate::clock::now_ns;
 use crate::control::Asker;
@@ -38,7 +38,10 @@ impl Ending {
     }
 
     pub fn due_ns(&self) -> Option<u64> {
-        [self.kill_at_ns, self.end.map(|(_, until)| until)].into_iter().flatten().min()
+        [self.kill_at_ns, self.end.map(|(_, until)| until)]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }
 
@@ -79,7 +82,8 @@ impl Primary {
         if state == State::Protected {
             // From here on this thread releases nothing: the standby may say everything again.
             self.ending.handed_over = true;
-            self.line.command(Command::HandOver(death_cause(death)), &self.bell);
+            self.line
+                .command(Command::HandOver(death_cause(death)), &self.bell);
         } else {
             self.line.command(Command::Continue, &self.bell);
         }
@@ -110,15 +114,17 @@ impl Primary {
             self.ending.sent.push(signal);
         }
         let pid = Pid::from_raw(self.host_pid).ok_or_else(|| io::Error::other("it has ended"))?;
-        let signal = Signal::from_named_raw(signal)
-            .ok_or_else(|| io::Error::other("no such signal"))?;
+        let signal =
+            Signal::from_named_raw(signal).ok_or_else(|| io::Error::other("no such signal"))?;
         kill_process(pid, signal)?;
         Ok(())
     }
 
     pub(super) fn stop_service(&mut self, asker: Asker) -> io::Result<()> {
         self.ending.stoppers.push(asker);
-        self.ending.kill_at_ns.get_or_insert(now_ns() + STOP_PATIENCE_NS);
+        self.ending
+            .kill_at_ns
+            .get_or_insert(now_ns() + STOP_PATIENCE_NS);
         // It may be gone already; its end is on its way to us then.
         let _ = self.send_signal(libc::SIGTERM);
         Ok(())
@@ -145,9 +151,13 @@ impl Primary {
 
     /// After an epoch: hands over when the user asked for it.
     pub(super) fn hand_over_if_asked(&mut self) -> io::Result<()> {
-        let Some(asker) = self.ending.switchover.take() else { return Ok(()) };
+        let Some(asker) = self.ending.switchover.take() else {
+            return Ok(());
+        };
         if self.role.state() != State::Protected {
-            self.common.control.answer(&asker, Err("the standby died meanwhile"));
+            self.common
+                .control
+                .answer(&asker, Err("the standby died meanwhile"));
             return Ok(());
         }
         self.traffic.send_released()?;
@@ -176,7 +186,9 @@ impl Primary {
         let code = exit_code_of(death);
         let common = &self.common;
         if let Some(failure) = self.ending.failure {
-            common.board.set_state(BoardState::Failed, &failure_text(failure, death));
+            common
+                .board
+                .set_state(BoardState::Failed, &failure_text(failure, death));
         }
         common.board.set_exit(code);
         for asker in &self.ending.stoppers {
@@ -198,7 +210,9 @@ fn death_cause(death: Death) -> record::Cause {
 
 /// A node that never became a primary reports that the service is lost, and cleans up.
 pub fn close_failed(common: &Common, failure: Failure, death: Death) -> io::Result<()> {
-    common.board.set_state(BoardState::Failed, &failure_text(failure, death));
+    common
+        .board
+        .set_state(BoardState::Failed, &failure_text(failure, death));
     common.board.set_exit(exit_code_of(death));
     common.directory.remove()?;
     common.ring_front();

@@ -44,18 +44,22 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
     let line = Line::new()?;
     let (sender, started) = mpsc::channel();
     let (config, tracer_line) = (common.config.clone(), line.clone());
-    std::thread::Builder::new().name("tracer".to_owned()).spawn(move || {
-        match start(&config, &tracer_line) {
-            Ok((ends, bell, tracer)) => {
-                if sender.send(Ok((ends, bell))).is_ok() {
-                    tracer.run();
+    std::thread::Builder::new()
+        .name("tracer".to_owned())
+        .spawn(move || {
+            match start(&config, &tracer_line) {
+                Ok((ends, bell, tracer)) => {
+                    if sender.send(Ok((ends, bell))).is_ok() {
+                        tracer.run();
+                    }
                 }
+                // The main thread waits for it.
+                Err(error) => drop(sender.send(Err(error))),
             }
-            // The main thread waits for it.
-            Err(error) => drop(sender.send(Err(error))),
-        }
-    })?;
-    let outcome = started.recv().map_err(|_| io::Error::other("the tracer thread died"))?;
+        })?;
+    let outcome = started
+        .recv()
+        .map_err(|_| io::Error::other("the tracer thread died"))?;
     match outcome {
         Ok((ends, bell)) => {
             let mut role = Role::primary(GiveUp::new(GiveUpLimits::default()));
@@ -64,7 +68,9 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
         }
         Err(error) => {
             log!("not started: {error}");
-            common.board.set_state(BoardState::Failed, &error.to_string());
+            common
+                .board
+                .set_state(BoardState::Failed, &error.to_string());
             common.board.set_exit(exit_code_of(&error));
             common.directory.remove()?;
             common.ring_front();
@@ -85,15 +91,17 @@ fn exit_code_of(error: &LaunchError) -> u8 {
 }
 
 /// On the tracer thread: the stage, the service under its filter and seized, the notifier.
-fn start(
-    config: &Config,
-    line: &Arc<Line>,
-) -> Result<(ServiceEnds, Bell, Tracer), LaunchError> {
+fn start(config: &Config, line: &Arc<Line>) -> Result<(ServiceEnds, Bell, Tracer), LaunchError> {
     let stage = Stage::create(StageConfig {
         addresses: config.addresses,
         mtu_bytes: config.mtu_bytes,
     })?;
-    let command = config.command.iter().cloned().map(OsString::from_vec).collect();
+    let command = config
+        .command
+        .iter()
+        .cloned()
+        .map(OsString::from_vec)
+        .collect();
     let identity = config.user.clone().map(Into::into);
     let (init, pending, output) = stage.spawn_init(InitRole::Service { command, identity })?;
     let output = output.ok_or_else(|| io::Error::other("the service has no output pipes"))?;
@@ -105,7 +113,10 @@ fn start(
     start_notifier(notify.clone(), announcements.clone(), config.service_core)?;
     let host_pid = pending.host_pid;
     pending.execute()?;
-    let outputs = [Some(nonblocking(output.stdout)?), Some(nonblocking(output.stderr)?)];
+    let outputs = [
+        Some(nonblocking(output.stdout)?),
+        Some(nonblocking(output.stderr)?),
+    ];
     let capture = Capture::new(announcements, &outputs, config)?;
     let bell = tree.bell();
     let init_pid = Pid::from_raw(init.host_pid).ok_or_else(|| io::Error::other("no init"))?;
@@ -116,7 +127,10 @@ fn start(
         init,
         notify,
         host_pid,
-        input: Input { flows: Flows::of_primary(FlowLimits::default()), position: 1 },
+        input: Input {
+            flows: Flows::of_primary(FlowLimits::default()),
+            position: 1,
+        },
     };
     Ok((ends, bell, Tracer::new(tree, line.clone(), capture)))
 }
@@ -127,13 +141,15 @@ pub fn start_notifier(
     announcements: Announcements,
     core: usize,
 ) -> io::Result<()> {
-    std::thread::Builder::new().name("notifier".to_owned()).spawn(move || {
-        let bound = affinity::bind(0, &[core]);
-        let served = notifier::serve(notify.as_fd(), &announcements, bound.is_ok());
-        if let Err(error) = served {
-            log!("{error}");
-        }
-    })?;
+    std::thread::Builder::new()
+        .name("notifier".to_owned())
+        .spawn(move || {
+            let bound = affinity::bind(0, &[core]);
+            let served = notifier::serve(notify.as_fd(), &announcements, bound.is_ok());
+            if let Err(error) = served {
+                log!("{error}");
+            }
+        })?;
     Ok(())
 }
 

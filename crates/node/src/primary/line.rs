@@ -94,7 +94,10 @@ impl Line {
             if let Some(command) = commands.pop_front() {
                 return command;
             }
-            commands = self.command_came.wait(commands).unwrap_or_else(PoisonError::into_inner);
+            commands = self
+                .command_came
+                .wait(commands)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 

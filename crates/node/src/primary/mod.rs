@@ -21,13 +21,13 @@ use crate::log;
 use crate::stage::launch::Init;
 use capturing::Capturing;
 use ending::Ending;
+pub use ending::close_failed;
 use line::{Line, Report};
 use rustix::event::{Timespec, epoll};
+pub use standby::Notice;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-pub use ending::close_failed;
-pub use standby::Notice;
 pub use traffic::Input;
 use traffic::Traffic;
 use unbroken_core::role::{Action, Event, Reason, Role, State};
@@ -108,7 +108,15 @@ impl Primary {
         bell: Bell,
     ) -> io::Result<Primary> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let ServiceEnds { tun, outputs, init, stage, notify, host_pid, input } = service;
+        let ServiceEnds {
+            tun,
+            outputs,
+            init,
+            stage,
+            notify,
+            host_pid,
+            input,
+        } = service;
         let traffic = Traffic::new(&common, tun, outputs, input, role.term())?;
         for source in traffic.sources() {
             watch(&epoll, source, Source::Traffic)?;
@@ -137,7 +145,9 @@ impl Primary {
     /// Carries the service until it ends or another node takes it over. `actions` are what the
     /// role wanted when it was made.
     pub fn run(mut self, actions: Vec<Action>) -> io::Result<()> {
-        self.common.board.set_primary_pid(std::process::id().cast_signed());
+        self.common
+            .board
+            .set_primary_pid(std::process::id().cast_signed());
         self.common.board.set_standby_pid(0);
         self.act(actions)?;
         while !self.is_over() {
@@ -265,7 +275,10 @@ impl Primary {
             return Ok(());
         }
         let timeout = self.sleep_limit();
-        let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 16];
+        let mut events = [epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        }; 16];
         let count = match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
             Ok(count) => count,
             Err(rustix::io::Errno::INTR) => 0,
@@ -288,7 +301,10 @@ impl Primary {
     }
 
     fn sleep_limit(&self) -> Option<Timespec> {
-        let due = [self.capturing.due_ns(), self.ending.due_ns()].into_iter().flatten().min()?;
+        let due = [self.capturing.due_ns(), self.ending.due_ns()]
+            .into_iter()
+            .flatten()
+            .min()?;
         let left = due.saturating_sub(now_ns());
         Some(Timespec {
             tv_sec: (left / 1_000_000_000) as i64,
@@ -315,7 +331,10 @@ impl Common {
             control: Control::from_descriptor(bundle.take(Purpose::Control)?),
             front_bell: bundle.take(Purpose::FrontBell)?,
             host_tun: bundle.take(Purpose::HostTun)?,
-            outputs: [bundle.take(Purpose::Output)?, bundle.take(Purpose::ErrorOutput)?],
+            outputs: [
+                bundle.take(Purpose::Output)?,
+                bundle.take(Purpose::ErrorOutput)?,
+            ],
             config: bundle.config.clone(),
             directory,
         })

@@ -94,7 +94,12 @@ impl Primary {
         common.board.set_standby_pid(process.id().cast_signed());
         common.ring_front();
         let input_log = Some(InputLogWriter::new(inputs.producer()?));
-        self.standby = Some(Standby { process, channel, journal, input_log });
+        self.standby = Some(Standby {
+            process,
+            channel,
+            journal,
+            input_log,
+        });
         Ok(())
     }
 
@@ -122,7 +127,9 @@ impl Primary {
 
     /// Something came from the standby, or it is gone.
     pub(super) fn hear_standby(&mut self) -> io::Result<()> {
-        let Some(standby) = &self.standby else { return Ok(()) };
+        let Some(standby) = &self.standby else {
+            return Ok(());
+        };
         let heard = channel::receive::<Notice>(standby.channel.as_fd());
         match heard {
             Ok(Some((Notice::Empty, _))) => {

@@ -21,7 +21,13 @@ pub struct Tracer {
 
 impl Tracer {
     pub fn new(tree: Tree, line: Arc<Line>, capture: Capture) -> Tracer {
-        Tracer { tree, line, capture, fit: true, last_death: Death::Exited(0) }
+        Tracer {
+            tree,
+            line,
+            capture,
+            fit: true,
+            last_death: Death::Exited(0),
+        }
     }
 
     /// Serves until the service is gone or main has no more use for this thread.
@@ -56,7 +62,11 @@ impl Tracer {
 
     /// While a fill runs, its work goes on between events; otherwise this blocks.
     fn next_event(&mut self) -> Result<Option<Event>, TraceError> {
-        if self.capture.is_filling() { self.tree.poll() } else { self.tree.wait().map(Some) }
+        if self.capture.is_filling() {
+            self.tree.poll()
+        } else {
+            self.tree.wait().map(Some)
+        }
     }
 
     /// Does what main asked for, and the next piece of a fill. False when this thread is to end.
@@ -147,13 +157,17 @@ impl Tracer {
     fn executed(&mut self) {
         if self.capture.is_linked() {
             self.capture.unlink();
-            self.line.report(Report::Broken("it executed another program".to_owned()));
+            self.line
+                .report(Report::Broken("it executed another program".to_owned()));
         }
         self.report_processes();
     }
 
     fn is_last_process(&self) -> bool {
-        self.tree.processes().iter().all(|process| process.dying().is_some())
+        self.tree
+            .processes()
+            .iter()
+            .all(|process| process.dying().is_some())
     }
 
     /// The last process begins to die and stands until the next wait: main decides what its death

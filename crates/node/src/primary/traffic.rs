@@ -52,7 +52,10 @@ impl Traffic {
             clients: ClientSide::new(common.host_tun.try_clone()?),
             service: ServiceSide::new(tun),
             texts,
-            outputs: [common.outputs[0].try_clone()?, common.outputs[1].try_clone()?],
+            outputs: [
+                common.outputs[0].try_clone()?,
+                common.outputs[1].try_clone()?,
+            ],
             gate: Gate::new(GATE_BYTES, term),
             flows: input.flows,
             log: None,
@@ -73,7 +76,10 @@ impl Traffic {
     }
 
     pub fn texts(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
-        self.texts.iter().enumerate().filter_map(|(number, text)| Some((number, text.as_ref()?.as_fd())))
+        self.texts
+            .iter()
+            .enumerate()
+            .filter_map(|(number, text)| Some((number, text.as_ref()?.as_fd())))
     }
 
     pub fn input_position(&self) -> u64 {
@@ -91,10 +97,16 @@ impl Traffic {
         let mut count = 0;
         let now = now_ns();
         while count < FRAMES_PER_TURN {
-            if self.log.as_ref().is_some_and(|log| !log.has_room(FRAME_BYTES_MAX)) {
+            if self
+                .log
+                .as_ref()
+                .is_some_and(|log| !log.has_room(FRAME_BYTES_MAX))
+            {
                 break;
             }
-            let Some(length) = self.clients.read(&mut self.buffer)? else { break };
+            let Some(length) = self.clients.read(&mut self.buffer)? else {
+                break;
+            };
             let frame = &self.buffer[..length];
             match self.flows.answer_for_closed(frame) {
                 LatePacket::ForTheKernel => {}
@@ -107,7 +119,9 @@ impl Traffic {
             if let Some(log) = &mut self.log
                 && !log.append(self.input_position, frame)
             {
-                return Err(io::Error::other("the input log has no room for a frame that fits"));
+                return Err(io::Error::other(
+                    "the input log has no room for a frame that fits",
+                ));
             }
             self.flows.input(self.input_position, frame, now);
             self.input_position += 1;
@@ -126,13 +140,19 @@ impl Traffic {
         while (all || count < FRAMES_PER_TURN) && self.gate.has_room(FRAME_BYTES_MAX) {
             let service = &self.service;
             let read = |room: &mut [u8]| service.read(room);
-            match self.gate.hold_with(OutputKind::Packet, now, FRAME_BYTES_MAX, read)? {
+            match self
+                .gate
+                .hold_with(OutputKind::Packet, now, FRAME_BYTES_MAX, read)?
+            {
                 Some(frame) => self.flows.output(frame, now),
                 None => break,
             }
             count += 1;
         }
-        for (number, kind) in [(0, OutputKind::StandardOutput), (1, OutputKind::StandardError)] {
+        for (number, kind) in [
+            (0, OutputKind::StandardOutput),
+            (1, OutputKind::StandardError),
+        ] {
             count += self.collect_text(number, kind, all, now)?;
         }
         Ok(count > 0)
@@ -147,7 +167,9 @@ impl Traffic {
     ) -> io::Result<usize> {
         let mut count = 0;
         while (all || count < FRAMES_PER_TURN) && self.gate.has_room(FRAME_BYTES_MAX) {
-            let Some(text) = &self.texts[number] else { break };
+            let Some(text) = &self.texts[number] else {
+                break;
+            };
             let mut closed = false;
             let read = |room: &mut [u8]| match rustix::io::read(text, room) {
                 Ok(0) => {
@@ -158,7 +180,11 @@ impl Traffic {
                 Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(None),
                 Err(error) => Err(io::Error::from(error)),
             };
-            if self.gate.hold_with(kind, now, FRAME_BYTES_MAX, read)?.is_none() {
+            if self
+                .gate
+                .hold_with(kind, now, FRAME_BYTES_MAX, read)?
+                .is_none()
+            {
                 if closed {
                     self.texts[number] = None;
                 }
@@ -181,8 +207,12 @@ impl Traffic {
 
     /// Lets out what the commit covers.
     pub fn release(&mut self, role: &Role, committed: Committed) -> Result<(), String> {
-        let Some(permit) = role.release_permit() else { return Ok(()) };
-        self.gate.release(committed, permit).map_err(|error| error.to_string())
+        let Some(permit) = role.release_permit() else {
+            return Ok(());
+        };
+        self.gate
+            .release(committed, permit)
+            .map_err(|error| error.to_string())
     }
 
     /// Lets everything out when the service is unprotected; nothing otherwise.
@@ -244,7 +274,10 @@ fn write_text(output: &OwnedFd, mut bytes: &[u8]) {
             Ok(written) => bytes = &bytes[written..],
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => {
-                log!("{} bytes of the service's output could not be written: {error}", bytes.len());
+                log!(
+                    "{} bytes of the service's output could not be written: {error}",
+                    bytes.len()
+                );
                 return;
             }
         }

@@ -132,8 +132,10 @@ impl Following {
     /// The stage and the empty replica.
     fn prepare(follower: Follower) -> Result<Following, FollowError> {
         let config = follower.config;
-        let stage =
-            Stage::create(StageConfig { addresses: config.addresses, mtu_bytes: config.mtu_bytes })?;
+        let stage = Stage::create(StageConfig {
+            addresses: config.addresses,
+            mtu_bytes: config.mtu_bytes,
+        })?;
         let (init, pending, _) = stage.spawn_init(InitRole::Stub)?;
         affinity::bind(pending.host_pid, &[config.spare_core])?;
         let stub = Stub::seize(pending.host_pid)?;
@@ -242,7 +244,8 @@ impl Following {
             .collect();
         let (position, now) = (self.image.input_position, now_ns());
         if first {
-            self.flows.commit_survey(&self.image.connections(), &accepted, position, now);
+            self.flows
+                .commit_survey(&self.image.connections(), &accepted, position, now);
         } else {
             let change = TableChange {
                 gone: &change.gone,

@@ -84,8 +84,10 @@ impl ProcessImage {
         let mut old = std::mem::take(&mut self.threads);
         for mut thread in threads {
             let before: Option<ThreadState> = old.remove(&thread.tid);
-            let (extended_state, attributes): (Option<Vec<u8>>, Option<ThreadAttributes>) =
-                before.map_or((None, None), |before| (before.extended_state, before.attributes));
+            let (extended_state, attributes): (Option<Vec<u8>>, Option<ThreadAttributes>) = before
+                .map_or((None, None), |before| {
+                    (before.extended_state, before.attributes)
+                });
             thread.extended_state = thread.extended_state.or(extended_state);
             thread.attributes = thread.attributes.or(attributes);
             self.threads.insert(thread.tid, thread);
@@ -115,8 +117,10 @@ mod tests {
             .into_iter()
             .map(|(fd, object)| DescriptorChange {
                 fd: Fd(fd),
-                descriptor: object
-                    .map(|id| Descriptor { object: ObjectId(id), close_on_exec: false }),
+                descriptor: object.map(|id| Descriptor {
+                    object: ObjectId(id),
+                    close_on_exec: false,
+                }),
             })
             .collect();
         let process = ProcessDelta {
@@ -144,8 +148,15 @@ mod tests {
         image.apply(epoch(1, first, vec![(0, Some(1)), (4, Some(2))]));
         image.apply(epoch(2, vec![thread(2, None)], vec![(4, None)]));
         let process = &image.processes[&Pid(2)];
-        assert_eq!(process.threads.len(), 1, "a thread that is not listed has ended");
+        assert_eq!(
+            process.threads.len(),
+            1,
+            "a thread that is not listed has ended"
+        );
         assert_eq!(process.threads[&Tid(2)].extended_state, Some(vec![7]));
-        assert_eq!(process.descriptors.keys().copied().collect::<Vec<_>>(), [Fd(0)]);
+        assert_eq!(
+            process.descriptors.keys().copied().collect::<Vec<_>>(),
+            [Fd(0)]
+        );
     }
 }

@@ -95,7 +95,14 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
     // The primary that this node may become must not seem to be one that watches itself.
     drop(primary);
     match outcome {
-        Outcome::Live { ends, role, actions, bell, took_ns, cause } => {
+        Outcome::Live {
+            ends,
+            role,
+            actions,
+            bell,
+            took_ns,
+            cause,
+        } => {
             if let Some(took_ns) = took_ns {
                 common.board.record_takeover(took_ns / 1000);
             }
@@ -122,16 +129,29 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
 
 fn role_of(bundle: &Bundle) -> io::Result<Role> {
     match bundle.start {
-        Start::Standby { term, early_deaths, live_since_ns, .. } => {
+        Start::Standby {
+            term,
+            early_deaths,
+            live_since_ns,
+            ..
+        } => {
             let limits = GiveUpLimits::default();
-            Ok(Role::standby(term, GiveUp::continued(limits, early_deaths, live_since_ns)))
+            Ok(Role::standby(
+                term,
+                GiveUp::continued(limits, early_deaths, live_since_ns),
+            ))
         }
         Start::Launch => Err(io::Error::other("not started as a standby")),
     }
 }
 
 fn predecessor_of(bundle: &mut Bundle) -> io::Result<Predecessor> {
-    let Start::Standby { service_pid, init_pid, .. } = bundle.start else {
+    let Start::Standby {
+        service_pid,
+        init_pid,
+        ..
+    } = bundle.start
+    else {
         return Err(io::Error::other("not started as a standby"));
     };
     Ok(Predecessor {
@@ -154,14 +174,19 @@ fn await_outcome(
     watch: &Watch,
     journal: &RingMemory,
 ) -> io::Result<Outcome> {
-    let mut watched =
-        vec![PollFd::new(&watch.bell, PollFlags::IN), PollFd::new(primary, PollFlags::IN)];
+    let mut watched = vec![
+        PollFd::new(&watch.bell, PollFlags::IN),
+        PollFd::new(primary, PollFlags::IN),
+    ];
     loop {
         match poll(&mut watched, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        if watched.get(1).is_some_and(|primary| !primary.revents().is_empty()) {
+        if watched
+            .get(1)
+            .is_some_and(|primary| !primary.revents().is_empty())
+        {
             watch.primary_died.store(true, Ordering::SeqCst);
             journal.wake_consumer()?;
             watched.truncate(1);

@@ -74,7 +74,15 @@ fn run_all(
         let mut narrow = None;
         for (step, slot) in slots {
             match (step, results.get(slot)) {
-                (Step::Disarm { epoll, fd, events, data }, Ok(0)) => {
+                (
+                    Step::Disarm {
+                        epoll,
+                        fd,
+                        events,
+                        data,
+                    },
+                    Ok(0),
+                ) => {
                     narrow = Some((epoll, fd, events, data));
                 }
                 (_, Ok(_)) => {}
@@ -99,13 +107,20 @@ fn add(
     step: Step,
 ) -> Result<unbroken_tracee::Slot, unbroken_tracee::TraceError> {
     match step {
-        Step::Duplicate { from, to, close_on_exec } => {
+        Step::Duplicate {
+            from,
+            to,
+            close_on_exec,
+        } => {
             let flags = if close_on_exec { libc::O_CLOEXEC } else { 0 };
             batch.call(libc::SYS_dup3, &[from.0 as u64, to.0 as u64, flags as u64])
         }
-        Step::Add { epoll, fd, events, data } => {
-            control(batch, libc::EPOLL_CTL_ADD, epoll.0, fd.0, events, data)
-        }
+        Step::Add {
+            epoll,
+            fd,
+            events,
+            data,
+        } => control(batch, libc::EPOLL_CTL_ADD, epoll.0, fd.0, events, data),
         Step::Disarm { epoll, .. } => {
             let event = batch.reserve(16)?;
             batch.call(libc::SYS_epoll_wait, &[epoll.0 as u64, event.0, 1, 0])

@@ -52,7 +52,10 @@ impl Following {
             return Ok((Outcome::Failed { failure, cause }, None));
         }
         affinity::bind(0, &[self.config.service_core])?;
-        log!("taking over from epoch {}: {cause:?}, {actions:?}", self.image.sequence);
+        log!(
+            "taking over from epoch {}: {cause:?}, {actions:?}",
+            self.image.sequence
+        );
         let restored = self.restore_objects()?;
         await_end(&self.predecessor.stage)?;
         let (restored, objects) = restored;
@@ -62,7 +65,11 @@ impl Following {
         let mut tree = replica.go_live(now_ns())?;
         let announcements = Announcements::default();
         let notify = Arc::new(self.notify);
-        start_notifier(notify.clone(), announcements.clone(), self.config.service_core)?;
+        start_notifier(
+            notify.clone(),
+            announcements.clone(),
+            self.config.service_core,
+        )?;
         epolls::restore(&mut tree, &self.image, &objects)?;
         let service = ServiceSide::new(self.stage.tun().try_clone_to_owned()?);
         packets::prime_listeners(&service, &objects, &self.config.addresses)?;
@@ -86,10 +93,17 @@ impl Following {
             .collect();
         self.flows.became_primary(&restored_tuples);
         let mut later = self.role.apply(Event::TakeoverDone, now_ns());
-        let Restored { outputs, descriptors, .. } = restored;
+        let Restored {
+            outputs,
+            descriptors,
+            ..
+        } = restored;
         let capture = Capture::new(announcements, &outputs, &self.config)?;
         let bell = tree.bell();
-        let host_pid = tree.processes().first().map_or(0, |process| process.host_pid.0);
+        let host_pid = tree
+            .processes()
+            .first()
+            .map_or(0, |process| process.host_pid.0);
         let ends = ServiceEnds {
             tun: self.stage.tun().try_clone_to_owned()?,
             outputs,
@@ -97,34 +111,70 @@ impl Following {
             init: self.init,
             notify,
             host_pid,
-            input: Input { flows: self.flows, position: self.input_position },
+            input: Input {
+                flows: self.flows,
+                position: self.input_position,
+            },
         };
         // Closing the last descriptor of a device takes the kernel milliseconds.
         let (stage, predecessor) = (self.stage, self.predecessor);
         std::thread::spawn(move || drop((descriptors, stage, predecessor)));
         let mut actions: Vec<Action> = actions;
         actions.append(&mut later);
-        let outcome =
-            Outcome::Live { ends, role: self.role, actions, bell, took_ns: Some(took_ns), cause };
+        let outcome = Outcome::Live {
+            ends,
+            role: self.role,
+            actions,
+            bell,
+            took_ns: Some(took_ns),
+            cause,
+        };
         Ok((outcome, Some(Tracer::new(tree, line, capture))))
     }
 
     /// Takes hold of the service, which outlived its primary: nothing of the replica is used.
     pub fn adopt(mut self, line: Arc<Line>) -> Result<(Outcome, Option<Tracer>), FollowError> {
         let service_alive = !has_ended(&self.predecessor.stage)?;
-        let actions = self.role.apply(Event::PrimaryDied { service_alive }, now_ns());
+        let actions = self
+            .role
+            .apply(Event::PrimaryDied { service_alive }, now_ns());
         if let State::Failed(failure) = self.role.state() {
-            return Ok((Outcome::Failed { failure, cause: Cause::PrimaryDied }, None));
+            return Ok((
+                Outcome::Failed {
+                    failure,
+                    cause: Cause::PrimaryDied,
+                },
+                None,
+            ));
         }
         log!("adopting the running service: {actions:?}");
-        let Following { replica, stage, init, notify, predecessor, .. } = self;
+        let Following {
+            replica,
+            stage,
+            init,
+            notify,
+            predecessor,
+            ..
+        } = self;
         drop(replica);
         std::thread::spawn(move || drop((init, stage, notify)));
-        let Predecessor { init, stage, tun, notify, outputs, service_pid, .. } = predecessor;
+        let Predecessor {
+            init,
+            stage,
+            tun,
+            notify,
+            outputs,
+            service_pid,
+            ..
+        } = predecessor;
         affinity::bind(0, &[self.config.service_core])?;
         let announcements = Announcements::default();
         let notify = Arc::new(notify);
-        start_notifier(notify.clone(), announcements.clone(), self.config.service_core)?;
+        start_notifier(
+            notify.clone(),
+            announcements.clone(),
+            self.config.service_core,
+        )?;
         let tree = Tree::seize(&[service_pid], false)?;
         let capture = Capture::new(announcements, &outputs, &self.config)?;
         let flows = Flows::of_primary(FlowLimits::default());
@@ -136,17 +186,25 @@ impl Following {
             stage,
             notify,
             host_pid: service_pid,
-            input: Input { flows, position: self.input_position },
+            input: Input {
+                flows,
+                position: self.input_position,
+            },
         };
         let cause = Cause::PrimaryDied;
-        let outcome = Outcome::Live { ends, role: self.role, actions, bell, took_ns: None, cause };
+        let outcome = Outcome::Live {
+            ends,
+            role: self.role,
+            actions,
+            bell,
+            took_ns: None,
+            cause,
+        };
         Ok((outcome, Some(Tracer::new(tree, line, capture))))
     }
 
     /// Everything that descriptors name, made inside the replica's namespaces.
-    fn restore_objects(
-        &mut self,
-    ) -> Result<(Restored, BTreeMap<ObjectId, Object>), FollowError> {
+    fn restore_objects(&mut self) -> Result<(Restored, BTreeMap<ObjectId, Object>), FollowError> {
         let objects = std::mem::take(&mut self.image.objects);
         let mut views = HashMap::new();
         let mut memory_files = BTreeMap::new();
@@ -172,9 +230,9 @@ impl Following {
                 _ => {}
             }
         }
-        let (restored, objects) = self.stage.run(move || {
-            (objects::restore(&objects, &views, &memory_files), objects)
-        })?;
+        let (restored, objects) = self
+            .stage
+            .run(move || (objects::restore(&objects, &views, &memory_files), objects))?;
         Ok((restored?, objects))
     }
 
@@ -195,7 +253,9 @@ impl Following {
 
 fn event_of(cause: &Cause) -> Event {
     match cause {
-        Cause::PrimaryDied => Event::PrimaryDied { service_alive: false },
+        Cause::PrimaryDied => Event::PrimaryDied {
+            service_alive: false,
+        },
         Cause::Switchover(_) => Event::TakeoverOrdered(None),
         Cause::Killed(libc::SIGKILL) => Event::TakeoverOrdered(Some(Death::Killed)),
         Cause::Killed(_) => Event::TakeoverOrdered(Some(Death::Crashed)),
@@ -231,6 +291,9 @@ fn await_end(process: &OwnedFd) -> io::Result<()> {
 
 fn has_ended(process: &OwnedFd) -> io::Result<bool> {
     let mut watched = [PollFd::new(process, PollFlags::IN)];
-    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    let now = rustix::event::Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     Ok(poll(&mut watched, Some(&now))? > 0)
 }

@@ -16,7 +16,10 @@ pub enum RestoreError {
     #[error(transparent)]
     Object(#[from] unbroken_objects::Error),
     #[error("restore {what}: {source}")]
-    Socket { what: String, source: unbroken_objects::socket::SocketError },
+    Socket {
+        what: String,
+        source: unbroken_objects::socket::SocketError,
+    },
     #[error("make a pipe for the service's output: {0}")]
     Output(std::io::Error),
 }
@@ -81,7 +84,9 @@ pub fn restore(
     for ends in pipes.into_values() {
         let states: Vec<&PipeEnd> = ends.iter().map(|(_, state)| *state).collect();
         let descriptors = pipe::restore_group(&states)?;
-        restored.descriptors.extend(ends.iter().map(|(id, _)| *id).zip(descriptors));
+        restored
+            .descriptors
+            .extend(ends.iter().map(|(id, _)| *id).zip(descriptors));
     }
     let sockets = unix::restore_all(&unix_sockets)
         .map_err(|source| socket_error("Unix sockets".to_owned(), source))?;
@@ -97,7 +102,10 @@ fn restore_connections(
     restored: &mut Restored,
 ) -> Result<(), RestoreError> {
     let failed = |state: &TcpConnection| {
-        let what = format!("connection {} - {} in {:?}", state.local, state.remote, state.phase);
+        let what = format!(
+            "connection {} - {} in {:?}",
+            state.local, state.remote, state.phase
+        );
         move |source| socket_error(what, source)
     };
     let mut standing: Vec<(ObjectId, &TcpConnection, Prepared<'_>)> = Vec::new();
@@ -131,7 +139,10 @@ fn output(stream: u8, flags: i32, restored: &mut Restored) -> Result<OwnedFd, Re
     rustix::fs::fcntl_setfl(&read, rustix::fs::OFlags::NONBLOCK).map_err(failed)?;
     let flags = rustix::fs::OFlags::from_bits_retain(flags.cast_unsigned());
     rustix::fs::fcntl_setfl(&write, flags).map_err(failed)?;
-    if let Some(slot) = restored.outputs.get_mut(usize::from(stream.saturating_sub(1))) {
+    if let Some(slot) = restored
+        .outputs
+        .get_mut(usize::from(stream.saturating_sub(1)))
+    {
         *slot = Some(read);
     }
     Ok(write)

@@ -40,20 +40,28 @@ pub fn prime_listeners(
 
 /// A tuple for each address family in which the listener hears.
 fn primers(local: SocketAddr, addresses: &Addresses) -> impl Iterator<Item = Tuple> {
-    let v4 = (IpAddr::from(addresses.service_v4), IpAddr::from(addresses.host_v4));
-    let v6 = addresses.v6.map(|(host, service)| (IpAddr::from(service), IpAddr::from(host)));
+    let v4 = (
+        IpAddr::from(addresses.service_v4),
+        IpAddr::from(addresses.host_v4),
+    );
+    let v6 = addresses
+        .v6
+        .map(|(host, service)| (IpAddr::from(service), IpAddr::from(host)));
     let anywhere = local.ip().is_unspecified();
     let port = local.port();
-    [Some(v4), v6].into_iter().flatten().filter_map(move |(service, host)| {
-        let hears = match (anywhere, local.ip()) {
-            (true, IpAddr::V4(_)) => service.is_ipv4(),
-            // An IPv6 listener may hear IPv4, too; one that does not lets the SYN go by.
-            (true, IpAddr::V6(_)) => true,
-            (false, address) => address.to_canonical() == service,
-        };
-        let tuple = Tuple::new((service, port).into(), (host, PRIMER_PORT).into());
-        hears.then_some(tuple)
-    })
+    [Some(v4), v6]
+        .into_iter()
+        .flatten()
+        .filter_map(move |(service, host)| {
+            let hears = match (anywhere, local.ip()) {
+                (true, IpAddr::V4(_)) => service.is_ipv4(),
+                // An IPv6 listener may hear IPv4, too; one that does not lets the SYN go by.
+                (true, IpAddr::V6(_)) => true,
+                (false, address) => address.to_canonical() == service,
+            };
+            let tuple = Tuple::new((service, port).into(), (host, PRIMER_PORT).into());
+            hears.then_some(tuple)
+        })
 }
 
 /// Gives restored sockets the packets of their clients that they need first.
@@ -87,7 +95,12 @@ pub fn resend(clients: &ClientSide, resends: &[(Resend, Vec<u8>)]) -> io::Result
         };
         let options_bytes = numbers.timestamps.map_or(0, |_| TIMESTAMPS_BYTES);
         let mss = u16::try_from(resend.segment_bytes + options_bytes).unwrap_or(u16::MAX);
-        for packet in craft::data_segments(&craft::Resend { tuple, numbers, mss, data }) {
+        for packet in craft::data_segments(&craft::Resend {
+            tuple,
+            numbers,
+            mss,
+            data,
+        }) {
             let _ = clients.send_crafted(&packet)?;
         }
         numbers.sequence = numbers.sequence.wrapping_add(data.len() as u32);

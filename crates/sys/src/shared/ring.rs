@@ -404,13 +404,10 @@ impl Consumer {
 
     /// As [`Consumer::wait`], but also ends when `also` holds: whoever makes it so calls
     /// [`RingMemory::wake_consumer`] afterwards. Returns whether there is a record or it holds.
-    pub fn wait_or(
-        &self,
-        timeout: Option<Duration>,
-        also: impl Fn() -> bool,
-    ) -> io::Result<bool> {
+    pub fn wait_or(&self, timeout: Option<Duration>, also: impl Fn() -> bool) -> io::Result<bool> {
         let ready = || self.is_ready() || also();
-        self.shared.sleep((DATA_BELL_AT, DATA_SLEEPERS_AT), timeout, ready)
+        self.shared
+            .sleep((DATA_BELL_AT, DATA_SLEEPERS_AT), timeout, ready)
     }
 
     /// Where the first whole record starts and how long it is, padding skipped.
