@@ -140,9 +140,11 @@ impl Capture {
         self.link.as_ref().is_some_and(|link| link.fill.is_some())
     }
 
-    /// Lets the standby go.
+    /// Lets the standby go, and with it the tracking of memory: a range has room for one tracker,
+    /// and the next fill installs its own.
     pub fn unlink(&mut self) {
         self.link = None;
+        self.followed = None;
         self.announcements.set_recording(false);
     }
 
