@@ -139,7 +139,7 @@ impl Act {
         port: u16,
         load: impl FnOnce(SocketAddr) -> Result<Running, ClientError>,
     ) -> Result<Self> {
-        let service = Service::start(&Launch::new(server, command))?;
+        let service = Service::start(&Launch::new(server, command).unverified())?;
         let load = load(service.listening(port)?)?;
         let progress = Mutex::new(Progress {
             state: "protected",

@@ -27,8 +27,10 @@ pub enum Record {
 /// Why the standby is to take over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cause {
-    /// The service was killed by this signal.
+    /// Somebody killed the service with this signal.
     Killed(i32),
+    /// A fault of its own ended the service with this signal.
+    Crashed(i32),
     /// The user asked for it, and waits for the answer.
     Switchover(Asker),
     /// The primary died.

@@ -87,6 +87,8 @@ pub struct Process {
     /// The parent when the process was made; it may be gone.
     pub parent: Pid,
     pub(crate) threads: Vec<Thread>,
+    /// The last signal of the fatal kind that somebody outside the tree sent to it.
+    pub(crate) sent_from_outside: Option<i32>,
     /// Set once the whole process began to die.
     pub(crate) dying: Option<Death>,
     /// The signal by which its blob says that a batch is done; `None` without a blob.

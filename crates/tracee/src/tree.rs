@@ -45,8 +45,14 @@ pub enum Event {
     /// gone.
     Executed { pid: Pid },
     /// A whole process begins to die; its memory and descriptors are still there until the next
-    /// wait. The earliest notice there is.
-    Exiting { pid: Pid, death: Death },
+    /// wait. The earliest notice there is. `crashed` when a fault of its own ended it (an
+    /// instruction of its own raised the signal, or it sent it to itself), and not somebody
+    /// outside.
+    Exiting {
+        pid: Pid,
+        death: Death,
+        crashed: bool,
+    },
     /// A process has ended and was reaped by the tracer.
     Exited { pid: Pid, death: Death },
     /// No process is left.
@@ -240,6 +246,7 @@ impl Tree {
                     host_pid,
                     parent,
                     threads,
+                    sent_from_outside: None,
                     dying: None,
                     notice: None,
                     vdso: None,

@@ -51,7 +51,14 @@ fn a_process_that_exits_is_noticed_before_and_after() {
     guest.stdin = None;
     let death = Death::Exited(7);
     let pid = tree.processes()[0].pid;
-    assert_eq!(tree.wait().unwrap(), Event::Exiting { pid, death });
+    assert_eq!(
+        tree.wait().unwrap(),
+        Event::Exiting {
+            pid,
+            death,
+            crashed: false
+        }
+    );
     // Its memory is still there.
     assert_ne!(
         std::fs::read_to_string(format!("/proc/{}/maps", guest.pid())).unwrap(),
@@ -82,6 +89,7 @@ fn a_killed_process_ends_a_stop() {
         let Event::Exiting {
             pid,
             death: Death::Killed(libc::SIGKILL),
+            crashed: false,
         } = event
         else {
             panic!("{event:?}");
@@ -264,7 +272,14 @@ fn a_program_executed_by_another_thread_has_one_thread() {
     wait_for_line(&mut tree, &mut guest, "second");
     guest.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
     let death = Death::Exited(0);
-    assert_eq!(tree.wait().unwrap(), Event::Exiting { pid: own, death });
+    assert_eq!(
+        tree.wait().unwrap(),
+        Event::Exiting {
+            pid: own,
+            death,
+            crashed: false
+        }
+    );
     assert_eq!(tree.wait().unwrap(), Event::Exited { pid: own, death });
 }
 

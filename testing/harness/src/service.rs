@@ -1,8 +1,10 @@
 //! One protected service: started, watched through `status --json`, killed, and stopped.
 
 use std::fs::File;
+use std::io::{Read, Seek};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,13 +18,15 @@ use crate::unbroken::{Outcome, program, run_to_end_within};
 use crate::{PATIENCE, Scratch, Signal};
 
 /// How a service is started.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Launch {
     /// Goes into the service's name.
     pub purpose: String,
     pub command: Vec<String>,
     /// More arguments of `unbroken run`, such as `--publish`.
     pub options: Vec<String>,
+    /// Compare the product's mirror with the kernel at every epoch (I7). Costs time.
+    pub verify: bool,
 }
 
 impl Launch {
@@ -31,7 +35,14 @@ impl Launch {
             purpose: purpose.to_string(),
             command,
             options: Vec::new(),
+            verify: true,
         }
+    }
+
+    /// For those who measure: no comparing.
+    pub fn unverified(mut self) -> Self {
+        self.verify = false;
+        self
     }
 
     pub fn option(mut self, words: &[&str]) -> Self {
@@ -97,6 +108,8 @@ pub struct Service {
     marker: Marker,
     front: Child,
     scratch: Scratch,
+    /// The product's own log; open, so that it can be read when the product has cleaned up.
+    log: OnceLock<File>,
     stopped: bool,
 }
 
@@ -114,7 +127,11 @@ impl Service {
         let marker = Marker::new(&name);
         let scratch = Scratch::new(&launch.purpose)?;
         let (variable, value) = marker.variable();
-        let front = Command::new(program()?)
+        let mut command = Command::new(program()?);
+        if launch.verify {
+            command.env("UNBROKEN_VERIFY", "1");
+        }
+        let front = command
             .args(["run", "--name", &name])
             .args(&launch.options)
             .arg("--")
@@ -132,6 +149,7 @@ impl Service {
             marker,
             front,
             scratch,
+            log: OnceLock::new(),
             stopped: false,
         })
     }
@@ -176,6 +194,7 @@ impl Service {
     /// is starting, or a takeover is under way) is asked for again.
     pub fn wait_for(&self, what: &str, condition: impl Fn(&Status) -> bool) -> Result<Status> {
         let mut last = String::from("no status at all");
+        self.open_log();
         let waited = wait_until(what, PATIENCE, || match self.status() {
             Ok(status) if condition(&status) => Ok(Some(status)),
             Ok(status) => {
@@ -191,11 +210,34 @@ impl Service {
         waited.with_context(|| {
             let (out, err) = self.printed();
             let (out, err) = (last_lines(&out), last_lines(&err));
+            let log = last_lines(&self.log_text());
             format!(
-                "{}: last seen: {last}\nstdout: {out}\nstderr: {err}",
+                "{}: last seen: {last}\nstdout: {out}\nstderr: {err}\nlog: {log}",
                 self.name
             )
         })
+    }
+
+    fn open_log(&self) {
+        if self.log.get().is_none()
+            && let Ok(log) = File::open(format!("/run/unbroken/{}/log", self.name))
+        {
+            // Another thread may have been faster: the file is the same.
+            let _ = self.log.set(log);
+        }
+    }
+
+    /// What the product's processes noted so far, from when a test first looked at the service.
+    pub fn log_text(&self) -> String {
+        self.open_log();
+        let Some(mut log) = self.log.get() else {
+            return String::new();
+        };
+        let mut bytes = Vec::new();
+        match log.rewind().and_then(|()| log.read_to_end(&mut bytes)) {
+            Ok(_) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(error) => format!("the log cannot be read: {error}"),
+        }
     }
 
     /// Whether any process of the service or of ours for it is left.
@@ -306,7 +348,7 @@ impl Service {
 
 /// The end of what was printed: enough to see why, short enough to read.
 fn last_lines(text: &str) -> String {
-    const LINES_SHOWN: usize = 12;
+    const LINES_SHOWN: usize = 25;
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n")
 }

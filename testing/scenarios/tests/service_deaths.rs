@@ -23,6 +23,21 @@ fn chat_through_ten_kills() -> Result<()> {
     Ok(())
 }
 
+/// As soon as it is protected again it is killed again.
+#[test]
+fn chat_through_a_hundred_kills() -> Result<()> {
+    let mut random = host()?;
+    let scratch = Scratch::new("irc")?;
+    let (service, address) = chat(&scratch)?;
+    let load = irc::start(address, &small_chat())?;
+    let plan = KillPlan {
+        wait: (Duration::ZERO, Duration::from_millis(60)),
+        ..KillPlan::new(Target::Service, 100)
+    };
+    survive(service, load, &plan, &mut random)?;
+    Ok(())
+}
+
 #[test]
 fn chat_through_segmentation_faults() -> Result<()> {
     let mut random = host()?;

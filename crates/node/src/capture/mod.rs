@@ -43,6 +43,8 @@ pub enum CaptureError {
     Socket(SocketError),
     #[error("the service's process ended during a capture")]
     ProcessGone,
+    #[error("an earlier capture came to nothing because a part of the service died")]
+    Interrupted,
     /// What the service has cannot be replicated; why.
     #[error("{0}")]
     Unfit(String),
@@ -52,6 +54,18 @@ pub enum CaptureError {
     Mirror(String),
     #[error("{0}")]
     Io(#[from] io::Error),
+}
+
+impl CaptureError {
+    /// Whether it means that the service, or a part of it, died meanwhile.
+    pub fn is_death(&self) -> bool {
+        match self {
+            CaptureError::Trace(error) => error.is_death(),
+            CaptureError::ProcessGone => true,
+            CaptureError::Io(error) => error.raw_os_error() == Some(libc::ESRCH),
+            _ => false,
+        }
+    }
 }
 
 impl From<unbroken_objects::Error> for CaptureError {
@@ -90,6 +104,9 @@ struct Link {
     fill: Option<Fill>,
     /// The epoch that completes the fill has not been made.
     is_new: bool,
+    /// A capture failed half way: what it took of the changes is in no epoch. Only an order to
+    /// take over from the last epoch may follow; if the service lives after all, a new fill.
+    is_spoiled: bool,
 }
 
 pub struct Capture {
@@ -202,6 +219,7 @@ impl Capture {
             journal,
             fill: Some(Fill::default()),
             is_new: true,
+            is_spoiled: false,
         });
         Ok(())
     }
@@ -232,9 +250,21 @@ impl Capture {
 
     /// Makes one epoch: stops the service, reads what changed, lets it go on, and publishes.
     pub fn epoch(&mut self, tree: &mut Tree, line: &Line) -> Result<(), CaptureError> {
-        if self.link.is_none() || self.followed.is_none() {
+        let Some(link) = &mut self.link else {
             return Err(CaptureError::ProcessGone);
+        };
+        if link.is_spoiled {
+            return Err(CaptureError::Interrupted);
         }
+        link.is_spoiled = true;
+        self.capture_and_publish(tree, line)?;
+        if let Some(link) = &mut self.link {
+            link.is_spoiled = false;
+        }
+        Ok(())
+    }
+
+    fn capture_and_publish(&mut self, tree: &mut Tree, line: &Line) -> Result<(), CaptureError> {
         let started_ns = now_ns();
         let mut stopped = tree.stop()?;
         if line.handshake.stopped() {

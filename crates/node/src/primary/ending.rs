@@ -7,6 +7,7 @@ use crate::clock::now_ns;
 use crate::control::Asker;
 use crate::log;
 use crate::primary::line::Command;
+use crate::primary::tracer::End;
 use crate::record;
 use rustix::process::{Pid, Signal, kill_process};
 use std::io;
@@ -62,8 +63,9 @@ impl Primary {
 
     /// The first process of the service begins to die; the tracer holds it until this returns an
     /// answer through the line.
-    pub(super) fn service_dies(&mut self, death: Death) -> io::Result<()> {
-        log!("the service dies: {death:?}");
+    pub(super) fn service_dies(&mut self, end: End) -> io::Result<()> {
+        log!("the service dies: {end:?}");
+        let death = end.death;
         if self.is_own_end(death) {
             // Its last words need no commit: nothing will go on from here.
             self.line.command(Command::Retire, &self.bell);
@@ -74,16 +76,12 @@ impl Primary {
             return Ok(());
         }
         let state = self.role.state();
-        let cause = match death {
-            Death::Killed(libc::SIGKILL) | Death::Exited(_) => Cause::Killed,
-            Death::Killed(_) => Cause::Crashed,
-        };
-        self.apply(Event::ServiceDied(cause))?;
+        self.apply(Event::ServiceDied(core_cause(end)))?;
         if state == State::Protected {
             // From here on this thread releases nothing: the standby may say everything again.
             self.ending.handed_over = true;
             self.line
-                .command(Command::HandOver(death_cause(death)), &self.bell);
+                .command(Command::HandOver(record_cause(end)), &self.bell);
         } else {
             self.line.command(Command::Continue, &self.bell);
         }
@@ -91,10 +89,11 @@ impl Primary {
     }
 
     /// No process of the service is left.
-    pub(super) fn service_gone(&mut self, death: Death) -> io::Result<()> {
+    pub(super) fn service_gone(&mut self, end: End) -> io::Result<()> {
+        let death = end.death;
         if self.ending.end.is_none() && !self.ending.handed_over {
             if !self.is_own_end(death) {
-                self.apply(Event::ServiceDied(Cause::Killed))?;
+                self.apply(Event::ServiceDied(core_cause(end)))?;
             } else {
                 self.apply(Event::ServiceEnded)?;
             }
@@ -201,8 +200,17 @@ impl Primary {
     }
 }
 
-fn death_cause(death: Death) -> record::Cause {
-    match death {
+fn core_cause(end: End) -> Cause {
+    if end.crashed {
+        Cause::Crashed
+    } else {
+        Cause::Killed
+    }
+}
+
+fn record_cause(end: End) -> record::Cause {
+    match end.death {
+        Death::Killed(signal) if end.crashed => record::Cause::Crashed(signal),
         Death::Killed(signal) => record::Cause::Killed(signal),
         Death::Exited(_) => record::Cause::Killed(libc::SIGKILL),
     }

@@ -4,13 +4,14 @@
 //! queues. A message to the tracer is followed by its bell, one to main by the eventfd.
 
 use crate::handshake::Handshake;
+use crate::primary::tracer::End;
 use crate::record::Cause;
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use unbroken_tracee::{Bell, Death};
+use unbroken_tracee::Bell;
 use unbroken_wire::commit::Publication;
 use unbroken_wire::flows::NamedConnection;
 use unbroken_wire::log::JournalWriter;
@@ -42,9 +43,9 @@ pub enum Report {
     /// What made it unfit is gone.
     Fit,
     /// The first process of the service begins to die, or has died.
-    Dying(Death),
+    Dying(End),
     /// No process of the service is left; how its first one died.
-    Gone(Death),
+    Gone(End),
     /// The pids as the host sees them.
     Pids(Vec<i32>),
     /// Something that should not happen; the standby is given up and filled anew.

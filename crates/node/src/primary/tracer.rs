@@ -15,8 +15,16 @@ pub struct Tracer {
     capture: Capture,
     /// Whether the last look found something that can be replicated.
     fit: bool,
-    /// How the process that died last died.
-    last_death: Death,
+    /// The end of the process that ended last, and whether it has been told.
+    last_end: End,
+    told: bool,
+}
+
+/// How a process ended; `crashed` by a fault of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct End {
+    pub death: Death,
+    pub crashed: bool,
 }
 
 impl Tracer {
@@ -26,7 +34,11 @@ impl Tracer {
             line,
             capture,
             fit: true,
-            last_death: Death::Exited(0),
+            last_end: End {
+                death: Death::Exited(0),
+                crashed: false,
+            },
+            told: false,
         }
     }
 
@@ -44,16 +56,27 @@ impl Tracer {
                         return;
                     }
                 }
-                Some(Event::Exiting { death, .. }) => {
-                    self.last_death = death;
-                    if self.is_last_process() && !self.last_dies(death) {
+                Some(Event::Exiting { death, crashed, .. }) => {
+                    self.last_end = End { death, crashed };
+                    if self.is_last_process() && !self.last_dies() {
                         return;
                     }
                 }
-                Some(Event::Exited { .. } | Event::Forked { .. }) => self.report_processes(),
+                Some(Event::Exited { death, .. }) => {
+                    self.last_end.death = death;
+                    self.report_processes();
+                }
+                Some(Event::Forked { .. }) => self.report_processes(),
                 Some(Event::Executed { .. }) => self.executed(),
                 Some(Event::Empty) => {
-                    self.line.report(Report::Gone(self.last_death));
+                    if !self.told {
+                        log!("the service is gone, and was not heard to die");
+                    }
+                    // A thread that is killed twice can pass the stop in which it is heard first.
+                    if !self.told && !self.last_dies() {
+                        return;
+                    }
+                    self.line.report(Report::Gone(self.last_end));
                     return;
                 }
             }
@@ -118,8 +141,8 @@ impl Tracer {
 
     fn capture_failed(&mut self, error: &CaptureError) {
         match error {
-            // The events that follow say how.
-            CaptureError::Trace(TraceError::Ended) => {}
+            // The events that follow say how. The link stays: the standby may be told to take over.
+            death if death.is_death() => log!("no epoch: {death}"),
             CaptureError::Unfit(why) => {
                 self.capture.unlink();
                 self.fit = false;
@@ -172,8 +195,9 @@ impl Tracer {
 
     /// The last process begins to die and stands until the next wait: main decides what its death
     /// means. False when this thread is to end.
-    fn last_dies(&mut self, death: Death) -> bool {
-        self.line.report(Report::Dying(death));
+    fn last_dies(&mut self) -> bool {
+        self.told = true;
+        self.line.report(Report::Dying(self.last_end));
         loop {
             match self.line.await_command() {
                 Command::HandOver(cause) => return self.hand_over(cause),
@@ -199,6 +223,6 @@ impl Tracer {
 
     fn lost(&mut self, error: &TraceError) {
         log!("the tracer lost the service: {error}");
-        self.line.report(Report::Gone(self.last_death));
+        self.line.report(Report::Gone(self.last_end));
     }
 }

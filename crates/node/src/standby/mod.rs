@@ -114,7 +114,7 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
         }
         Outcome::Failed { failure, cause } => {
             let death = match cause {
-                Cause::Killed(signal) => Death::Killed(signal),
+                Cause::Killed(signal) | Cause::Crashed(signal) => Death::Killed(signal),
                 Cause::PrimaryDied | Cause::Switchover(_) => Death::Killed(libc::SIGKILL),
             };
             crate::primary::close_failed(&common, failure, death)

@@ -257,8 +257,8 @@ fn event_of(cause: &Cause) -> Event {
             service_alive: false,
         },
         Cause::Switchover(_) => Event::TakeoverOrdered(None),
-        Cause::Killed(libc::SIGKILL) => Event::TakeoverOrdered(Some(Death::Killed)),
-        Cause::Killed(_) => Event::TakeoverOrdered(Some(Death::Crashed)),
+        Cause::Killed(_) => Event::TakeoverOrdered(Some(Death::Killed)),
+        Cause::Crashed(_) => Event::TakeoverOrdered(Some(Death::Crashed)),
     }
 }
 

@@ -4,7 +4,7 @@ use super::{Event, Tree, open_memory, tolerate_death};
 use crate::thread::{HostPid, HostTid, State, registers_from_user, registers_to_user};
 use crate::{TraceError, proc};
 use std::io;
-use unbroken_image::Registers;
+use unbroken_image::{Pid, Registers};
 use unbroken_sys::wait::{Change, Death, Report, wait};
 use unbroken_sys::{kcmp, ptrace};
 
@@ -42,9 +42,32 @@ impl Tree {
 
     /// A signal on its way to the program. It stands in no queue any more, so it is passed on now.
     fn on_signal(&mut self, tid: HostTid, signal: i32, stopping: bool) -> Result<(), TraceError> {
+        if is_sign_of_a_fault(signal) {
+            let result = self.note_sender(tid, signal);
+            tolerate_death("read a signal", tid, result)?;
+        }
         let result = self.mend_interrupted_call(tid, signal);
         tolerate_death("mend an interrupted call", tid, result)?;
         self.go_on(tid, signal, stopping)
+    }
+
+    /// Remembers whether a signal that faults raise was only sent, and from outside the tree.
+    fn note_sender(&mut self, tid: HostTid, signal: i32) -> io::Result<()> {
+        let information = ptrace::signal_info(tid.0)?;
+        let field = |at: usize| {
+            let mut bytes = [0; 4];
+            bytes.copy_from_slice(&information[at..at + 4]);
+            i32::from_ne_bytes(bytes)
+        };
+        // siginfo_t: si_code is the third number; si_pid follows the padding when somebody sent
+        // the signal (si_code <= 0), in the receiver's namespace, 0 from outside of it.
+        let (code, sender) = (field(8), Pid(field(16)));
+        let from_outside = code <= 0 && self.process(sender).is_none();
+        let Some(&(position, _)) = self.index.get(&tid) else {
+            return Ok(());
+        };
+        self.processes[position].sent_from_outside = from_outside.then_some(signal);
+        Ok(())
     }
 
     /// Two things that only tracing changes (HAZARDS 145). A call that we have made again must end
@@ -265,9 +288,14 @@ impl Tree {
             if process.dying.is_none() {
                 let death = Death::from_status(status);
                 process.dying = Some(death);
+                let crashed = match death {
+                    Death::Exited(_) | Death::Killed(libc::SIGKILL) => false,
+                    Death::Killed(signal) => process.sent_from_outside != Some(signal),
+                };
                 self.events.push_back(Event::Exiting {
                     pid: process.pid,
                     death,
+                    crashed,
                 });
             }
             self.held.push(tid);
@@ -329,6 +357,20 @@ impl Tree {
             None => Ok(()),
         }
     }
+}
+
+/// Signals by which the kernel, or a library, says that a program did wrong.
+fn is_sign_of_a_fault(signal: i32) -> bool {
+    matches!(
+        signal,
+        libc::SIGSEGV
+            | libc::SIGBUS
+            | libc::SIGILL
+            | libc::SIGFPE
+            | libc::SIGABRT
+            | libc::SIGTRAP
+            | libc::SIGSYS
+    )
 }
 
 /// Whether the thread has not run since `again` was loaded: it stands at the same instruction and
