@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use unbroken_clients::{bulk, churn, config, icecast, irc, redis};
