@@ -7,4 +7,5 @@
 pub mod give_up;
 pub mod histogram;
 pub mod pacing;
+pub mod retry;
 pub mod role;

@@ -17,7 +17,7 @@
 //!     v                             |                                           |
 //!  Protected -> StandbyDied, Forked +       (a primary that took over starts a  |
 //!     | ServiceDied                          standby, which begins here) -------+
-//!     v
+//!     v                                                (a Forked primary fills none, yet has one)
 //!  Retired  (the standby goes on)        any state: HigherTermSeen -> Retired
 //!                                        any primary state: ServiceEnded -> Ended
 //! ```
@@ -37,6 +37,8 @@ pub enum Reason {
     StandbyDied,
     /// Its tree has grown to something that cannot be replicated; `SingleAgain` ends that.
     Forked,
+    /// It holds something that cannot be replicated; tried again from time to time.
+    Unfit,
     /// Its primary died while it was unprotected, and this node holds it now.
     Adopted,
 }
@@ -119,6 +121,8 @@ pub enum Event {
     Forked,
     /// The tree can be replicated again.
     SingleAgain,
+    /// The tree holds something that no replica can have.
+    Unfit,
     /// Somebody acts under this term.
     TermSeen(u64),
 }
@@ -126,6 +130,7 @@ pub enum Event {
 /// What the node is to do now, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
+    /// Have a standby that nothing has been sent to: start one unless there is one.
     StartStandby,
     StopStandby,
     /// Bring the replica to life under this term.
@@ -260,11 +265,21 @@ impl Role {
             (Unprotected(reason), Event::StandbyDied) if reason != Reason::Forked => {
                 self.unprotected(Reason::StandbyDied, [Action::StartStandby])
             }
+            // A standby there must be all the same: it holds on to the service when this node dies.
+            (Unprotected(Reason::Forked), Event::StandbyDied) => {
+                self.become_(self.state, [Action::StartStandby])
+            }
             (Unprotected(_) | Syncing | Sealing | Protected, Event::Forked) => {
-                self.unprotected(Reason::Forked, [Action::StopStandby])
+                self.unprotected(Reason::Forked, [Action::StartStandby])
             }
             (Unprotected(Reason::Forked), Event::SingleAgain) => {
                 self.unprotected(Reason::NoStandbyYet, [Action::StartStandby])
+            }
+            (Unprotected(reason), Event::Unfit) if reason != Reason::Forked => {
+                self.unprotected(Reason::Unfit, [Action::StartStandby])
+            }
+            (Syncing | Sealing | Protected, Event::Unfit) => {
+                self.unprotected(Reason::Unfit, [Action::StartStandby])
             }
             (Protected, Event::TakeoverOrdered(None)) => self.become_(
                 State::Retired,

@@ -18,8 +18,7 @@ pub enum Start {
     /// Build a replica and stand by.
     Standby {
         primary_pid: i32,
-        /// The running service's first process and its stage init, as the host numbers them.
-        service_pid: i32,
+        /// The running service's stage init, as the host numbers it.
         init_pid: i32,
         term: u64,
         /// What the primary knows of deaths right after takeovers.

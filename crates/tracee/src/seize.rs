@@ -39,6 +39,17 @@ impl Tree {
         Ok(tree)
     }
 
+    /// As [`Tree::seize`], of all processes below `parent`, which is not traced itself: the whole
+    /// service below its stage's process 1. It outlives the tracer.
+    pub fn seize_below(parent: i32) -> Result<Tree, TraceError> {
+        let mut tree = Tree::empty(OPTIONS)?;
+        while tree.seize_what_is_new(&proc::children(parent)?)? {}
+        if tree.processes.is_empty() {
+            return Err(TraceError::NoSuchProcess { pid: parent });
+        }
+        Ok(tree)
+    }
+
     fn seize_what_is_new(&mut self, roots: &[i32]) -> Result<bool, TraceError> {
         let mut found_new = false;
         let mut processes = roots.to_vec();

@@ -1,5 +1,6 @@
 //! The processes and threads of a tree.
 
+use crate::{TraceError, proc};
 use std::cell::Cell;
 use std::fs::File;
 use unbroken_image::{AddressRange, Pid, Registers, Tid};
@@ -120,6 +121,12 @@ impl Process {
         self.threads
             .iter()
             .all(|thread| thread.host_tid != self.leader())
+    }
+
+    /// Its children that have ended and that it has not waited for yet: `processes` of a tree no
+    /// longer lists them, yet it can still ask how they ended.
+    pub fn unreaped_children(&self) -> Result<usize, TraceError> {
+        Ok(proc::children(self.host_pid.0)?.len())
     }
 
     /// `/proc/PID/mem`: reads and writes whatever is mapped, also what is protected.

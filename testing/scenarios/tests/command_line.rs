@@ -156,9 +156,27 @@ fn status_says_all_that_it_promises() -> Result<()> {
 #[test]
 fn signals_are_passed_on() -> Result<()> {
     host()?;
-    let script = "trap 'echo hup' HUP; trap 'exit 9' TERM; while :; do sleep 0.05; done";
+    // The shell waits in a builtin, so there is one process and it is protected.
+    let script =
+        "trap 'echo hup' HUP; trap 'exit 9' TERM; while :; do read -t 1 -u 3; done 3<> <(:)";
+    let command = ["/bin/bash", "-c", script].map(String::from).to_vec();
+    signals_reach(Service::start(&Launch::new("signals", command))?)
+}
+
+#[test]
+fn signals_are_passed_on_to_a_service_that_forks_all_the_time() -> Result<()> {
+    host()?;
+    let script = "trap 'echo hup' HUP; trap 'exit 9' TERM; echo up; while :; do sleep 0.05; done";
     let command = ["/bin/sh", "-c", script].map(String::from).to_vec();
-    let mut service = Service::start(&Launch::new("signals", command))?;
+    let service = Service::spawn(&Launch::new("forks", command))?;
+    wait_until("the first word", PATIENCE, || {
+        Ok(service.printed().0.contains("up").then_some(()))
+    })?;
+    signals_reach(service)
+}
+
+/// SIGHUP makes the service speak, SIGTERM makes it end with 9.
+fn signals_reach(mut service: Service) -> Result<()> {
     send(service.front_pid(), Signal::SIGHUP)?;
     wait_until("the answer to SIGHUP", PATIENCE, || {
         Ok(service.printed().0.contains("hup").then_some(()))

@@ -1,9 +1,11 @@
 //! Any process of ours may die at any moment; and a takeover may be planned.
 
 use anyhow::{Result, ensure};
-use unbroken_clients::{churn, irc};
-use unbroken_harness::{Kill, KillPlan, PATIENCE, Scratch, Signal, Target};
-use unbroken_scenarios::{chat, clean, host, own_server, small_chat, survive};
+use unbroken_clients::{churn, config, irc};
+use unbroken_harness::{
+    Kill, KillPlan, Launch, PATIENCE, Scratch, Service, Signal, Status, Target, send, wait_until,
+};
+use unbroken_scenarios::{PORT, chat, clean, host, own_server, small_chat, survive};
 
 fn chat_through(target: Target, times: usize) -> Result<Vec<Kill>> {
     let mut random = host()?;
@@ -94,6 +96,74 @@ fn a_primary_that_dies_beside_a_stopped_standby_loses_nothing() -> Result<()> {
         status.is_protected() && status.takeovers > before.takeovers
     })?;
     clean(&load.finish())?;
+    service.stop()?;
+    Ok(())
+}
+
+/// A service of several processes has no replica yet, but it outlives our processes all the same;
+/// and when it is one process again it is protected again.
+#[test]
+fn a_service_that_forked_outlives_our_deaths() -> Result<()> {
+    host()?;
+    let server = config::own_program("churn-server", PORT)?;
+    let script = format!("sleep 1000 & exec {}", server.join(" "));
+    let command = ["/bin/sh", "-c", &script].map(String::from).to_vec();
+    let service = Service::spawn(&Launch::new("forked", command))?;
+    let two_processes = |status: &Status| status.service_pids.len() == 2;
+    let status = service.wait_for("two processes", two_processes)?;
+    let address = service.listening(PORT)?;
+    let load = churn::start(address, 3)?;
+    ensure!(status.state == "unprotected", "{}", status.whole);
+    let reason = status.whole["reason"].as_str().unwrap_or_default();
+    ensure!(reason.contains("2 processes"), "{}", status.whole);
+    for target in [Target::Primary, Target::Standby, Target::Primary] {
+        let before = service.wait_for("a standby", |status| status.standby_pid.is_some())?;
+        service.kill(target, Signal::SIGKILL)?;
+        service.wait_for("others in their place", |status| {
+            let new_standby = status
+                .standby_pid
+                .is_some_and(|pid| before.standby_pid != Some(pid));
+            new_standby && two_processes(status)
+        })?;
+    }
+    // The child that nobody will wait for: its parent must outlive it as it is.
+    let status = service.status()?;
+    let child = status.service_pids.last().copied().unwrap_or_default();
+    send(child, Signal::SIGKILL)?;
+    service.wait_for("a reason that names the dead child", |status| {
+        status.whole["reason"]
+            .as_str()
+            .is_some_and(|reason| reason.contains("children"))
+    })?;
+    clean(&load.finish())?;
+    service.stop()?;
+    Ok(())
+}
+
+/// A service that runs a command now and then is protected in between.
+#[test]
+fn a_service_that_is_one_process_again_is_protected_again() -> Result<()> {
+    let mut random = host()?;
+    let script = "while read -r -t 1000 word <&3; do /bin/true; echo $word; done";
+    let scratch = Scratch::new("pipe")?;
+    let fifo = scratch.path().join("words");
+    let script = format!("mkfifo {0}; exec 3<>{0}; {script}", fifo.display());
+    let command = ["/bin/bash", "-c", &script].map(String::from).to_vec();
+    let service = Service::start(&Launch::new("again", command))?;
+    for round in 0..3 {
+        std::fs::write(&fifo, format!("word{round}\n"))?;
+        wait_until("the word", PATIENCE, || {
+            Ok(service
+                .printed()
+                .0
+                .contains(&format!("word{round}"))
+                .then_some(()))
+        })?;
+        service.wait_protected()?;
+        service.kill_repeatedly(&KillPlan::new(Target::Service, 1), &mut random, |_| {})?;
+    }
+    let expected = "word0\nword1\nword2\n";
+    ensure!(service.printed().0 == expected, "{:?}", service.printed());
     service.stop()?;
     Ok(())
 }

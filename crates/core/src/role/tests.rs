@@ -59,10 +59,12 @@ fn a_fork_stops_protection_until_the_tree_can_be_replicated_again() {
     let mut role = after(primary(), &TO_PROTECTED);
     assert_eq!(
         role.apply(Event::Forked, 0),
-        [Action::PassOutput, Action::StopStandby]
+        [Action::PassOutput, Action::StartStandby]
     );
-    assert_eq!(role.apply(Event::StandbyDied, 0), []);
+    // One is there even now, but only to hold on to the service should this node die.
+    assert_eq!(role.apply(Event::StandbyDied, 0), [Action::StartStandby]);
     assert_eq!(role.apply(Event::FillBegun, 0), []);
+    assert_eq!(role.state(), State::Unprotected(Reason::Forked));
     assert!(
         role.apply(Event::SingleAgain, 0)
             .contains(&Action::StartStandby)
@@ -136,6 +138,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::TakeoverFailed),
         Just(Event::Forked),
         Just(Event::SingleAgain),
+        Just(Event::Unfit),
         (0u64..6).prop_map(Event::TermSeen),
     ]
 }
@@ -167,7 +170,7 @@ proptest! {
             }
             // A protected primary's output passes only after its standby is gone.
             if state == State::Protected && passes {
-                prop_assert!(matches!(event, Event::StandbyDied | Event::Forked));
+                prop_assert!(matches!(event, Event::StandbyDied | Event::Forked | Event::Unfit));
             }
         }
     }

@@ -29,7 +29,7 @@ use unbroken_image::{
 };
 use unbroken_objects::socket::SocketError;
 use unbroken_objects::table::Source;
-use unbroken_tracee::{HostPid, HostTid, Stopped, TraceError, Tree};
+use unbroken_tracee::{HostPid, HostTid, Process, Stopped, TraceError, Tree};
 use unbroken_wire::flows::NamedConnection;
 use unbroken_wire::log::JournalWriter;
 
@@ -45,6 +45,8 @@ pub enum CaptureError {
     ProcessGone,
     #[error("an earlier capture came to nothing because a part of the service died")]
     Interrupted,
+    #[error("it has {0} processes; one can be protected in this version")]
+    Forked(usize),
     /// What the service has cannot be replicated; why.
     #[error("{0}")]
     Unfit(String),
@@ -203,6 +205,11 @@ impl Capture {
         if !stopped.has_blob(leader) {
             stopped.install_blob(leader)?;
         }
+        // Before any memory is sent for nothing: is there something that no replica can have?
+        refuse_lost_relatives(stopped.process(pid)?)?;
+        self.delta.clear();
+        let source = Source::open(pid, host_pid.0)?;
+        self.objects.survey(vec![source], &mut self.delta)?;
         self.announcements.set_recording(true);
         let memory = Memory::install(&mut stopped, leader)?;
         stopped.resume()?;
@@ -517,13 +524,24 @@ fn only_process(stopped: &Stopped<'_>) -> Result<(Pid, HostPid, HostTid), Captur
     let first = processes.next().ok_or(CaptureError::ProcessGone)?;
     let others = processes.count();
     if others > 0 {
-        let why = format!(
-            "it has {} processes; one can be protected in this version",
-            others + 1
-        );
-        return Err(CaptureError::Unfit(why));
+        return Err(CaptureError::Forked(others + 1));
     }
     Ok((first.pid, first.host_pid, first.leader()))
+}
+
+/// Family that a replica cannot be given: it has no dead to wait for.
+fn refuse_lost_relatives(process: &Process) -> Result<(), CaptureError> {
+    if process.has_lost_its_leader() {
+        let why = "its first thread has ended while others go on";
+        return Err(CaptureError::Unfit(why.to_owned()));
+    }
+    match process.unreaped_children()? {
+        0 => Ok(()),
+        count => {
+            let why = format!("{count} of its children have ended and it has not waited for them");
+            Err(CaptureError::Unfit(why))
+        }
+    }
 }
 
 /// Bytes that queues of sockets and pipes put into a description, at most.

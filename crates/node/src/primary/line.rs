@@ -38,10 +38,12 @@ pub enum Report {
     /// So much of the service's memory has been sent that the rest fits a pause: the next capture
     /// completes the fill.
     ReadyToSeal,
-    /// The service cannot be replicated as it is now; why.
+    /// The service holds something that no replica can have; what.
     Unfit(String),
-    /// What made it unfit is gone.
-    Fit,
+    /// It has more than one process now; why that matters.
+    Forked(String),
+    /// It is one process again.
+    SingleAgain,
     /// The first process of the service begins to die, or has died.
     Dying(End),
     /// No process of the service is left; how its first one died.

@@ -30,6 +30,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 pub use traffic::Input;
 use traffic::Traffic;
+use unbroken_core::retry::Retry;
 use unbroken_core::role::{Action, Event, Reason, Role, State};
 use unbroken_tracee::Bell;
 
@@ -82,9 +83,19 @@ pub struct Primary {
     traffic: Traffic,
     capturing: Capturing,
     standby: Option<standby::Standby>,
+    /// Paces the attempts to fill a standby.
+    retry: Retry,
+    /// A standby is wanted from this time on: started if there is none, filled if it may be.
+    standby_wanted_ns: Option<u64>,
+    /// When one is to be started, if there is none.
+    standby_start_ns: Option<u64>,
+    /// Whether the standby before this one had got ready to be filled.
+    last_was_ready: bool,
+    /// Why the last standby came to nothing.
+    last_failure: Option<String>,
     ending: Ending,
     /// Why the service cannot be replicated as it is.
-    unfit: Option<String>,
+    hindrance: Option<String>,
     epoll: OwnedFd,
 }
 
@@ -132,8 +143,13 @@ impl Primary {
             traffic,
             capturing: Capturing::default(),
             standby: None,
+            retry: Retry::default(),
+            standby_wanted_ns: None,
+            standby_start_ns: None,
+            last_was_ready: true,
+            last_failure: None,
             ending: Ending::default(),
-            unfit: None,
+            hindrance: None,
             common,
             role,
             line,
@@ -158,6 +174,7 @@ impl Primary {
                 busy = true;
                 self.take_report(report)?;
             }
+            self.tend_standby()?;
             self.end_if_due()?;
             if !busy {
                 self.rest()?;
@@ -180,7 +197,10 @@ impl Primary {
         self.show_state();
         for action in actions {
             match action {
-                Action::StartStandby => self.start_standby()?,
+                Action::StartStandby => {
+                    self.want_standby();
+                    self.tend_standby()?;
+                }
                 Action::StopStandby => self.stop_standby(),
                 Action::PassOutput => self.traffic.pass(&self.role),
                 Action::Fail(failure) => self.ending.fail(failure),
@@ -201,7 +221,10 @@ impl Primary {
         let (state, reason) = match self.role.state() {
             State::Starting => (BoardState::Starting, String::new()),
             State::Unprotected(reason) => (BoardState::Unprotected, self.reason_text(reason)),
-            State::Syncing | State::Sealing => (BoardState::Syncing, String::new()),
+            State::Syncing | State::Sealing => (
+                BoardState::Syncing,
+                self.hindrance.clone().unwrap_or_default(),
+            ),
             State::Protected => (BoardState::Protected, String::new()),
             _ => return,
         };
@@ -211,26 +234,31 @@ impl Primary {
     }
 
     fn reason_text(&self, reason: Reason) -> String {
-        match (reason, &self.unfit) {
-            (Reason::Forked, Some(why)) => why.clone(),
-            (Reason::Forked, None) => "it has more than one process".to_owned(),
-            (Reason::NoStandbyYet, _) => "a standby is being started".to_owned(),
-            (Reason::StandbyDied, _) => "the standby died; a new one is being started".to_owned(),
-            (Reason::Adopted, _) => "the primary died; a standby is being started".to_owned(),
+        let text = match (reason, &self.hindrance) {
+            (Reason::Forked | Reason::Unfit, Some(why)) => return why.clone(),
+            (Reason::Forked, None) => "it has more than one process",
+            (Reason::Unfit, None) => "it holds something that cannot be replicated",
+            (Reason::NoStandbyYet, _) => "a standby is being started",
+            (Reason::StandbyDied, _) => "the standby died; a new one is being started",
+            (Reason::Adopted, _) => "the primary died; a standby is being started",
+        };
+        match &self.last_failure {
+            Some(why) => format!("{text}; the last attempt failed: {why}"),
+            None => text.to_owned(),
         }
     }
 
     fn take_report(&mut self, report: Report) -> io::Result<()> {
         match report {
             Report::ReadyToSeal => self.capturing.seal_next(now_ns()),
-            Report::Unfit(why) => {
-                log!("not to be replicated: {why}");
-                self.unfit = Some(why);
+            Report::Unfit(why) => self.unfit(why)?,
+            Report::Forked(why) => {
+                log!("{why}");
+                self.hindrance = Some(why);
                 self.apply(Event::Forked)?;
-                self.show_state();
             }
-            Report::Fit => {
-                self.unfit = None;
+            Report::SingleAgain => {
+                self.hindrance = None;
                 self.apply(Event::SingleAgain)?;
             }
             Report::Dying(death) => self.service_dies(death)?,
@@ -244,10 +272,20 @@ impl Primary {
             }
             Report::Broken(why) => {
                 log!("replication failed: {why}");
+                self.last_failure = Some(why);
                 self.replace_standby()?;
             }
         }
         Ok(())
+    }
+
+    /// Something of the service cannot be replicated.
+    fn unfit(&mut self, why: String) -> io::Result<()> {
+        if self.hindrance.as_ref() != Some(&why) {
+            log!("not to be replicated: {why}");
+        }
+        self.hindrance = Some(why);
+        self.apply(Event::Unfit)
     }
 
     fn take_requests(&mut self) -> io::Result<()> {
@@ -301,10 +339,14 @@ impl Primary {
     }
 
     fn sleep_limit(&self) -> Option<Timespec> {
-        let due = [self.capturing.due_ns(), self.ending.due_ns()]
-            .into_iter()
-            .flatten()
-            .min()?;
+        let due = [
+            self.capturing.due_ns(),
+            self.standby_due_ns(),
+            self.ending.due_ns(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()?;
         let left = due.saturating_sub(now_ns());
         Some(Timespec {
             tv_sec: (left / 1_000_000_000) as i64,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Child;
-use unbroken_core::role::{Event, State};
+use unbroken_core::role::{Event, Reason, State};
 use unbroken_sys::shared::RingMemory;
 use unbroken_wire::log::{InputLogWriter, JournalWriter};
 
@@ -36,6 +36,18 @@ pub(super) struct Standby {
     channel: OwnedFd,
     journal: RingMemory,
     input_log: Option<InputLogWriter>,
+    phase: Phase,
+}
+
+/// How far a standby is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// It makes its stage and an empty replica.
+    Preparing,
+    /// It can be filled. Like one that prepares, it adopts the service if this node dies.
+    Empty,
+    /// It is being filled, or has been.
+    Linked,
 }
 
 impl Standby {
@@ -53,7 +65,68 @@ impl Drop for Standby {
 }
 
 impl Primary {
-    pub(super) fn start_standby(&mut self) -> io::Result<()> {
+    /// From the next attempt's time on there shall be a standby to which nothing has been sent.
+    /// It is started at once all the same, unless standbys end before they are ready: whatever
+    /// becomes of this node, it holds on to the service.
+    pub(super) fn want_standby(&mut self) {
+        if self
+            .standby
+            .as_ref()
+            .is_some_and(|standby| standby.phase == Phase::Linked)
+        {
+            self.standby = None;
+            self.forget_standby();
+        }
+        let now = now_ns();
+        let due = now + self.retry.next_wait_ns();
+        self.standby_wanted_ns = Some(due);
+        self.standby_start_ns = Some(if self.last_was_ready { now } else { due });
+    }
+
+    /// When [`Primary::tend_standby`] has something to do.
+    pub(super) fn standby_due_ns(&self) -> Option<u64> {
+        match &self.standby {
+            None => self.standby_start_ns,
+            Some(standby) if standby.phase == Phase::Empty && self.may_fill() => {
+                self.standby_wanted_ns
+            }
+            Some(_) => None,
+        }
+    }
+
+    fn may_fill(&self) -> bool {
+        matches!(self.role.state(), State::Unprotected(reason) if reason != Reason::Forked)
+    }
+
+    /// Starts the standby that is wanted, and begins to fill it.
+    pub(super) fn tend_standby(&mut self) -> io::Result<()> {
+        if self.standby_due_ns().is_none_or(|due| due > now_ns()) {
+            return Ok(());
+        }
+        if self.standby.is_some() {
+            return self.begin_fill();
+        }
+        self.standby_start_ns = None;
+        if let Err(error) = self.start_standby() {
+            // The service runs on; perhaps memory or processes are short for a while.
+            log!("no standby can be started: {error}");
+            self.last_failure = Some(format!("start a standby: {error}"));
+            self.standby_start_ns = Some(now_ns() + self.retry.next_wait_ns());
+        }
+        Ok(())
+    }
+
+    fn begin_fill(&mut self) -> io::Result<()> {
+        let Some(standby) = &mut self.standby else {
+            return Ok(());
+        };
+        let journal = JournalWriter::new(standby.journal.producer()?, self.role.term());
+        standby.phase = Phase::Linked;
+        self.line.command(Command::Fill(journal), &self.bell);
+        self.apply(Event::FillBegun)
+    }
+
+    fn start_standby(&mut self) -> io::Result<()> {
         self.standby = None;
         let journal = RingMemory::create("unbroken-journal", JOURNAL_BYTES)?;
         let inputs = RingMemory::create("unbroken-inputs", INPUT_LOG_BYTES)?;
@@ -82,7 +155,6 @@ impl Primary {
         }
         let start = Start::Standby {
             primary_pid: own_pid,
-            service_pid: self.host_pid,
             init_pid: self.init.host_pid,
             term: self.role.term(),
             early_deaths: self.role.give_up().early_deaths(),
@@ -99,11 +171,14 @@ impl Primary {
             channel,
             journal,
             input_log,
+            phase: Phase::Preparing,
         });
+        self.last_was_ready = false;
         Ok(())
     }
 
     pub(super) fn stop_standby(&mut self) {
+        self.standby_start_ns = None;
         if self.standby.take().is_some() {
             self.forget_standby();
         }
@@ -127,23 +202,20 @@ impl Primary {
 
     /// Something came from the standby, or it is gone.
     pub(super) fn hear_standby(&mut self) -> io::Result<()> {
-        let Some(standby) = &self.standby else {
+        let Some(standby) = &mut self.standby else {
             return Ok(());
         };
         let heard = channel::receive::<Notice>(standby.channel.as_fd());
         match heard {
             Ok(Some((Notice::Empty, _))) => {
-                let journal = JournalWriter::new(standby.journal.producer()?, self.role.term());
-                self.line.command(Command::Fill(journal), &self.bell);
-                self.apply(Event::FillBegun)
+                standby.phase = Phase::Empty;
+                self.last_was_ready = true;
+                self.tend_standby()
             }
             Ok(Some((Notice::Warm, _))) => self.standby_is_warm(),
             Ok(Some((Notice::Refused(why), _))) => {
                 log!("the standby refused: {why}");
-                self.unfit = Some(why);
-                self.standby = None;
-                self.forget_standby();
-                self.apply(Event::Forked)
+                self.unfit(why)
             }
             Ok(None) => {
                 log!("the standby is gone");
@@ -160,6 +232,8 @@ impl Primary {
         if self.role.state() != State::Sealing {
             return Ok(());
         }
+        self.retry.succeeded();
+        (self.last_failure, self.hindrance) = (None, None);
         self.apply(Event::StandbyReady)?;
         if let Some(committed) = self.capturing.take_sealed()
             && let Err(error) = self.traffic.release(&self.role, committed)

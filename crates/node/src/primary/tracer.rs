@@ -13,8 +13,8 @@ pub struct Tracer {
     tree: Tree,
     line: Arc<Line>,
     capture: Capture,
-    /// Whether the last look found something that can be replicated.
-    fit: bool,
+    /// Whether main was told that there are several processes.
+    forked: bool,
     /// The end of the process that ended last, and whether it has been told.
     last_end: End,
     told: bool,
@@ -33,7 +33,7 @@ impl Tracer {
             tree,
             line,
             capture,
-            fit: true,
+            forked: false,
             last_end: End {
                 death: Death::Exited(0),
                 crashed: false,
@@ -145,8 +145,11 @@ impl Tracer {
             death if death.is_death() => log!("no epoch: {death}"),
             CaptureError::Unfit(why) => {
                 self.capture.unlink();
-                self.fit = false;
                 self.line.report(Report::Unfit(why.clone()));
+            }
+            CaptureError::Forked(_) => {
+                self.capture.unlink();
+                self.report_processes();
             }
             other => {
                 self.capture.unlink();
@@ -165,14 +168,14 @@ impl Tracer {
             .collect();
         let count = pids.len();
         self.line.report(Report::Pids(pids));
-        if count > 1 && self.fit {
-            self.fit = false;
+        if count > 1 && !self.forked {
+            self.forked = true;
             self.capture.unlink();
-            let why = format!("it has {count} processes; one can be protected in this version");
-            self.line.report(Report::Unfit(why));
-        } else if count == 1 && !self.fit {
-            self.fit = true;
-            self.line.report(Report::Fit);
+            let why = CaptureError::Forked(count).to_string();
+            self.line.report(Report::Forked(why));
+        } else if count == 1 && self.forked {
+            self.forked = false;
+            self.line.report(Report::SingleAgain);
         }
     }
 

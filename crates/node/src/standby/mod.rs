@@ -35,7 +35,6 @@ pub struct Predecessor {
     pub tun: OwnedFd,
     pub notify: OwnedFd,
     pub outputs: [Option<OwnedFd>; 2],
-    pub service_pid: i32,
 }
 
 /// How the following of a primary ended.
@@ -146,12 +145,7 @@ fn role_of(bundle: &Bundle) -> io::Result<Role> {
 }
 
 fn predecessor_of(bundle: &mut Bundle) -> io::Result<Predecessor> {
-    let Start::Standby {
-        service_pid,
-        init_pid,
-        ..
-    } = bundle.start
-    else {
+    let Start::Standby { init_pid, .. } = bundle.start else {
         return Err(io::Error::other("not started as a standby"));
     };
     Ok(Predecessor {
@@ -163,7 +157,6 @@ fn predecessor_of(bundle: &mut Bundle) -> io::Result<Predecessor> {
             bundle.take_if_sent(Purpose::ServiceOutput),
             bundle.take_if_sent(Purpose::ServiceErrorOutput),
         ],
-        service_pid,
     })
 }
 

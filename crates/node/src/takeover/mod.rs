@@ -164,8 +164,6 @@ impl Following {
             tun,
             notify,
             outputs,
-            service_pid,
-            ..
         } = predecessor;
         affinity::bind(0, &[self.config.service_core])?;
         let announcements = Announcements::default();
@@ -175,17 +173,21 @@ impl Following {
             announcements.clone(),
             self.config.service_core,
         )?;
-        let tree = Tree::seize(&[service_pid], false)?;
+        let tree = Tree::seize_below(init.host_pid)?;
         let capture = Capture::new(announcements, &outputs, &self.config)?;
         let flows = Flows::of_primary(FlowLimits::default());
         let bell = tree.bell();
+        let host_pid = tree
+            .processes()
+            .first()
+            .map_or(0, |process| process.host_pid.0);
         let ends = ServiceEnds {
             tun,
             outputs,
             init,
             stage,
             notify,
-            host_pid: service_pid,
+            host_pid,
             input: Input {
                 flows,
                 position: self.input_position,
