@@ -12,6 +12,9 @@ use unbroken_tracee::{HostTid, Process, Stopped};
 /// announces. The default of `ulimit -s` for the main thread.
 const STACK_GROWTH_BYTES: u64 = 8 << 20;
 
+/// A capture takes the marks of written pages away before they are safe anywhere, and one that
+/// fails does not give them back: it spoils its link ([`super::Link`]), after which the standby
+/// gets either the order to take over from the epoch before or, with a new `Memory`, everything.
 pub(super) struct Memory {
     tracker: DirtyTracker,
     reader: MapReader,
@@ -21,7 +24,7 @@ pub(super) struct Memory {
     /// The map before the last reading.
     before: Vec<Mapping>,
     changed: Vec<AddressRange>,
-    /// The pages of the epoch that was captured last, for when it fails.
+    /// The pages of the capture at hand; kept for its room.
     pages: Vec<PageRun>,
 }
 
@@ -82,12 +85,6 @@ impl Memory {
         self.add_present_of(&delta.voided)?;
         delta.pages.clone_from(&self.pages);
         Ok(delta)
-    }
-
-    /// The pages of the last capture were not shipped: they count as written again.
-    pub fn give_back(&self) -> Result<(), CaptureError> {
-        self.tracker.mark_written(&self.pages)?;
-        Ok(())
     }
 
     fn read_map(
