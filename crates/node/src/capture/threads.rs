@@ -7,6 +7,7 @@ use unbroken_tracee::blocked::{self, BlockedMemory};
 use unbroken_tracee::{HostTid, Process, Stopped};
 
 /// What is remembered of a thread between captures.
+#[derive(Default)]
 struct Known {
     extended_state: Vec<u8>,
     blocked: BlockedMemory,
@@ -72,10 +73,9 @@ impl Threads {
         stopped.extended_state(host_tid, &mut self.buffer)?;
         let round = self.round;
         let known = self.known.entry(tid).or_insert_with(|| Known {
-            extended_state: Vec::new(),
-            blocked: BlockedMemory::default(),
             first: round,
             seen: round,
+            ..Known::default()
         });
         known.seen = round;
         let extended_state = (known.extended_state != self.buffer).then(|| {
