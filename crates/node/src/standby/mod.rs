@@ -41,7 +41,7 @@ pub struct Predecessor {
 pub enum Outcome {
     /// The service lives in this node's hands, which is the primary now.
     Live {
-        ends: ServiceEnds,
+        ends: Box<ServiceEnds>,
         role: Role,
         actions: Vec<Action>,
         bell: Bell,
@@ -109,7 +109,7 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
                 common.control.answer(asker, Ok(()));
             }
             drop(bundle);
-            Primary::new(common, ends, role, line, bell)?.run(actions)
+            Primary::new(common, *ends, role, line, bell)?.run(actions)
         }
         Outcome::Failed { failure, cause } => {
             let death = match cause {

@@ -122,7 +122,7 @@ impl Following {
         let mut actions: Vec<Action> = actions;
         actions.append(&mut later);
         let outcome = Outcome::Live {
-            ends,
+            ends: Box::new(ends),
             role: self.role,
             actions,
             bell,
@@ -195,7 +195,7 @@ impl Following {
         };
         let cause = Cause::PrimaryDied;
         let outcome = Outcome::Live {
-            ends,
+            ends: Box::new(ends),
             role: self.role,
             actions,
             bell,
