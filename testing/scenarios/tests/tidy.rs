@@ -95,11 +95,27 @@ fn nothing_is_left_for_later() -> Result<()> {
     assert_none("no stubs and no notes to ourselves", &found)
 }
 
+/// The one sleep that waits for nothing, as file and line. It gives the core away for the length
+/// of a vDSO call: one thread of a stopped tree must come out of user code that cannot be left half
+/// done, no event says when it has, and the caller looks again afterwards. To yield instead gives
+/// it whole time slices while the rest of the service stands still: 13 ms at p99, against 0.3.
+const GIVES_THE_CORE_AWAY: (&str, &str) = (
+    "crates/tracee/src/user_code.rs",
+    "std::thread::sleep(MOMENT);",
+);
+
 #[test]
 fn product_code_never_sleeps() -> Result<()> {
-    let found = offences(is_product, |line| {
-        line.contains("thread::sleep") || line.contains("usleep(")
+    let forms = ["thread::sleep", "usleep(", "nanosleep(", "park_timeout"];
+    let mut found = offences(is_product, |line| {
+        forms.iter().any(|form| line.contains(form))
     })?;
+    let (file, line) = GIVES_THE_CORE_AWAY;
+    let excused = found
+        .iter()
+        .position(|offence| offence.starts_with(file) && offence.ends_with(&format!(": {line}")))
+        .with_context(|| format!("{file} sleeps no more: nothing is to be excused"))?;
+    found.remove(excused);
     assert_none("a sleep is a race or an event that was missed", &found)
 }
 
