@@ -11,6 +11,38 @@ use crate::tools::{build_release, cargo, require_root, succeeds};
 /// the test runner cannot limit them by itself (.config/nextest.toml does).
 const THREADS_WITHOUT_NEXTEST: &str = "2";
 
+/// A look at the sources: one line a finding, and what to do about it.
+struct Check {
+    name: &'static str,
+    arguments: &'static [&'static str],
+    advice: &'static str,
+}
+
+const CHECKS: [Check; 2] = [
+    Check {
+        name: "formatting",
+        arguments: &["fmt", "--all", "--check", "--message-format", "short"],
+        advice: "these files are not formatted: run `cargo fmt --all`",
+    },
+    Check {
+        name: "lints",
+        // Every crate is looked at, also after one that fails.
+        arguments: &[
+            "clippy",
+            "--quiet",
+            "--workspace",
+            "--all-targets",
+            "--keep-going",
+            "--message-format",
+            "short",
+            "--",
+            "-D",
+            "warnings",
+        ],
+        advice: "in full: `cargo clippy --workspace --all-targets`",
+    },
+];
+
 /// Runs every step, the tests last so that the runner's own summary ends the output, and fails
 /// when any step failed.
 pub fn run() -> Result<()> {
@@ -23,30 +55,25 @@ pub fn run() -> Result<()> {
         packages::REDIS,
     ])?;
     let mut failed = Vec::new();
-    for (step, mut command) in [
-        ("formatting", cargo(&["fmt", "--all", "--check"])),
-        (
-            "lints",
-            cargo(&[
-                "clippy",
-                "--workspace",
-                "--all-targets",
-                "--",
-                "-D",
-                "warnings",
-            ]),
-        ),
-    ] {
-        println!("== {step}");
-        if !succeeds(&mut command)? {
-            failed.push(step);
+    for check in CHECKS {
+        println!("== {}", check.name);
+        if !succeeds(&mut cargo(check.arguments))? {
+            println!("{}", check.advice);
+            failed.push(check.name);
         }
     }
     println!("== build");
     build_release()?;
     // The scenarios start these programs by name.
-    if !succeeds(&mut cargo(&["build", "--quiet", "--workspace", "--bins"]))? {
-        bail!("the build failed: see above");
+    if !succeeds(&mut cargo(&[
+        "build",
+        "--quiet",
+        "--message-format",
+        "short",
+        "--workspace",
+        "--bins",
+    ]))? {
+        bail!("the build failed; in full: `cargo build --workspace --bins`");
     }
     println!("== tests");
     if !succeeds(&mut tests())? {
@@ -64,10 +91,23 @@ fn tests() -> Command {
         .stderr(Stdio::null())
         .status()
         .is_ok_and(|status| status.success());
-    if found {
-        return cargo(&["nextest", "run", "--workspace", "--no-fail-fast"]);
+    let mut command = if found {
+        cargo(&[
+            "nextest",
+            "run",
+            "--cargo-quiet",
+            "--workspace",
+            "--no-fail-fast",
+        ])
+    } else {
+        let mut command = cargo(&["test", "--workspace", "--no-fail-fast"]);
+        command.env("RUST_TEST_THREADS", THREADS_WITHOUT_NEXTEST);
+        command
+    };
+    // An error that a test returns says what is wrong; thirty frames of the test runner under each
+    // say nothing. Panics keep their backtraces, and whoever sets this gets both.
+    if std::env::var_os("RUST_LIB_BACKTRACE").is_none() {
+        command.env("RUST_LIB_BACKTRACE", "0");
     }
-    let mut command = cargo(&["test", "--workspace", "--no-fail-fast"]);
-    command.env("RUST_TEST_THREADS", THREADS_WITHOUT_NEXTEST);
     command
 }

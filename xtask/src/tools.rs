@@ -43,10 +43,12 @@ pub fn build_release() -> Result<()> {
         "build",
         "--release",
         "--quiet",
+        "--message-format",
+        "short",
         "--bin",
         "unbroken",
     ]))? {
-        bail!("the release build failed: see above");
+        bail!("the release build failed; in full: `cargo build --release --bin unbroken`");
     }
     Ok(())
 }
