@@ -23,7 +23,7 @@
 //! ```
 //!
 //! A service that dies while it is not `Protected` is `Failed`: there is nothing to go on from.
-//! Only `Unprotected` and `Syncing` give a [`PassPermit`]; only `Protected` gives a
+//! Only `Unprotected`, `Syncing` and an end give a [`PassPermit`]; only `Protected` gives a
 //! [`ReleasePermit`]. Both borrow the role, so no permit outlives the state that gave it (I3).
 
 use crate::give_up::{Death, GiveUp};
@@ -213,10 +213,12 @@ impl Role {
         self.give_up
     }
 
-    /// Leave to pass output unprotected, while that is what this node is to do.
+    /// Leave to pass output unprotected, while that is what this node is to do. The last words of
+    /// a service that is over need no commit either: nobody will go on in its place.
     pub fn pass_permit(&self) -> Option<PassPermit<'_>> {
-        matches!(self.state, State::Unprotected(_) | State::Syncing)
-            .then_some(PassPermit(PhantomData))
+        let over = matches!(self.state, State::Ended | State::Failed(_));
+        let alone = matches!(self.state, State::Unprotected(_) | State::Syncing);
+        (over || alone).then_some(PassPermit(PhantomData))
     }
 
     /// Leave to release output by commits, while this node is a protected primary.

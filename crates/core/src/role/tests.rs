@@ -158,9 +158,10 @@ proptest! {
             let releases = role.release_permit().is_some();
             prop_assert!(!(passes && releases));
             prop_assert_eq!(releases, role.state() == State::Protected);
-            // Whoever may newly pass is told so, and whoever may no longer is told too.
-            let passed = matches!(state, State::Unprotected(_) | State::Syncing);
-            if passes && !passed {
+            // Whoever may newly pass while it goes on is told so.
+            let over = |state| matches!(state, State::Ended | State::Failed(_));
+            let passed = over(state) || matches!(state, State::Unprotected(_) | State::Syncing);
+            if passes && !passed && !over(role.state()) {
                 prop_assert!(actions.contains(&Action::PassOutput));
             }
             // A node that is done stays done.
@@ -170,7 +171,9 @@ proptest! {
             }
             // A protected primary's output passes only after its standby is gone.
             if state == State::Protected && passes {
-                prop_assert!(matches!(event, Event::StandbyDied | Event::Forked | Event::Unfit));
+                let standby_goes = matches!(event, Event::StandbyDied | Event::Forked | Event::Unfit)
+                    && actions.contains(&Action::StartStandby);
+                prop_assert!(standby_goes || actions.contains(&Action::StopStandby));
             }
         }
     }

@@ -202,11 +202,11 @@ impl Capture {
         self.unlink();
         let mut stopped = tree.stop()?;
         let (pid, host_pid, leader) = only_process(&stopped)?;
+        // Before anything is sent for nothing: is there something that no replica can have?
+        refuse_lost_relatives(stopped.process(pid)?)?;
         if !stopped.has_blob(leader) {
             stopped.install_blob(leader)?;
         }
-        // Before any memory is sent for nothing: is there something that no replica can have?
-        refuse_lost_relatives(stopped.process(pid)?)?;
         self.delta.clear();
         let source = Source::open(pid, host_pid.0)?;
         self.objects.survey(vec![source], &mut self.delta)?;
