@@ -123,6 +123,11 @@ impl Handshake {
         self.pause_ns.load(Ordering::Relaxed)
     }
 
+    /// Main, from `Drained` on: what it had given the service by then.
+    pub fn input_position(&self) -> u64 {
+        self.input_position.load(Ordering::Relaxed)
+    }
+
     /// Main, after `Published`: pages and bytes of the epoch.
     pub fn size(&self) -> (u64, u64) {
         (

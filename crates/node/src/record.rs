@@ -3,8 +3,8 @@
 
 use crate::control::Asker;
 use serde::{Deserialize, Serialize};
-use std::net::SocketAddr;
 use unbroken_image::{Epoch, MemoryDelta, Pid};
+use unbroken_wire::flows::{ClosedConnection, NamedConnection};
 
 /// One step of the replica.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -12,16 +12,25 @@ pub enum Record {
     /// Memory sent ahead of an epoch, while the service runs or because one record cannot hold it
     /// all. During a fill it is applied at once, later with the epoch that follows.
     Memory { pid: Pid, memory: MemoryDelta },
-    /// A committed epoch, and the connections that were found to be accepted since the one
-    /// before: the service's end, the client's, and a number that the service acknowledged.
+    /// A committed epoch, and what the wire found out since the one before.
     Epoch {
         epoch: Box<Epoch>,
-        accepted: Vec<(SocketAddr, SocketAddr, u32)>,
+        connections: Connections,
     },
     /// The primary is done and releases nothing more: take over from the last epoch.
     TakeOver(Cause),
     /// The service ended by itself or goes on without this standby: the replica is void.
     Retire,
+}
+
+/// What the primary's wire knows of connections and no descriptor table tells.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Connections {
+    /// Those that were found to be accepted since the epoch before.
+    pub accepted: Vec<NamedConnection>,
+    /// With the epoch that completes a fill: those that have been in a descriptor table. The
+    /// service has closed the ones that are not in this epoch's.
+    pub known: Vec<ClosedConnection>,
 }
 
 /// Why the standby is to take over.

@@ -6,10 +6,12 @@
 
 mod capture;
 mod closed;
+mod closing;
 mod packets;
 mod restore;
 
 pub use capture::{Fingerprint, Tracker, capture, capture_accepted, fingerprint};
+pub use closing::{capture_closing, has_words_left, is_said};
 pub use packets::{Inject, Resend};
 pub use restore::{Live, Prepared, View, prepare};
 

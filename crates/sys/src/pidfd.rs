@@ -20,6 +20,12 @@ pub fn open(pid: i32) -> io::Result<OwnedFd> {
     owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
 }
 
+/// A descriptor of one thread, leader or not. Linux 6.9 or later; `EINVAL` before.
+pub fn open_thread(tid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: plain numbers. PIDFD_THREAD is O_EXCL (include/uapi/linux/pidfd.h).
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, tid, libc::O_EXCL) })
+}
+
 /// A duplicate of descriptor `number` of the process.
 pub fn get_descriptor(process: BorrowedFd<'_>, number: i32) -> io::Result<OwnedFd> {
     // SAFETY: plain numbers.

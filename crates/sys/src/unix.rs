@@ -5,10 +5,11 @@
 //! kernel has just installed.
 #![allow(unsafe_code)]
 
+use crate::sock_diag::{DiagSocket, HEADER_BYTES, SOCK_DIAG_BY_FAMILY};
 use crate::socket::{check, check_length};
 use std::io;
 use std::mem::{offset_of, size_of, zeroed};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Longest `sun_path`.
 const PATH_BYTES: usize = 108;
@@ -162,15 +163,11 @@ pub struct Facts {
     pub limit: u32,
 }
 
-/// A sock_diag socket. It answers for the network namespace that it was opened in, whatever
-/// thread asks.
+/// Asks sock_diag about Unix sockets of the network namespace that it was opened in.
 #[derive(Debug)]
-pub struct Diag {
-    socket: OwnedFd,
-}
+pub struct Diag(DiagSocket);
 
-// From include/uapi/linux/sock_diag.h and unix_diag.h.
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
+// From include/uapi/linux/unix_diag.h.
 const UDIAG_SHOW_PEER: u32 = 0x4;
 const UDIAG_SHOW_RQLEN: u32 = 0x10;
 const UNIX_DIAG_PEER: u16 = 2;
@@ -204,33 +201,13 @@ struct Answer {
 impl Diag {
     /// Opens it in the calling thread's network namespace.
     pub fn open() -> io::Result<Self> {
-        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
-        // SAFETY: no pointers.
-        let fd = check(unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_SOCK_DIAG) })?;
-        // SAFETY: a new descriptor that nobody else owns.
-        Ok(Self {
-            socket: unsafe { OwnedFd::from_raw_fd(fd) },
-        })
+        DiagSocket::open().map(Self)
     }
 
     /// Opens it in the network namespace of the socket behind `fd`, wherever the caller stands.
-    /// Needs `CAP_SYS_ADMIN`. A thread enters the namespace for the purpose and ends.
+    /// Needs `CAP_SYS_ADMIN`.
     pub fn of_namespace(fd: BorrowedFd<'_>) -> io::Result<Self> {
-        // From include/uapi/linux/sockios.h: the namespace of a socket, as a descriptor.
-        const SIOCGSKNS: libc::Ioctl = 0x894C;
-        // SAFETY: the request takes no argument.
-        let namespace = check(unsafe { libc::ioctl(fd.as_raw_fd(), SIOCGSKNS) })?;
-        // SAFETY: a new descriptor that nobody else owns.
-        let namespace = unsafe { OwnedFd::from_raw_fd(namespace) };
-        let enter_and_open = move || {
-            // SAFETY: no pointers; only this short-lived thread changes namespace.
-            check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) })?;
-            Self::open()
-        };
-        let thread = std::thread::Builder::new().spawn(enter_and_open)?;
-        thread
-            .join()
-            .map_err(|_| io::Error::other("the thread that enters a namespace died"))?
+        DiagSocket::of_namespace(fd).map(Self)
     }
 
     /// Asks for the socket with `inode`. `NotFound` when the namespace has none.
@@ -253,34 +230,19 @@ impl Diag {
             // INET_DIAG_NOCOOKIE
             cookie: [u32::MAX; 2],
         };
-        let raw = self.socket.as_fd().as_raw_fd();
         // SAFETY: `request` is initialised and has no padding.
-        check_length(unsafe {
-            libc::send(raw, (&raw const request).cast(), size_of::<Request>(), 0)
-        })?;
+        let request = unsafe {
+            std::slice::from_raw_parts((&raw const request).cast::<u8>(), size_of::<Request>())
+        };
         let mut answer = [0u8; 1024];
-        // SAFETY: `answer` is writable for its length. A netlink request is answered before
-        // send returns, so this never waits.
-        let length = check_length(unsafe {
-            libc::recv(
-                raw,
-                answer.as_mut_ptr().cast(),
-                answer.len(),
-                libc::MSG_DONTWAIT,
-            )
-        })?;
+        let length = self.0.ask(request, &mut answer)?;
         parse(&answer[..length])
     }
 }
 
 fn parse(message: &[u8]) -> io::Result<Facts> {
     let malformed = || io::Error::new(io::ErrorKind::InvalidData, "a cut off sock_diag answer");
-    let header_bytes = size_of::<libc::nlmsghdr>();
-    let kind = read_u16(message, offset_of!(libc::nlmsghdr, nlmsg_type)).ok_or_else(malformed)?;
-    if i32::from(kind) == libc::NLMSG_ERROR {
-        let error = read_u32(message, header_bytes).ok_or_else(malformed)?;
-        return Err(io::Error::from_raw_os_error(-error.cast_signed()));
-    }
+    let header_bytes = HEADER_BYTES;
     let mut facts = Facts::default();
     let state = message
         .get(header_bytes + offset_of!(Answer, state))

@@ -167,7 +167,7 @@ pub(super) fn publish_large(
 ) -> Result<Publication, CaptureError> {
     let Record::Epoch {
         mut epoch,
-        accepted,
+        connections,
     } = record
     else {
         return Err(CaptureError::ProcessGone);
@@ -194,7 +194,7 @@ pub(super) fn publish_large(
         }
     }
     description.clear();
-    encode_into(&Record::Epoch { epoch, accepted }, description);
+    encode_into(&Record::Epoch { epoch, connections }, description);
     wait_for_room(journal, description.len())?;
     let mut room = journal
         .reserve(description.len())

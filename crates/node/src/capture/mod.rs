@@ -6,6 +6,7 @@
 //! what was written, and what is volatile.
 
 mod announcements;
+mod closed;
 mod fill;
 mod memory;
 mod objects;
@@ -30,7 +31,6 @@ use unbroken_image::{
 use unbroken_objects::socket::SocketError;
 use unbroken_objects::table::Source;
 use unbroken_tracee::{HostPid, HostTid, Process, Stopped, TraceError, Tree};
-use unbroken_wire::flows::NamedConnection;
 use unbroken_wire::log::JournalWriter;
 
 #[derive(Debug, thiserror::Error)]
@@ -119,7 +119,6 @@ pub struct Capture {
     delta: ObjectsDelta,
     followed: Option<Followed>,
     link: Option<Link>,
-    accepted: Vec<NamedConnection>,
     description: Vec<u8>,
     verify: bool,
 }
@@ -145,7 +144,6 @@ impl Capture {
             delta: ObjectsDelta::default(),
             followed: None,
             link: None,
-            accepted: Vec::new(),
             description: Vec::new(),
             verify: config.verify,
         })
@@ -209,7 +207,11 @@ impl Capture {
         }
         self.delta.clear();
         let source = Source::open(pid, host_pid.0)?;
-        self.objects.survey(vec![source], &mut self.delta)?;
+        let closings = self.announcements.closings();
+        let sockets = closings.hold_sockets();
+        self.objects
+            .survey(vec![source], closings, &mut self.delta)?;
+        drop(sockets);
         self.announcements.set_recording(true);
         let memory = Memory::install(&mut stopped, leader)?;
         stopped.resume()?;
@@ -319,7 +321,6 @@ impl Capture {
         if line.handshake.resumed(now_ns() - started_ns) {
             line.wake_main();
         }
-        line.take_accepted(&mut self.accepted);
         let epoch = Epoch {
             term: next.term,
             sequence: next.sequence,
@@ -328,20 +329,9 @@ impl Capture {
             objects: std::mem::take(&mut self.delta.objects),
             gone: std::mem::take(&mut self.delta.gone),
         };
-        let accepted = self
-            .accepted
-            .drain(..)
-            .map(|named| {
-                (
-                    named.tuple.local(),
-                    named.tuple.remote(),
-                    named.client_sequence,
-                )
-            })
-            .collect();
         let record = Record::Epoch {
             epoch: Box::new(epoch),
-            accepted,
+            connections: line.take_connections(),
         };
         self.description.clear();
         encode_into(&record, &mut self.description);
@@ -363,6 +353,7 @@ impl Capture {
             }
         };
         link.is_new = false;
+        line.leave_change(std::mem::take(&mut self.delta.connections));
         line.leave_publication(publication);
         let wake = line
             .handshake
@@ -398,11 +389,14 @@ impl Capture {
 
     fn read_objects(&mut self) -> Result<(), CaptureError> {
         let followed = self.followed.as_ref().ok_or(CaptureError::ProcessGone)?;
-        if self.due.everything {
+        let closings = self.announcements.closings();
+        let _sockets = closings.hold_sockets();
+        let (due, delta) = (&self.due, &mut self.delta);
+        if due.everything {
             let source = Source::open(followed.pid, followed.host_pid.0)?;
-            self.objects.survey(vec![source], &mut self.delta)
+            self.objects.survey(vec![source], closings, delta)
         } else {
-            self.objects.update(&self.due.descriptors, &mut self.delta)
+            self.objects.update(&due.descriptors, closings, delta)
         }
     }
 

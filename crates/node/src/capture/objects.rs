@@ -2,6 +2,9 @@
 //! every epoch.
 
 use super::CaptureError;
+use super::closed::{self, Closed};
+use crate::primary::line::ConnectionChange;
+use crate::stage::closings::Closings;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use unbroken_image::object::{TcpConnection, UdpSocket, UnixSocket};
@@ -10,6 +13,7 @@ use unbroken_objects::table::{Announcement, Changes, Mirror, Source};
 use unbroken_objects::tcp::Tracker;
 use unbroken_objects::{Kind, listener, tcp, udp, unix};
 use unbroken_sys::unix::Diag;
+use unbroken_wire::Tuple;
 
 /// What the primary remembers of one TCP connection.
 struct Connection {
@@ -27,6 +31,11 @@ pub(super) struct Objects {
     /// first of them.
     diag: Option<Diag>,
     volatile: Vec<(ObjectId, Kind)>,
+    closed: Closed,
+    /// Connections that left the table in this capture.
+    left: Vec<(ObjectId, Tuple)>,
+    /// Every connection that a standby knows of.
+    tuples: BTreeMap<ObjectId, Tuple>,
 }
 
 /// The objects' part of an epoch. The buffers are used again.
@@ -35,6 +44,8 @@ pub(super) struct ObjectsDelta {
     pub slots: Vec<(Pid, DescriptorChange)>,
     pub objects: Vec<(ObjectId, Object)>,
     pub gone: Vec<ObjectId>,
+    /// The connections among `objects` and `gone`, as the wire names them.
+    pub connections: ConnectionChange,
 }
 
 impl ObjectsDelta {
@@ -42,6 +53,8 @@ impl ObjectsDelta {
         self.slots.clear();
         self.objects.clear();
         self.gone.clear();
+        self.connections.stood.clear();
+        self.connections.gone.clear();
     }
 }
 
@@ -56,15 +69,20 @@ impl Objects {
             local: BTreeMap::new(),
             diag: None,
             volatile: Vec::new(),
+            closed: Closed::default(),
+            left: Vec::new(),
+            tuples: BTreeMap::new(),
         })
     }
 
-    /// Reads everything anew.
+    /// Reads everything anew. The caller holds `closings`' sockets.
     pub fn survey(
         &mut self,
         sources: Vec<Source>,
+        closings: &Closings,
         delta: &mut ObjectsDelta,
     ) -> Result<(), CaptureError> {
+        self.tuples.clear();
         self.connections.clear();
         self.datagrams.clear();
         self.local.clear();
@@ -72,18 +90,54 @@ impl Objects {
         self.mirror.survey(sources, &mut self.changes)?;
         self.collect(delta)?;
         unix::check(self.local.values())?;
-        Ok(())
+        self.bring_to_their_end(closings, true, delta)
     }
 
-    /// Reads what may have changed since the last capture.
+    /// Reads what may have changed since the last capture. The caller holds `closings`' sockets.
     pub fn update(
         &mut self,
         announcements: &[Announcement],
+        closings: &Closings,
         delta: &mut ObjectsDelta,
     ) -> Result<(), CaptureError> {
         self.changes.clear();
         self.mirror.update(announcements, &mut self.changes)?;
-        self.collect(delta)
+        self.collect(delta)?;
+        self.bring_to_their_end(closings, false, delta)
+    }
+
+    /// Connections that the service has closed and that have words left; then the connections of
+    /// the whole epoch, as the wire names them.
+    fn bring_to_their_end(
+        &mut self,
+        closings: &Closings,
+        is_new: bool,
+        delta: &mut ObjectsDelta,
+    ) -> Result<(), CaptureError> {
+        self.closed.hear(closings);
+        let context = closed::Context {
+            gone: &self.left,
+            is_new,
+        };
+        let standing = &self.connections;
+        let stands = |connection: &TcpConnection| {
+            let tuple = Tuple::from(connection);
+            let mut others = standing.values();
+            others.any(|other| Tuple::from(&other.state) == tuple)
+        };
+        let mirror = &mut self.mirror;
+        self.closed
+            .update(&context, stands, || mirror.number_unlisted(), delta)?;
+        for (id, object) in &delta.objects {
+            if let Object::TcpConnection(connection) = object {
+                delta.connections.take(connection);
+                self.tuples.insert(*id, connection.into());
+            }
+        }
+        for id in &delta.gone {
+            delta.connections.gone.extend(self.tuples.remove(id));
+        }
+        Ok(())
     }
 
     /// I7: compares the mirror with the kernel.
@@ -102,8 +156,11 @@ impl Objects {
         for &id in &named {
             self.capture_whole(id, delta)?;
         }
+        self.left.clear();
         for &id in &self.changes.gone {
-            self.connections.remove(&id);
+            if let Some(Connection { state, .. }) = self.connections.remove(&id) {
+                self.left.push((id, Tuple::from(&state)));
+            }
             self.datagrams.remove(&id);
             self.local.remove(&id);
         }

@@ -1,12 +1,14 @@
 //! When to capture, and the main thread's part of each capture.
 
 use super::Primary;
+use super::line::Report;
 use crate::clock::now_ns;
 use crate::handshake::Step;
 use std::io;
 use unbroken_core::pacing::{Pacing, PacingLimits};
 use unbroken_core::role::{Event, State};
 use unbroken_wire::commit::Committed;
+use unbroken_wire::flows::NamedConnection;
 
 /// How long the loop watches a capture before it sleeps: longer than captures usually take.
 const WATCH_NS: u64 = 300_000;
@@ -20,6 +22,8 @@ pub(super) struct Capturing {
     sealing: bool,
     /// The epoch that completed the fill: its output goes when the standby stands.
     sealed: Option<Committed>,
+    /// What went with the epoch under way ([`Flows::take_accepted`](unbroken_wire::flows::Flows)).
+    accepted: Vec<NamedConnection>,
 }
 
 impl Default for Capturing {
@@ -30,6 +34,7 @@ impl Default for Capturing {
             started_ns: 0,
             sealing: false,
             sealed: None,
+            accepted: Vec::new(),
         }
     }
 }
@@ -146,13 +151,14 @@ impl Primary {
     fn drain(&mut self) -> io::Result<()> {
         self.traffic.collect_output(true)?;
         self.traffic.pass(&self.role);
-        if self.capturing.sealing {
+        let sealing = self.capturing.sealing;
+        if sealing {
             self.seal()?;
         }
         self.traffic.mark();
-        let traffic = &mut self.traffic;
-        self.line
-            .leave_accepted(|accepted| traffic.take_accepted(accepted));
+        let connections = self.traffic.take_connections(sealing);
+        self.capturing.accepted.clone_from(&connections.accepted);
+        self.line.leave_connections(connections);
         self.capturing.seen = Step::Drained;
         self.line.handshake.drained(self.traffic.input_position());
         Ok(())
@@ -165,12 +171,17 @@ impl Primary {
             .as_mut()
             .and_then(|standby| standby.take_input_log());
         let began = log.is_some_and(|log| self.traffic.begin_log(log));
-        if !began {
-            // The tracer still makes its epoch; nobody will stand on it.
-            crate::log!("the standby's input log could not be begun");
-        }
         self.traffic.restart_gate(self.role.term());
-        self.apply(Event::FillMarked)
+        self.apply(Event::FillMarked)?;
+        if !began {
+            // The tracer still makes its epoch; nobody shall stand on it.
+            self.line.report(Report::Broken(
+                "what clients said before cannot be logged: connections that are not accepted \
+                 yet have sent too much"
+                    .to_owned(),
+            ));
+        }
+        Ok(())
     }
 
     fn resumed(&mut self) {
@@ -195,10 +206,15 @@ impl Primary {
             return Ok(());
         };
         let (pages, bytes) = self.line.handshake.size();
+        let position = self.line.handshake.input_position();
         self.line.handshake.finish();
         let sequence = publication.epoch().sequence;
         let committed = publication.committed_in_shared_memory();
-        if std::mem::take(&mut self.capturing.sealing) {
+        let sealing = std::mem::take(&mut self.capturing.sealing);
+        let change = self.line.take_change();
+        self.traffic
+            .commit(&change, &self.capturing.accepted, position, sealing);
+        if sealing {
             self.capturing.sealed = Some(committed);
         } else if let Err(error) = self.traffic.release(&self.role, committed) {
             crate::log!("{error}");

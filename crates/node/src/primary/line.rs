@@ -5,13 +5,15 @@
 
 use crate::handshake::Handshake;
 use crate::primary::tracer::End;
-use crate::record::Cause;
+use crate::record::{Cause, Connections};
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use unbroken_image::object::{TcpConnection, TcpPhase};
 use unbroken_tracee::Bell;
+use unbroken_wire::Tuple;
 use unbroken_wire::commit::Publication;
 use unbroken_wire::flows::NamedConnection;
 use unbroken_wire::log::JournalWriter;
@@ -54,13 +56,32 @@ pub enum Report {
     Broken(String),
 }
 
+/// How an epoch changed the connections that stand.
+#[derive(Clone, Debug, Default)]
+pub struct ConnectionChange {
+    pub stood: Vec<NamedConnection>,
+    pub gone: Vec<Tuple>,
+}
+
+impl ConnectionChange {
+    /// Takes in a connection of the epoch. One that is dead has a descriptor and nothing more: the
+    /// same ends may belong to another connection by now.
+    pub fn take(&mut self, connection: &TcpConnection) {
+        match connection.phase {
+            TcpPhase::Closed => self.gone.push(connection.into()),
+            _ => self.stood.push(connection.into()),
+        }
+    }
+}
+
 /// Shared by both threads.
 pub struct Line {
     pub handshake: Handshake,
     commands: Mutex<VecDeque<Command>>,
     command_came: Condvar,
     publication: Mutex<Option<Publication>>,
-    accepted: Mutex<Vec<NamedConnection>>,
+    connections: Mutex<Connections>,
+    change: Mutex<ConnectionChange>,
     reports: Mutex<VecDeque<Report>>,
     main_bell: OwnedFd,
 }
@@ -72,7 +93,8 @@ impl Line {
             commands: Mutex::default(),
             command_came: Condvar::new(),
             publication: Mutex::default(),
-            accepted: Mutex::default(),
+            connections: Mutex::default(),
+            change: Mutex::default(),
             reports: Mutex::default(),
             main_bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         }))
@@ -114,14 +136,24 @@ impl Line {
         lock(&self.publication).take()
     }
 
-    /// Main, before the step `Drained`: connections that were found to be accepted.
-    pub fn leave_accepted(&self, fill: impl FnOnce(&mut Vec<NamedConnection>)) {
-        fill(&mut lock(&self.accepted));
+    /// Main, before the step `Drained`: what the wire knows of connections.
+    pub fn leave_connections(&self, connections: Connections) {
+        *lock(&self.connections) = connections;
     }
 
-    /// Tracer, after the step `Drained`: takes them.
-    pub fn take_accepted(&self, into: &mut Vec<NamedConnection>) {
-        into.append(&mut lock(&self.accepted));
+    /// Tracer, after the step `Drained`: takes it.
+    pub fn take_connections(&self) -> Connections {
+        std::mem::take(&mut lock(&self.connections))
+    }
+
+    /// Tracer, before the step `Published`: how the epoch changed the connections that stand.
+    pub fn leave_change(&self, change: ConnectionChange) {
+        *lock(&self.change) = change;
+    }
+
+    /// Main, after the step `Published`: takes it.
+    pub fn take_change(&self) -> ConnectionChange {
+        std::mem::take(&mut lock(&self.change))
     }
 
     /// Tracer: leaves a report and rings.

@@ -3,11 +3,13 @@
 use super::Common;
 use crate::clock::now_ns;
 use crate::log;
+use crate::primary::line::ConnectionChange;
+use crate::record::Connections;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use unbroken_core::role::Role;
 use unbroken_wire::commit::Committed;
-use unbroken_wire::flows::{Flows, LatePacket, NamedConnection};
+use unbroken_wire::flows::{Flows, LatePacket, NamedConnection, TableChange};
 use unbroken_wire::gate::{Gate, OutputKind};
 use unbroken_wire::log::InputLogWriter;
 use unbroken_wire::tun::{ClientSide, ServiceSide};
@@ -112,7 +114,8 @@ impl Traffic {
                 LatePacket::ForTheKernel => {}
                 LatePacket::Swallow => continue,
                 LatePacket::Answer(answer) => {
-                    let _ = self.clients.send_crafted(&answer)?;
+                    // Without room its client asks again.
+                    self.gate.hold(OutputKind::Packet, now, answer.frame());
                     continue;
                 }
             }
@@ -252,9 +255,38 @@ impl Traffic {
         true
     }
 
-    /// Connections that were found to be accepted since the last epoch's mark.
-    pub fn take_accepted(&mut self, into: &mut Vec<NamedConnection>) {
-        self.flows.take_accepted(into);
+    /// What goes with an epoch, at its mark; with the one that completes a fill, all that the
+    /// standby cannot know.
+    pub fn take_connections(&mut self, completes_fill: bool) -> Connections {
+        let mut connections = Connections::default();
+        self.flows.take_accepted(&mut connections.accepted);
+        if completes_fill {
+            connections.known = self.flows.closed(&[]);
+        }
+        connections
+    }
+
+    /// Takes in what an epoch that is committed says of connections.
+    pub fn commit(
+        &mut self,
+        change: &ConnectionChange,
+        accepted: &[NamedConnection],
+        input_position: u64,
+        completes_fill: bool,
+    ) {
+        let (stood, now) = (&change.stood, now_ns());
+        if completes_fill {
+            self.flows
+                .commit_survey(stood, accepted, input_position, now);
+        } else {
+            let change = TableChange {
+                gone: &change.gone,
+                stood,
+                accepted,
+                input_position,
+            };
+            self.flows.commit(change, now);
+        }
     }
 
     pub fn end_log(&mut self) {

@@ -6,6 +6,7 @@
 
 pub mod address;
 pub mod announcement;
+pub mod closings;
 mod error;
 pub mod host;
 pub mod init;

@@ -11,6 +11,7 @@
 //! holder does anyway when it seizes the service: the thread then makes its call anew.
 
 use super::announcement::{self, Announcement};
+use super::closings::Closings;
 use super::error::Error;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -23,7 +24,13 @@ const KEPT_MAX: usize = 16 << 10;
 
 /// The queue between the notifier and the capture.
 #[derive(Clone, Debug, Default)]
-pub struct Announcements(Arc<Mutex<Queue>>);
+pub struct Announcements(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    closings: Closings,
+}
 
 #[derive(Debug, Default)]
 struct Queue {
@@ -65,9 +72,14 @@ impl Announcements {
         queue.list.push(announcement);
     }
 
+    /// What connections that were closed have left to say, whether recording is on or not.
+    pub fn closings(&self) -> &Closings {
+        &self.0.closings
+    }
+
     fn lock(&self) -> MutexGuard<'_, Queue> {
         // Every change of the queue is complete in itself, so a panic elsewhere harms nothing.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -102,9 +114,9 @@ pub fn serve(
             |address, buffer: &mut [u8]| seccomp::read_caller(thread, address, buffer).is_ok();
         let call = i64::from(notification.call);
         for change in announcement::changes(call, notification.arguments, read) {
-            change.into_iter().for_each(|change| {
-                announcements.append(Announcement { thread, change });
-            });
+            let Some(change) = change else { continue };
+            announcements.closings().note(thread, &change);
+            announcements.append(Announcement { thread, change });
         }
         match seccomp::let_continue(listener, notification.id) {
             Ok(()) => {}

@@ -7,13 +7,13 @@ use crate::clock::now_ns;
 use crate::config::Config;
 use crate::log;
 use crate::primary::Notice;
-use crate::primary::line::Line;
+use crate::primary::line::{ConnectionChange, Line};
 use crate::primary::tracer::Tracer;
-use crate::record::{Cause, Record};
+use crate::record::{Cause, Connections, Record};
 use crate::stage::launch::{Init, Role as InitRole};
 use crate::stage::{Stage, StageConfig};
-use crate::standby::image::{ConnectionChange, ServiceImage};
-use std::net::SocketAddr;
+use crate::standby::image::ServiceImage;
+use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
@@ -23,7 +23,7 @@ use unbroken_sys::affinity;
 use unbroken_sys::shared::RingMemory;
 use unbroken_tracee::replica::{Replica, Stub};
 use unbroken_wire::Tuple;
-use unbroken_wire::flows::{FlowLimits, Flows, NamedConnection, TableChange};
+use unbroken_wire::flows::{FlowLimits, Flows, TableChange};
 use unbroken_wire::log::{InputLogReader, JournalReader, LogError};
 
 #[derive(Debug, thiserror::Error)]
@@ -199,7 +199,9 @@ impl Following {
                 self.replica.apply_memory(pid, &memory, bulk)?;
             }
             Record::Memory { pid, memory } => self.parts.push((pid, memory, bulk.to_vec())),
-            Record::Epoch { epoch, accepted } => self.take_epoch(*epoch, bulk, accepted, tell)?,
+            Record::Epoch { epoch, connections } => {
+                self.take_epoch(*epoch, bulk, connections, tell)?
+            }
             Record::TakeOver(cause) => return Ok(Some(End::TakeOver(cause))),
             Record::Retire => return Ok(Some(End::Retired)),
         }
@@ -210,7 +212,7 @@ impl Following {
         &mut self,
         epoch: Epoch,
         bulk: &[u8],
-        accepted: Vec<(SocketAddr, SocketAddr, u32)>,
+        connections: Connections,
         tell: &OwnedFd,
     ) -> Result<(), FollowError> {
         for (pid, memory, content) in std::mem::take(&mut self.parts) {
@@ -221,7 +223,7 @@ impl Following {
         self.read_inputs()?;
         let first = self.image.sequence == 0;
         let change = self.image.apply(epoch);
-        self.commit_flows(first, &change, &accepted);
+        self.commit_flows(first, &change, connections);
         if first {
             self.role.apply(Event::StandbyReady, now_ns());
             channel::send(tell.as_fd(), &Notice::Warm, &[])?;
@@ -229,29 +231,25 @@ impl Following {
         Ok(())
     }
 
-    fn commit_flows(
-        &mut self,
-        first: bool,
-        change: &ConnectionChange,
-        accepted: &[(SocketAddr, SocketAddr, u32)],
-    ) {
-        let accepted: Vec<NamedConnection> = accepted
-            .iter()
-            .map(|&(local, remote, client_sequence)| NamedConnection {
-                tuple: Tuple::new(local, remote),
-                client_sequence,
-            })
-            .collect();
-        let (position, now) = (self.image.input_position, now_ns());
+    fn commit_flows(&mut self, first: bool, change: &ConnectionChange, connections: Connections) {
+        let Connections {
+            accepted,
+            mut known,
+        } = connections;
+        let (input_position, now) = (self.image.input_position, now_ns());
         if first {
+            let standing = self.image.connections();
+            let stands: HashSet<Tuple> = standing.iter().map(|named| named.tuple).collect();
+            known.retain(|closed| !stands.contains(&closed.tuple));
+            self.flows.adopt_closed(&known, now);
             self.flows
-                .commit_survey(&self.image.connections(), &accepted, position, now);
+                .commit_survey(&standing, &accepted, input_position, now);
         } else {
             let change = TableChange {
                 gone: &change.gone,
                 stood: &change.stood,
                 accepted: &accepted,
-                input_position: position,
+                input_position,
             };
             self.flows.commit(change, now);
         }

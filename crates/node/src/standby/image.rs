@@ -1,7 +1,9 @@
 //! The service as the last committed epoch describes it, apart from memory, which lives in the
 //! replica itself.
 
+use crate::primary::line::ConnectionChange;
 use std::collections::{BTreeMap, HashSet};
+use unbroken_image::object::TcpPhase;
 use unbroken_image::{
     Descriptor, Epoch, Fd, MemoryLayout, Object, ObjectId, Pid, ProcessState, ThreadAttributes,
     ThreadState, Tid,
@@ -26,13 +28,6 @@ pub struct ServiceImage {
     pub objects: BTreeMap<ObjectId, Object>,
 }
 
-/// How an epoch changed the connections that stand in descriptor tables.
-#[derive(Default)]
-pub struct ConnectionChange {
-    pub stood: Vec<NamedConnection>,
-    pub gone: Vec<Tuple>,
-}
-
 impl ServiceImage {
     /// Takes an epoch in, whole. What an epoch leaves out is as in the one before.
     pub fn apply(&mut self, epoch: Epoch) -> ConnectionChange {
@@ -46,7 +41,7 @@ impl ServiceImage {
         }
         for (id, object) in epoch.objects {
             if let Object::TcpConnection(connection) = &object {
-                change.stood.push(NamedConnection::from(connection));
+                change.take(connection);
             }
             self.objects.insert(id, object);
         }
@@ -67,12 +62,24 @@ impl ServiceImage {
         change
     }
 
+    /// The objects that slots name. Connections that the service has closed with words left are
+    /// not among them.
+    pub fn named_objects(&self) -> HashSet<ObjectId> {
+        let slots = self
+            .processes
+            .values()
+            .flat_map(|process| process.descriptors.values());
+        slots.map(|descriptor| descriptor.object).collect()
+    }
+
     /// The connections that stand, as the wire names them.
     pub fn connections(&self) -> Vec<NamedConnection> {
         self.objects
             .values()
             .filter_map(|object| match object {
-                Object::TcpConnection(connection) => Some(NamedConnection::from(connection)),
+                Object::TcpConnection(connection) if connection.phase != TcpPhase::Closed => {
+                    Some(NamedConnection::from(connection))
+                }
                 _ => None,
             })
             .collect()

@@ -11,12 +11,9 @@ use unbroken_objects::epoll::{Slots, Step, plan};
 use unbroken_tracee::{Batch, HostTid, Stopped, Tree};
 
 /// Gives every epoll instance its entries. All descriptors are in place.
-pub fn restore(
-    tree: &mut Tree,
-    image: &ServiceImage,
-    objects: &BTreeMap<ObjectId, Object>,
-) -> Result<(), FollowError> {
-    let epolls: Vec<(ObjectId, &Epoll)> = objects
+pub fn restore(tree: &mut Tree, image: &ServiceImage) -> Result<(), FollowError> {
+    let epolls: Vec<(ObjectId, &Epoll)> = image
+        .objects
         .iter()
         .filter_map(|(&id, object)| match object {
             Object::Epoll(epoll) => Some((id, epoll)),

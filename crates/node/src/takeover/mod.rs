@@ -18,22 +18,23 @@ use crate::primary::{Input, ServiceEnds};
 use crate::record::Cause;
 use crate::stage::notifier::Announcements;
 use crate::standby::follow::{FollowError, Following};
+use crate::standby::image::ServiceImage;
 use crate::standby::{Outcome, Predecessor};
 use objects::Restored;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid as HostPid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use unbroken_core::give_up::Death;
 use unbroken_core::role::{Action, Event, State};
-use unbroken_image::{Object, ObjectId};
+use unbroken_image::Object;
 use unbroken_objects::tcp::View;
 use unbroken_sys::affinity;
 use unbroken_tracee::Tree;
 use unbroken_wire::Tuple;
-use unbroken_wire::flows::{FlowLimits, Flows};
+use unbroken_wire::flows::{FlowLimits, Flows, LatePacket, TableChange};
 use unbroken_wire::tun::{ClientSide, ServiceSide};
 
 impl Following {
@@ -58,8 +59,7 @@ impl Following {
         );
         let restored = self.restore_objects()?;
         await_end(&self.predecessor.stage)?;
-        let (restored, objects) = restored;
-        objects::cut_files_back(&objects, &restored.descriptors)?;
+        objects::cut_files_back(&self.image.objects, &restored.descriptors)?;
         self.install_descriptors(&restored)?;
         let Following { replica, .. } = self;
         let mut tree = replica.go_live(now_ns())?;
@@ -70,34 +70,30 @@ impl Following {
             announcements.clone(),
             self.config.service_core,
         )?;
-        epolls::restore(&mut tree, &self.image, &objects)?;
+        epolls::restore(&mut tree, &self.image)?;
         let service = ServiceSide::new(self.stage.tun().try_clone_to_owned()?);
-        packets::prime_listeners(&service, &objects, &self.config.addresses)?;
+        packets::prime_listeners(&service, &self.image.objects, &self.config.addresses)?;
         packets::inject(&service, &restored.injects)?;
-        for (_, frame) in self.flows.replay_after_takeover() {
-            // A network may lose a packet; its sender brings it again.
-            let _ = service.write(frame)?;
-        }
+        let clients = ClientSide::new(self.host_tun.try_clone()?);
+        replay(
+            &mut self.flows,
+            &self.image,
+            &restored,
+            (&service, &clients),
+        )?;
         bind_threads(&tree, self.config.service_core)?;
         tree.stop()?.resume()?;
-        let clients = ClientSide::new(self.host_tun);
         packets::resend(&clients, &restored.resends)?;
         let took_ns = now_ns() - started_ns;
         log!("the replica lives after {} us", took_ns / 1000);
-        let restored_tuples: Vec<Tuple> = objects
-            .values()
-            .filter_map(|object| match object {
-                Object::TcpConnection(connection) => Some(Tuple::from(connection)),
-                _ => None,
-            })
-            .collect();
-        self.flows.became_primary(&restored_tuples);
         let mut later = self.role.apply(Event::TakeoverDone, now_ns());
         let Restored {
             outputs,
             descriptors,
+            closed,
             ..
         } = restored;
+        let closings = announcements.clone();
         let capture = Capture::new(announcements, &outputs, &self.config)?;
         let bell = tree.bell();
         let host_pid = tree
@@ -113,12 +109,17 @@ impl Following {
             host_pid,
             input: Input {
                 flows: self.flows,
-                position: self.input_position,
+                position: self.input_position.max(self.image.input_position),
             },
         };
         // Closing the last descriptor of a device takes the kernel milliseconds.
         let (stage, predecessor) = (self.stage, self.predecessor);
-        std::thread::spawn(move || drop((descriptors, stage, predecessor)));
+        std::thread::spawn(move || {
+            for (connection, socket) in closed {
+                closings.closings().add(connection, socket.as_fd());
+            }
+            drop((descriptors, stage, predecessor));
+        });
         let mut actions: Vec<Action> = actions;
         actions.append(&mut later);
         let outcome = Outcome::Live {
@@ -206,8 +207,9 @@ impl Following {
     }
 
     /// Everything that descriptors name, made inside the replica's namespaces.
-    fn restore_objects(&mut self) -> Result<(Restored, BTreeMap<ObjectId, Object>), FollowError> {
+    fn restore_objects(&mut self) -> Result<Restored, FollowError> {
         let objects = std::mem::take(&mut self.image.objects);
+        let named = self.image.named_objects();
         let mut views = HashMap::new();
         let mut memory_files = BTreeMap::new();
         for (&id, object) in &objects {
@@ -232,10 +234,12 @@ impl Following {
                 _ => {}
             }
         }
-        let (restored, objects) = self
-            .stage
-            .run(move || (objects::restore(&objects, &views, &memory_files), objects))?;
-        Ok((restored?, objects))
+        let (restored, objects) = self.stage.run(move || {
+            let restored = objects::restore(&objects, &named, &views, &memory_files);
+            (restored, objects)
+        })?;
+        self.image.objects = objects;
+        Ok(restored?)
     }
 
     fn install_descriptors(&mut self, restored: &Restored) -> Result<(), FollowError> {
@@ -251,6 +255,44 @@ impl Following {
         }
         Ok(())
     }
+}
+
+/// Gives the replica the input that the committed state does not hold.
+fn replay(
+    flows: &mut Flows,
+    image: &ServiceImage,
+    restored: &Restored,
+    (service, clients): (&ServiceSide, &ClientSide),
+) -> Result<(), FollowError> {
+    let frames: Vec<Vec<u8>> = flows
+        .replay_after_takeover()
+        .into_iter()
+        .map(|(_, frame)| frame.to_vec())
+        .collect();
+    // Connections that the service had closed and on which all is said need no socket.
+    let known: HashSet<Tuple> = restored.connections.iter().copied().collect();
+    let mut over: Vec<Tuple> = image
+        .connections()
+        .into_iter()
+        .map(|named| named.tuple)
+        .collect();
+    over.retain(|tuple| !known.contains(tuple));
+    let all_said = TableChange {
+        gone: &over,
+        input_position: image.input_position,
+        ..TableChange::default()
+    };
+    flows.commit(all_said, now_ns());
+    flows.became_primary(&restored.connections);
+    for frame in &frames {
+        // A network may lose a packet; its sender brings it again.
+        match flows.answer_for_closed(frame) {
+            LatePacket::ForTheKernel => drop(service.write(frame)?),
+            LatePacket::Swallow => {}
+            LatePacket::Answer(answer) => drop(clients.send_crafted(&answer)?),
+        }
+    }
+    Ok(())
 }
 
 fn event_of(cause: &Cause) -> Event {

@@ -1,6 +1,6 @@
 //! Brings every kernel object of the last epoch back, on a thread inside the replica's namespaces.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use unbroken_image::object::{PipeEnd, RegularFile, TcpConnection, UnixSocket};
 use unbroken_image::{Object, ObjectId};
@@ -34,21 +34,24 @@ pub struct Restored {
     pub injects: Vec<Inject>,
     /// What to say to clients again, with the bytes to say.
     pub resends: Vec<(Resend, Vec<u8>)>,
+    /// Connections that the service had closed with words left; closing them says those.
+    pub closed: Vec<(TcpConnection, OwnedFd)>,
+    /// The connections that are there again.
+    pub connections: Vec<Tuple>,
 }
 
 /// Restores `objects` on the calling thread's namespaces. `memory_files` are the memfds that the
-/// replica's memory has made already, by object. Sockets that no slot names (connections that the
-/// service had closed with data on the way) are among the descriptors, too: the caller closes them
-/// when the replica has what it needs.
+/// replica's memory has made already, by object; `named` are the objects that slots name.
 pub fn restore(
     objects: &BTreeMap<ObjectId, Object>,
+    named: &HashSet<ObjectId>,
     views: &HashMap<Tuple, View>,
     memory_files: &BTreeMap<ObjectId, OwnedFd>,
 ) -> Result<Restored, RestoreError> {
     let mut restored = Restored::default();
     let mut pipes: BTreeMap<u64, Vec<(ObjectId, &PipeEnd)>> = BTreeMap::new();
     let mut unix_sockets: Vec<(ObjectId, &UnixSocket)> = Vec::new();
-    let mut connections = Vec::new();
+    let (mut connections, mut closed) = (Vec::new(), Vec::new());
     for (&id, object) in objects {
         let descriptor = match object {
             Object::RegularFile(state) => file::restore(state, None)?,
@@ -75,7 +78,11 @@ pub fn restore(
                 continue;
             }
             Object::TcpConnection(state) => {
-                connections.push((id, state));
+                if named.contains(&id) {
+                    connections.push((id, state));
+                } else {
+                    closed.push(state);
+                }
                 continue;
             }
         };
@@ -92,7 +99,55 @@ pub fn restore(
         .map_err(|source| socket_error("Unix sockets".to_owned(), source))?;
     restored.descriptors.extend(sockets);
     restore_connections(&connections, views, &mut restored)?;
+    for state in closed {
+        // One client's last words: no reason to let all others down.
+        if let Err(error) = restore_closed(state, views, &mut restored) {
+            crate::log!("{error}");
+        }
+    }
     Ok(restored)
+}
+
+/// A connection that the service had closed, unless all is said on it.
+fn restore_closed(
+    state: &TcpConnection,
+    views: &HashMap<Tuple, View>,
+    restored: &mut Restored,
+) -> Result<(), RestoreError> {
+    let tuple = Tuple::from(state);
+    let view = views.get(&tuple).copied().unwrap_or_default();
+    let said = view
+        .client_acknowledged
+        .is_some_and(|acknowledged| tcp::is_said(state, acknowledged));
+    if said || restored.connections.contains(&tuple) {
+        return Ok(());
+    }
+    let failed = |source| {
+        let what = format!("the closed connection {} - {}", state.local, state.remote);
+        socket_error(what, source)
+    };
+    let live = tcp::prepare(state, view)
+        .and_then(tcp::Prepared::go_live)
+        .map_err(failed)?;
+    restored.take_words(state, live.inject, live.resend);
+    restored.closed.push((state.clone(), live.fd));
+    Ok(())
+}
+
+impl Restored {
+    fn take_words(
+        &mut self,
+        state: &TcpConnection,
+        inject: Option<Inject>,
+        resend: Option<Resend>,
+    ) {
+        self.connections.push(Tuple::from(state));
+        self.injects.extend(inject);
+        if let Some(resend) = resend {
+            let bytes = state.send_queue[resend.bytes.clone()].to_vec();
+            self.resends.push((resend, bytes));
+        }
+    }
 }
 
 /// All stand silently before the first one speaks.
@@ -116,12 +171,8 @@ fn restore_connections(
     }
     for (id, state, prepared) in standing {
         let live = prepared.go_live().map_err(failed(state))?;
+        restored.take_words(state, live.inject, live.resend);
         restored.descriptors.insert(id, live.fd);
-        restored.injects.extend(live.inject);
-        if let Some(resend) = live.resend {
-            let bytes = state.send_queue[resend.bytes.clone()].to_vec();
-            restored.resends.push((resend, bytes));
-        }
     }
     Ok(())
 }

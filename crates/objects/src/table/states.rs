@@ -49,6 +49,13 @@ impl Mirror {
         ObjectId(self.next)
     }
 
+    /// A number for an object that stands in no table.
+    pub fn number_unlisted(&mut self) -> ObjectId {
+        let id = self.next_object();
+        self.next += 1;
+        id
+    }
+
     /// The objects that must be looked at in every epoch, announced or not: their state changes
     /// by calls that nobody announces. TCP connections are among them until they are marked
     /// quiet.

@@ -1,0 +1,137 @@
+//! What the service's closed connections still have to say, read at the last moment at which a
+//! descriptor reaches them: when the close is announced and has not run.
+
+use super::announcement::Change;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use unbroken_image::Fd;
+use unbroken_image::object::TcpConnection;
+use unbroken_objects::tcp;
+use unbroken_sys::pidfd;
+use unbroken_sys::tcp_diag::TcpDiag;
+
+/// While nobody takes them, as when there is no standby, the list is gone through at this length.
+const TIDY_AT: usize = 512;
+/// Of more than these the oldest are let go: their clients would see the connection break off at
+/// a takeover.
+const KEPT_MAX: usize = 16 << 10;
+
+/// Filled by the notifier, emptied by captures.
+#[derive(Debug, Default)]
+pub struct Closings {
+    list: Mutex<List>,
+    /// Held while a connection is read under repair mode, so that no capture of the same socket
+    /// meets it half way.
+    sockets: Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct List {
+    connections: Vec<TcpConnection>,
+    /// Of the service's network namespace; the second is for whoever captures.
+    diag: Option<TcpDiag>,
+    spare_diag: Option<TcpDiag>,
+    lost: u64,
+}
+
+impl Closings {
+    /// Keeps what the call that `change` announces leaves unsaid. `thread` makes the call.
+    pub fn note(&self, thread: u32, change: &Change) {
+        let fd = match *change {
+            Change::Closing(fd) | Change::Slot(fd) => fd,
+            _ => return,
+        };
+        // Failures: the slot is free, or the caller is gone. Nothing is closed then.
+        let Ok(descriptor) = duplicate(thread, fd) else {
+            return;
+        };
+        let reading = self.hold_sockets();
+        let read = tcp::capture_closing(descriptor.as_fd());
+        drop(reading);
+        match read {
+            Ok(Some(connection)) => self.add(connection, descriptor.as_fd()),
+            Ok(None) => {}
+            Err(error) => crate::log!("a connection that is being closed: {error}"),
+        }
+    }
+
+    /// Adds a connection to those that are to be brought to their end; `socket` is any of the
+    /// service's.
+    pub fn add(&self, connection: TcpConnection, socket: BorrowedFd<'_>) {
+        let mut list = lock(&self.list);
+        if list.diag.is_none() {
+            // Without it connections count as having words left, which a takeover finds out.
+            list.diag = TcpDiag::of_namespace(socket).ok();
+            list.spare_diag = TcpDiag::of_namespace(socket).ok();
+        }
+        list.connections.push(connection);
+        if list.connections.len() % TIDY_AT == 0 {
+            list.tidy();
+        }
+    }
+
+    /// Captures hold this while they read sockets.
+    pub fn hold_sockets(&self) -> MutexGuard<'_, ()> {
+        lock(&self.sockets)
+    }
+
+    /// Moves what was noted since the last time behind `into`, and once a way to ask what became
+    /// of them into `diag`.
+    pub fn take(&self, into: &mut Vec<TcpConnection>, diag: &mut Option<TcpDiag>) {
+        let mut list = lock(&self.list);
+        into.append(&mut list.connections);
+        if diag.is_none() {
+            *diag = list.spare_diag.take();
+        }
+    }
+}
+
+impl List {
+    /// Lets go of those that are at their end, and of the oldest when there are too many.
+    fn tidy(&mut self) {
+        if let Some(diag) = &self.diag {
+            self.connections
+                .retain(|connection| has_words_left(diag, connection).unwrap_or(true));
+        }
+        let surplus = self.connections.len().saturating_sub(KEPT_MAX);
+        if surplus > 0 {
+            self.connections.drain(..surplus);
+            self.lost += surplus as u64;
+            crate::log!(
+                "{} connections that were closed with data on the way would break off at a \
+                 takeover: there are too many to keep",
+                self.lost
+            );
+        }
+    }
+}
+
+/// Whether the kernel still has to bring something to the client of a closed connection.
+pub fn has_words_left(diag: &TcpDiag, connection: &TcpConnection) -> io::Result<bool> {
+    let state = diag.state(connection.local, connection.remote)?;
+    Ok(state.is_some_and(tcp::has_words_left))
+}
+
+fn duplicate(thread: u32, fd: Fd) -> io::Result<OwnedFd> {
+    let tid = thread.cast_signed();
+    let process = match pidfd::open_thread(tid) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => pidfd::open(leader_of(tid)?)?,
+        other => other?,
+    };
+    pidfd::get_descriptor(process.as_fd(), fd.0)
+}
+
+/// Before Linux 6.9 only leaders have descriptors.
+fn leader_of(tid: i32) -> io::Result<i32> {
+    let status = std::fs::read_to_string(format!("/proc/{tid}/status"))?;
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok())
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Nothing that is locked here is ever half changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

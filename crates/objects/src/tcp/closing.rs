@@ -1,0 +1,75 @@
+//! A connection at the moment before its last close. The kernel goes on with it as an orphan that
+//! no descriptor reaches: it brings the rest of the data and the FIN to the client. A replica must
+//! do the same, so what the orphan will have to say is read before.
+
+use super::{SUBJECT, capture_accepted};
+use crate::socket::{Context, SocketError};
+use std::os::fd::BorrowedFd;
+use unbroken_image::object::{SocketOption, TcpConnection, TcpPhase};
+use unbroken_sys::sockopt;
+use unbroken_sys::tcp::{self, state};
+
+/// Reads the connection behind `fd` if its close leaves something to be said; `None` for every
+/// other descriptor. Uses repair mode for a moment, as [`super::capture`] does.
+pub fn capture_closing(fd: BorrowedFd<'_>) -> Result<Option<TcpConnection>, SocketError> {
+    let protocol = sockopt::get_i32(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL);
+    if protocol.ok() != Some(libc::IPPROTO_TCP) {
+        return Ok(None);
+    }
+    let info = tcp::info(fd).context("read TCP_INFO", SUBJECT)?;
+    if !has_words_left(info.state) {
+        return Ok(None);
+    }
+    let (connection, _) = capture_accepted(fd, &options(fd)?)?;
+    let inside = connection.remote.ip().to_canonical();
+    if inside.is_loopback() || inside == connection.local.ip().to_canonical() {
+        // The other end is the service's own and has everything already.
+        return Ok(None);
+    }
+    Ok(Some(connection))
+}
+
+/// Whether a connection in `state` (`TCP_INFO`) still has data or a FIN to bring to its peer, or
+/// will have when it is closed.
+pub fn has_words_left(connection_state: u8) -> bool {
+    matches!(
+        connection_state,
+        state::ESTABLISHED
+            | state::CLOSE_WAIT
+            | state::FIN_WAIT1
+            | state::CLOSING
+            | state::LAST_ACK
+    )
+}
+
+/// The options that matter at the end: with `SO_LINGER` on and no time, close resets; and
+/// `SO_REUSEADDR`, which leaving repair mode would change, in case this is not the last close.
+fn options(fd: BorrowedFd<'_>) -> Result<Vec<SocketOption>, SocketError> {
+    let option = |name, value| SocketOption {
+        level: libc::SOL_SOCKET,
+        name,
+        value,
+    };
+    let reuse = sockopt::get_i32(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR)
+        .context("read SO_REUSEADDR", SUBJECT)?;
+    let mut options = vec![option(libc::SO_REUSEADDR, reuse.to_ne_bytes().to_vec())];
+    let mut linger = [0; 8];
+    sockopt::get(fd, libc::SOL_SOCKET, libc::SO_LINGER, &mut linger)
+        .context("read SO_LINGER", SUBJECT)?;
+    if linger[..4] != [0; 4] && linger[4..] == [0; 4] {
+        options.push(option(libc::SO_LINGER, linger.to_vec()));
+    }
+    Ok(options)
+}
+
+/// Whether nothing of a closed connection is left to be said, now that its client has acknowledged
+/// everything before `acknowledged`.
+pub fn is_said(connection: &TcpConnection, acknowledged: u32) -> bool {
+    let queued = connection.send_queue.len() as u32;
+    // The FIN has the number after the last byte.
+    let end = connection
+        .send_sequence
+        .wrapping_add(queued)
+        .wrapping_add(1);
+    connection.phase != TcpPhase::FinWait2 && acknowledged.wrapping_sub(end).cast_signed() >= 0
+}
