@@ -20,7 +20,7 @@ use crate::Tuple;
 use crate::craft::{self, CraftedPacket, Direction, SegmentNumbers};
 use crate::frames::FrameQueue;
 use crate::packet::{Packet, Segment, TcpFlags, Timestamps};
-use crate::serial::is_after;
+use crate::serial::{is_after, later};
 use connection::{Connection, Flow, Kept, Stage, is_near};
 use serde::{Deserialize, Serialize};
 use std::collections::hash_map::Entry;
@@ -170,7 +170,8 @@ impl Flows {
         if let Packet::Tcp(segment) = Packet::parse(frame) {
             let tuple = Tuple::new(segment.destination, segment.source);
             if segment.is_opening() {
-                self.client_opens(tuple, segment.sequence, now_ns);
+                let frame = frame.into();
+                self.client_opens(tuple, segment.sequence, Kept { position, frame }, now_ns);
             } else {
                 self.client_says(tuple, &segment, position, frame, now_ns);
             }
@@ -192,12 +193,18 @@ impl Flows {
         let Some(flow) = self.flows.get_mut(&tuple) else {
             return;
         };
-        // The service acknowledges the client that it talks to.
-        let client_sequence = segment.acknowledgement;
-        let owner = flow.owner(client_sequence);
+        let Some(owner) = flow.owner_of_output(&segment) else {
+            return;
+        };
         if matches!(owner.stage, Stage::Waiting | Stage::Unkept) && !owner.accepted {
             owner.accepted = true;
             self.kept_bytes -= owner.drop_kept();
+            let heard_end = owner.client.sequence_end;
+            let acknowledged = segment.flags.has(TcpFlags::ACK);
+            let client_sequence = match heard_end {
+                Some(end) if !acknowledged => end,
+                _ => segment.acknowledgement,
+            };
             self.newly_accepted.push(NamedConnection {
                 tuple,
                 client_sequence,
@@ -287,10 +294,15 @@ impl Flows {
         packets
     }
 
-    /// What a new standby must hear before any other input: the kept packets of every connection
-    /// that waits, in the order of their arrival.
+    /// What a new standby must hear before any other input, in the order of its arrival: of every
+    /// connection that opens or waits its SYN, without which the standby could take it for the one
+    /// before it from the same port, and its kept packets.
     pub fn retained(&self) -> Vec<(u64, &[u8])> {
-        let mut packets: Vec<_> = self.kept().collect();
+        let openings = self
+            .connections()
+            .filter_map(|connection| connection.syn.as_ref())
+            .map(|syn| (syn.position, &*syn.frame));
+        let mut packets: Vec<_> = self.kept().chain(openings).collect();
         packets.sort_unstable_by_key(|(position, _)| *position);
         packets
     }
@@ -303,9 +315,10 @@ impl Flows {
             let Connection {
                 stage,
                 accepted,
-                client,
+                mut client,
                 ..
             } = flow.current;
+            client.sequence_end = flow.current.client_end();
             let stood = accepted || matches!(stage, Stage::Standing | Stage::Closed { .. });
             // Where the client has opened another one, it has done with this one.
             let last = flow.next.is_none() && !client.reset;
@@ -335,7 +348,8 @@ impl Flows {
 
     /// What the client of a connection has told and was told.
     pub fn client(&self, tuple: Tuple) -> Option<ClientView> {
-        self.flows.get(&tuple).map(|flow| flow.current.client)
+        let flow = self.flows.get(&tuple)?;
+        Some(flow.standing_or_current().client)
     }
 
     /// Whether packets are kept for a connection, as it stands in no committed table.
@@ -379,7 +393,7 @@ impl Flows {
                 ..
             }
         );
-        let (Some(sequence), Some(known_end)) = (client.acknowledged, client.sequence_end) else {
+        let Some(known_end) = flow.current.client_end() else {
             return LatePacket::ForTheKernel;
         };
         // The client's own FIN may be new, when it was the service that closed first. New data is
@@ -394,7 +408,7 @@ impl Flows {
         }
         // Anything but FIN wants no answer here: answering bare ACKs could go on for ever, and data
         // that is sent again has a FIN behind it that settles both.
-        if !segment.flags.has(TcpFlags::FIN) {
+        if !segment.flags.has(TcpFlags::FIN.with(TcpFlags::ACK)) {
             return LatePacket::Swallow;
         }
         let timestamps = segment.options.timestamps.map(|new| Timestamps {
@@ -402,10 +416,11 @@ impl Flows {
             value: client.timestamps.map_or(new.echo, |known| known.echo),
             echo: new.value,
         });
-        let acknowledgement = segment.sequence_end();
+        // The number that the client expects next: of the service's FIN, or after it.
+        let told = segment.acknowledgement;
         let numbers = SegmentNumbers {
-            sequence,
-            acknowledgement,
+            sequence: client.acknowledged.map_or(told, |known| later(known, told)),
+            acknowledgement: segment.sequence_end(),
             window: u16::MAX,
             timestamps,
         };
@@ -431,16 +446,23 @@ impl Flows {
         self.kept_bytes
     }
 
-    fn kept(&self) -> impl Iterator<Item = (u64, &[u8])> {
+    fn connections(&self) -> impl Iterator<Item = &Connection> {
         self.flows
             .values()
             .flat_map(|flow| std::iter::once(&flow.current).chain(flow.next.as_deref()))
+    }
+
+    fn kept(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        self.connections()
             .flat_map(|connection| &connection.kept)
             .map(|kept| (kept.position, &*kept.frame))
     }
 
-    fn client_opens(&mut self, tuple: Tuple, sequence: u32, now_ns: u64) {
-        let opening = Connection::new(Stage::Opening { since_ns: now_ns }, Some(sequence));
+    fn client_opens(&mut self, tuple: Tuple, sequence: u32, syn: Kept, now_ns: u64) {
+        let opening = Connection {
+            syn: Some(syn),
+            ..Connection::new(Stage::Opening { since_ns: now_ns }, Some(sequence))
+        };
         match self.flows.get_mut(&tuple) {
             None => {
                 self.flows.insert(tuple, Flow::new(opening));
@@ -481,14 +503,16 @@ impl Flows {
                 entry.insert(Flow::new(Connection::new(stage, None)))
             }
         };
-        let owner = flow.owner(segment.sequence);
+        let Some(owner) = flow.owner(segment.sequence) else {
+            return;
+        };
         let completes = segment.flags.has(TcpFlags::ACK) && !segment.is_reset();
         if matches!(owner.stage, Stage::Opening { .. }) && completes {
             owner.stage = Stage::Waiting;
             self.waiting.push_back(tuple);
         }
         let was_over = owner.is_over();
-        owner.client.note(segment);
+        owner.hear(segment);
         if owner.is_over() && !was_over {
             self.fading.push_back((now_ns, tuple));
         }
@@ -523,16 +547,10 @@ impl Flows {
     fn stand(&mut self, named: NamedConnection) {
         let new = || Flow::new(Connection::new(Stage::Standing, None));
         let flow = self.flows.entry(named.tuple).or_insert_with(new);
-        if flow
-            .next
-            .as_ref()
-            .is_some_and(|next| next.may_own(named.client_sequence))
-        {
-            self.kept_bytes -= flow.current.drop_kept();
-            flow.promote_next();
-        }
+        self.kept_bytes -= flow.turn_to(named.client_sequence);
         self.kept_bytes -= flow.current.drop_kept();
         flow.current.stage = Stage::Standing;
+        flow.current.service_acknowledged = Some(named.client_sequence);
     }
 
     fn close(&mut self, tuple: Tuple, now_ns: u64) {

@@ -93,12 +93,24 @@ impl Feed {
         self.flows.commit(change, self.now_ns);
     }
 
+    fn retained(&self) -> Vec<u64> {
+        let retained = self.flows.retained();
+        retained.iter().map(|(position, _)| *position).collect()
+    }
+
     fn replayed(&self) -> Vec<u64> {
         self.flows
             .replay_after_takeover()
             .iter()
             .map(|(position, _)| *position)
             .collect()
+    }
+}
+
+fn named(port: u16, client_sequence: u32) -> NamedConnection {
+    NamedConnection {
+        tuple: tuple(port),
+        client_sequence,
     }
 }
 
@@ -236,8 +248,7 @@ fn the_service_s_answer_tells_the_primary_that_a_connection_is_accepted() {
             client_sequence: 201
         }]
     );
-    let retained: Vec<u64> = feed.flows.retained().iter().map(|(at, _)| *at).collect();
-    assert_eq!(retained, [waiting]);
+    assert_eq!(feed.retained(), [waiting - 1, waiting], "SYN and ACK");
     feed.flows.output(answer(2, 201).frame(), 0);
     feed.flows.take_accepted(&mut accepted);
     assert_eq!(accepted.len(), 1);
@@ -272,8 +283,7 @@ fn a_survey_closes_whatever_it_does_not_list() {
     };
     feed.flows.commit_survey(&[standing], &[], feed.position, 0);
     assert!(!feed.flows.is_waiting(tuple(2)) && feed.flows.is_waiting(tuple(3)));
-    let retained: Vec<u64> = feed.flows.retained().iter().map(|(at, _)| *at).collect();
-    assert_eq!(retained, [waiting]);
+    assert_eq!(feed.retained(), [waiting - 1, waiting], "SYN and ACK");
     feed.flows.became_primary(&[]);
     let late = fin(tuple(1), Direction::ToService, numbers(101, 500));
     assert!(matches!(
@@ -327,6 +337,105 @@ fn a_late_fin_on_an_inherited_connection_is_acknowledged_and_nothing_else() {
         feed.flows.answer_for_closed(late.frame()),
         LatePacket::ForTheKernel
     );
+}
+
+/// Seed 111 of the simulation.
+#[test]
+fn a_late_fin_is_acknowledged_where_the_client_was_never_heard_before() {
+    let mut feed = standby();
+    let client_sequence = 102;
+    let standing = named(1, client_sequence);
+    feed.flows.commit_survey(&[standing], &[], 0, 0);
+    feed.commit_named(&[tuple(1)], &[], &[]);
+    feed.flows.became_primary(&[]);
+    let late = fin(tuple(1), Direction::ToService, numbers(101, 507));
+    let LatePacket::Answer(answer) = feed.flows.answer_for_closed(late.frame()) else {
+        panic!()
+    };
+    let Packet::Tcp(segment) = Packet::parse(answer.frame()) else {
+        panic!()
+    };
+    assert_eq!((segment.sequence, segment.acknowledgement), (507, 102));
+}
+
+/// Seed 109 of the simulation.
+#[test]
+fn a_new_standby_that_hears_the_next_connection_first_keeps_it_apart_from_the_standing_one() {
+    let mut feed = standby();
+    // The mark is here; the standby hears what follows before it has the epoch.
+    feed.input(&syn(tuple(1), 1000));
+    feed.flows.commit_survey(&[named(1, 102)], &[], 0, 0);
+    feed.commit_named(&[tuple(1)], &[], &[]);
+    let position = feed.says(1, 1001, 500);
+    feed.commit(&[], &[], &[]);
+    assert!(feed.flows.is_waiting(tuple(1)));
+    assert_eq!(feed.replayed(), [position]);
+}
+
+#[test]
+fn a_new_standby_knows_a_connection_that_was_half_open_at_the_mark() {
+    let mut primary = primary();
+    primary.opens(1, 100);
+    primary.commit(&[], &[1], &[]);
+    primary.input(&syn(tuple(1), 1000));
+    let mut feed = standby();
+    for (position, frame) in primary.flows.retained() {
+        feed.flows.input(position, frame, 0);
+    }
+    feed.position = primary.position;
+    let position = feed.says(1, 1001, 500);
+    feed.flows.commit_survey(&[named(1, 102)], &[], position, 0);
+    feed.commit_named(&[tuple(1)], &[], &[]);
+    assert!(feed.flows.is_waiting(tuple(1)));
+    assert_eq!(feed.replayed(), [position]);
+}
+
+/// Seed 1768 of the simulation.
+#[test]
+fn a_late_segment_of_a_forgotten_connection_is_not_of_the_one_that_opens() {
+    let mut feed = standby();
+    feed.opens(1, 100);
+    feed.commit(&[], &[1], &[]);
+    feed.commit(&[1], &[], &[]);
+    feed.input(&syn(tuple(1), 1000));
+    feed.closes(1, 101, 507);
+    assert!(!feed.flows.is_waiting(tuple(1)));
+    feed.flows.output(answer(1, 102).frame(), 0);
+    let position = feed.says(1, 1001, 700);
+    feed.commit(&[], &[], &[]);
+    assert!(feed.flows.is_waiting(tuple(1)));
+    assert_eq!(feed.replayed(), [position]);
+}
+
+#[test]
+fn a_connection_that_has_sent_gigabytes_is_still_itself() {
+    let mut feed = standby();
+    feed.opens(1, 100);
+    feed.commit(&[], &[1], &[]);
+    for step in 0..5_000_u32 {
+        let sequence = 101_u32.wrapping_add(step << 20);
+        feed.says(1, sequence, 500);
+        let client_sequence = feed.flows.client(tuple(1)).unwrap().sequence_end;
+        assert_eq!(client_sequence, Some(sequence));
+        feed.commit_named(&[], &[named(1, sequence)], &[]);
+        assert!(feed.flows.flows[&tuple(1)].next.is_none());
+    }
+}
+
+#[test]
+fn a_reset_without_acknowledgement_is_of_the_connection_whose_segment_it_answers() {
+    let mut feed = primary();
+    feed.opens(1, 100);
+    assert_eq!(feed.retained().len(), 2);
+    let mut reset = ack(tuple(1), Direction::ToClient, numbers(500, 0))
+        .frame()
+        .to_vec();
+    reset[crate::packet::VNET_HEADER_BYTES + 20 + 13] = TcpFlags::RST.0;
+    feed.flows.output(&reset, 0);
+    assert!(feed.retained().is_empty());
+    let mut accepted = Vec::new();
+    feed.flows.take_accepted(&mut accepted);
+    assert_eq!(accepted, [named(1, 101)]);
 }
 
 #[test]
