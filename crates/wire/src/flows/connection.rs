@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 /// another connection between the same ports: windows here stay below 16 MiB.
 const WINDOW: u32 = 1 << 24;
 
+/// A connection whose client has sent this much is not taken for another by its first number.
+const FORGET_OPENING_AFTER: u32 = 1 << 30;
+
 /// What a client has told and has been told, from its own packets alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientView {
@@ -117,7 +120,12 @@ pub(super) struct Connection {
     pub stage: Stage,
     /// The client's first sequence number, when its SYN was seen.
     pub opening: Option<u32>,
+    /// The packet that said so, as long as packets are kept: for the next standby.
+    pub syn: Option<Kept>,
     pub client: ClientView,
+    /// What a committed table said that the service has acknowledged: all that is known of a
+    /// client that has not spoken since this node began to listen.
+    pub service_acknowledged: Option<u32>,
     pub kept: Vec<Kept>,
     /// The service has sent something on it, so it has been accepted.
     pub accepted: bool,
@@ -135,7 +143,9 @@ impl Connection {
         Self {
             stage,
             opening,
+            syn: None,
             client,
+            service_acknowledged: None,
             kept: Vec::new(),
             accepted: false,
             service_finished: false,
@@ -143,12 +153,42 @@ impl Connection {
         }
     }
 
-    /// Whether a number of the client's, at or after its SYN, is of this connection and not of
-    /// one before it between the same ends. A client's clock moves its first numbers forward, so
-    /// what lies before the SYN is older.
+    /// Whether a number of the client's after its SYN is of this connection and not of another
+    /// between the same ends: it lies behind the SYN, and no further ahead of what was heard than a
+    /// window reaches. (A comparison with the SYN alone would be wrong after 2 GiB, and where the
+    /// clock that gives first numbers has gone half round since the connection before.)
     pub fn may_own(&self, client_sequence: u32) -> bool {
-        self.opening
-            .is_none_or(|opening| is_after(client_sequence, opening))
+        let Some(opening) = self.opening else {
+            return true;
+        };
+        let heard_end = self.client.sequence_end.unwrap_or(opening);
+        let reach = heard_end.wrapping_sub(opening).saturating_add(WINDOW);
+        let offset = client_sequence.wrapping_sub(opening);
+        offset > 0 && offset <= reach
+    }
+
+    /// Takes in what a segment of the client says.
+    pub fn hear(&mut self, segment: &Segment<'_>) {
+        self.client.note(segment);
+        let heard = |opening| {
+            let end = self.client.sequence_end.unwrap_or(opening);
+            end.wrapping_sub(opening)
+        };
+        // Before the numbers come round to the first one, which then would say nothing more.
+        if self
+            .opening
+            .is_some_and(|opening| heard(opening) > FORGET_OPENING_AFTER)
+        {
+            self.opening = None;
+        }
+    }
+
+    /// Where the client's bytes end, as far as anything says.
+    pub fn client_end(&self) -> Option<u32> {
+        match (self.client.sequence_end, self.service_acknowledged) {
+            (Some(heard), Some(told)) if is_near(heard, told) => Some(later(heard, told)),
+            (heard, told) => heard.or(told),
+        }
     }
 
     /// Whether neither end can say anything more.
@@ -159,6 +199,7 @@ impl Connection {
 
     /// Forgets the kept packets, and says how many bytes that frees.
     pub fn drop_kept(&mut self) -> usize {
+        self.syn = None;
         std::mem::take(&mut self.kept)
             .iter()
             .map(|kept| kept.frame.len())
@@ -182,11 +223,60 @@ impl Flow {
         }
     }
 
-    /// The connection to which a number of the client's belongs.
-    pub fn owner(&mut self, client_sequence: u32) -> &mut Connection {
-        match &mut self.next {
-            Some(next) if next.may_own(client_sequence) => next,
-            _ => &mut self.current,
+    /// The connection to which a number of the client's belongs; none when that was over before
+    /// the current one opened.
+    pub fn owner(&mut self, client_sequence: u32) -> Option<&mut Connection> {
+        self.newest_first()
+            .find(|connection| connection.may_own(client_sequence))
+    }
+
+    /// The connection to which a segment of the service belongs.
+    pub fn owner_of_output(&mut self, segment: &Segment<'_>) -> Option<&mut Connection> {
+        if segment.flags.has(TcpFlags::ACK) {
+            // The service acknowledges the client that it talks to.
+            return self.owner(segment.acknowledgement);
+        }
+        // A reset that answers a segment has that one's acknowledgement for its own number, and
+        // none itself (RFC 9293, 3.10.7.1).
+        self.newest_first()
+            .find(|connection| connection.client.acknowledged == Some(segment.sequence))
+    }
+
+    fn newest_first(&mut self) -> impl Iterator<Item = &mut Connection> {
+        let current = std::iter::once(&mut self.current);
+        self.next.as_deref_mut().into_iter().chain(current)
+    }
+
+    /// Makes the connection to which a number of the client's belongs the current one; those before
+    /// it are over. Says how many kept bytes that frees.
+    pub fn turn_to(&mut self, client_sequence: u32) -> usize {
+        let next_owns = |next: &Connection| next.may_own(client_sequence);
+        if self.next.as_deref().is_some_and(next_owns) {
+            let freed = self.current.drop_kept();
+            self.promote_next();
+            return freed;
+        }
+        if self.current.may_own(client_sequence) {
+            return 0;
+        }
+        // All that was heard is of connections that the client opened later: the log of a standby
+        // begins at a mark, and the connection may not have said anything since.
+        let unheard = Connection::new(Stage::Standing, None);
+        let mut later = std::mem::replace(&mut self.current, unheard);
+        match &self.next {
+            Some(_) => later.drop_kept(),
+            None => {
+                self.next = Some(Box::new(later));
+                0
+            }
+        }
+    }
+
+    /// The newest that stands: one before it, still in the table, is dead.
+    pub fn standing_or_current(&self) -> &Connection {
+        match &self.next {
+            Some(next) if next.stage == Stage::Standing => next,
+            _ => &self.current,
         }
     }
 

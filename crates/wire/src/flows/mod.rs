@@ -13,18 +13,23 @@
 //! The primary keeps the second kind too, for the standby that it may have to fill next.
 
 mod connection;
+mod epochs;
+mod fading;
+mod handover;
+mod late;
+mod packets;
 
 pub use connection::ClientView;
+pub use epochs::TableChange;
+pub use handover::ClosedConnection;
+pub use late::LatePacket;
 
 use crate::Tuple;
-use crate::craft::{self, CraftedPacket, Direction, SegmentNumbers};
 use crate::frames::FrameQueue;
-use crate::packet::{Packet, Segment, TcpFlags, Timestamps};
-use crate::serial::is_after;
-use connection::{Connection, Flow, Kept, Stage, is_near};
+use connection::{Connection, Flow, Stage};
+use fading::TIDY_AT_LEAST;
 use serde::{Deserialize, Serialize};
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use unbroken_image::object::TcpConnection;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,9 +55,6 @@ impl Default for FlowLimits {
         }
     }
 }
-
-/// Fewer entries than this are not worth going through.
-const TIDY_AT_LEAST: usize = 1024;
 
 /// What could not be kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,41 +82,6 @@ impl From<&TcpConnection> for NamedConnection {
             client_sequence,
         }
     }
-}
-
-/// A connection that the service has closed and whose client may not know it yet: no kernel but
-/// the present one remembers it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ClosedConnection {
-    pub tuple: Tuple,
-    pub client: ClientView,
-}
-
-/// How the descriptor table of an epoch differs from that of the epoch before, in connections.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct TableChange<'a> {
-    /// Connections whose last descriptor is gone; by object, so a connection that still stands is
-    /// not among them, and one whose client has come back from the same port is.
-    pub gone: &'a [Tuple],
-    /// Connections that now have one.
-    pub stood: &'a [NamedConnection],
-    /// What the primary's [`Flows::take_accepted`] gave at the epoch's mark. Those that are not in
-    /// `stood` came and went between two epochs.
-    pub accepted: &'a [NamedConnection],
-    /// [`unbroken_image::Mark::input_position`] of the epoch.
-    pub input_position: u64,
-}
-
-/// What to do with a packet ([`Flows::answer_for_closed`]).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LatePacket {
-    /// Give it to the service's kernel.
-    ForTheKernel,
-    /// Drop it: the kernel would answer with a reset, which would end a client that only waits for
-    /// its FIN to be acknowledged.
-    Swallow,
-    /// Drop it, and send this to the client.
-    Answer(CraftedPacket),
 }
 
 /// See the module. Times are nanoseconds of the caller's monotonic clock.
@@ -159,183 +126,16 @@ impl Flows {
         }
     }
 
-    /// Takes in a frame from a client. Positions rise.
-    pub fn input(&mut self, position: u64, frame: &[u8], now_ns: u64) {
-        if let Some(recent) = &mut self.recent
-            && !(recent.grow_for(frame.len(), self.limits.recent_bytes)
-                && recent.push(0, position, frame))
-        {
-            self.losses.recent_packets += 1;
-        }
-        if let Packet::Tcp(segment) = Packet::parse(frame) {
-            let tuple = Tuple::new(segment.destination, segment.source);
-            if segment.is_opening() {
-                self.client_opens(tuple, segment.sequence, now_ns);
-            } else {
-                self.client_says(tuple, &segment, position, frame, now_ns);
-            }
-        }
-        self.fade(now_ns);
-    }
-
-    /// Takes in a frame of the service, when it is read (a primary only). A connection on which
-    /// the service sends data, FIN or RST has been accepted.
-    pub fn output(&mut self, frame: &[u8], now_ns: u64) {
-        let Packet::Tcp(segment) = Packet::parse(frame) else {
-            return;
-        };
-        let finishes = segment.flags.has(TcpFlags::FIN);
-        if segment.payload.is_empty() && !finishes && !segment.is_reset() {
-            return;
-        }
-        let tuple = Tuple::new(segment.source, segment.destination);
-        let Some(flow) = self.flows.get_mut(&tuple) else {
-            return;
-        };
-        // The service acknowledges the client that it talks to.
-        let client_sequence = segment.acknowledgement;
-        let owner = flow.owner(client_sequence);
-        if matches!(owner.stage, Stage::Waiting | Stage::Unkept) && !owner.accepted {
-            owner.accepted = true;
-            self.kept_bytes -= owner.drop_kept();
-            self.newly_accepted.push(NamedConnection {
-                tuple,
-                client_sequence,
-            });
-        }
-        let was_over = owner.is_over();
-        owner.service_finished |= finishes;
-        owner.service_reset |= segment.is_reset();
-        if owner.is_over() && !was_over {
-            self.fading.push_back((now_ns, tuple));
-        }
-    }
-
     /// Connections that were found to be accepted since the last call; a primary takes them at an
     /// epoch's mark and sends them with the epoch.
     pub fn take_accepted(&mut self, into: &mut Vec<NamedConnection>) {
         into.append(&mut self.newly_accepted);
     }
 
-    /// Takes in a committed epoch: drops the recent input that it contains, and the packets kept
-    /// for connections that now stand in the table.
-    pub fn commit(&mut self, change: TableChange<'_>, now_ns: u64) {
-        for tuple in change.gone {
-            self.close(*tuple, now_ns);
-        }
-        for named in change.accepted {
-            self.close_accepted(*named, now_ns);
-        }
-        for named in change.stood {
-            self.stand(*named);
-        }
-        self.advance_to(change.input_position, now_ns);
-    }
-
-    /// Takes in the committed epoch that completes a fill, whose table is complete: a connection
-    /// that is not in it has been closed, or waits.
-    pub fn commit_survey(
-        &mut self,
-        standing: &[NamedConnection],
-        accepted: &[NamedConnection],
-        input_position: u64,
-        now_ns: u64,
-    ) {
-        let listed: HashSet<Tuple> = standing.iter().map(|named| named.tuple).collect();
-        let gone: Vec<Tuple> = self
-            .flows
-            .iter()
-            .filter(|(tuple, flow)| {
-                let known = flow.current.stage == Stage::Standing || flow.current.accepted;
-                known && !listed.contains(*tuple)
-            })
-            .map(|(tuple, _)| *tuple)
-            .collect();
-        let change = TableChange {
-            gone: &gone,
-            stood: standing,
-            accepted,
-            input_position,
-        };
-        self.commit(change, now_ns);
-    }
-
-    fn advance_to(&mut self, input_position: u64, now_ns: u64) {
-        self.input_position = input_position;
-        if let Some(recent) = &mut self.recent {
-            while recent
-                .front()
-                .is_some_and(|frame| frame.stamp < input_position)
-            {
-                recent.pop();
-            }
-        }
-        self.fade(now_ns);
-    }
-
-    /// What a takeover gives the replica, in the order of its arrival: the kept packets of every
-    /// connection that waits, and all input at or after the committed mark.
-    pub fn replay_after_takeover(&self) -> Vec<(u64, &[u8])> {
-        let mut packets: Vec<_> = self.kept().collect();
-        if let Some(recent) = &self.recent {
-            packets.retain(|(position, _)| *position < self.input_position);
-            packets.sort_unstable_by_key(|(position, _)| *position);
-            packets.extend(recent.iter().map(|frame| (frame.stamp, frame.bytes)));
-        } else {
-            packets.sort_unstable_by_key(|(position, _)| *position);
-        }
-        packets
-    }
-
-    /// What a new standby must hear before any other input: the kept packets of every connection
-    /// that waits, in the order of their arrival.
-    pub fn retained(&self) -> Vec<(u64, &[u8])> {
-        let mut packets: Vec<_> = self.kept().collect();
-        packets.sort_unstable_by_key(|(position, _)| *position);
-        packets
-    }
-
-    /// What a new standby must hear besides ([`adopt_closed`](Self::adopt_closed)): connections
-    /// that have been in a descriptor table and are not in `standing`.
-    pub fn closed(&self, standing: &[NamedConnection]) -> Vec<ClosedConnection> {
-        let listed: HashSet<Tuple> = standing.iter().map(|named| named.tuple).collect();
-        let closed = |(tuple, flow): (&Tuple, &Flow)| {
-            let Connection {
-                stage,
-                accepted,
-                client,
-                ..
-            } = flow.current;
-            let stood = accepted || matches!(stage, Stage::Standing | Stage::Closed { .. });
-            // Where the client has opened another one, it has done with this one.
-            let last = flow.next.is_none() && !client.reset;
-            let closed = stood && last && !listed.contains(tuple);
-            closed.then_some(ClosedConnection {
-                tuple: *tuple,
-                client,
-            })
-        };
-        self.flows.iter().filter_map(closed).collect()
-    }
-
-    /// Remembers what the primary's [`closed`](Self::closed) gave, before the epoch that completes
-    /// the fill is committed here.
-    pub fn adopt_closed(&mut self, closed: &[ClosedConnection], now_ns: u64) {
-        for ClosedConnection { tuple, client } in closed {
-            let new = || Flow::new(Connection::new(Stage::Waiting, None));
-            let flow = self.flows.entry(*tuple).or_insert_with(new);
-            // A SYN that was seen here is of a connection that its client opened since. Without
-            // one, what was heard since the mark is of the old one.
-            if flow.current.opening.is_none() {
-                flow.current.client = client.joined(flow.current.client);
-                self.close(*tuple, now_ns);
-            }
-        }
-    }
-
     /// What the client of a connection has told and was told.
     pub fn client(&self, tuple: Tuple) -> Option<ClientView> {
-        self.flows.get(&tuple).map(|flow| flow.current.client)
+        let flow = self.flows.get(&tuple)?;
+        Some(flow.standing_or_current().client)
     }
 
     /// Whether packets are kept for a connection, as it stands in no committed table.
@@ -361,57 +161,6 @@ impl Flows {
         }
     }
 
-    /// What is to be done with a client's packet on a connection that was closed before the
-    /// takeover: what the old kernel's TIME_WAIT would have done, which this one has not.
-    pub fn answer_for_closed(&self, frame: &[u8]) -> LatePacket {
-        let Packet::Tcp(segment) = Packet::parse(frame) else {
-            return LatePacket::ForTheKernel;
-        };
-        let tuple = Tuple::new(segment.destination, segment.source);
-        let Some(flow) = self.flows.get(&tuple) else {
-            return LatePacket::ForTheKernel;
-        };
-        let Connection { stage, client, .. } = &flow.current;
-        let inherited = matches!(
-            stage,
-            Stage::Closed {
-                inherited: true,
-                ..
-            }
-        );
-        let (Some(sequence), Some(known_end)) = (client.acknowledged, client.sequence_end) else {
-            return LatePacket::ForTheKernel;
-        };
-        // The client's own FIN may be new, when it was the service that closed first. New data is
-        // answered with a reset, as by any kernel whose program has closed.
-        let last_byte_end = segment.sequence.wrapping_add(segment.payload.len() as u32);
-        let old = is_near(known_end, segment.sequence)
-            && !is_after(last_byte_end, known_end)
-            && !segment.is_opening()
-            && !segment.is_reset();
-        if !inherited || !old || client.reset {
-            return LatePacket::ForTheKernel;
-        }
-        // Anything but FIN wants no answer here: answering bare ACKs could go on for ever, and data
-        // that is sent again has a FIN behind it that settles both.
-        if !segment.flags.has(TcpFlags::FIN) {
-            return LatePacket::Swallow;
-        }
-        let timestamps = segment.options.timestamps.map(|new| Timestamps {
-            // Not older than what the client last took from the service (PAWS, RFC 7323, 5.3).
-            value: client.timestamps.map_or(new.echo, |known| known.echo),
-            echo: new.value,
-        });
-        let acknowledgement = segment.sequence_end();
-        let numbers = SegmentNumbers {
-            sequence,
-            acknowledgement,
-            window: u16::MAX,
-            timestamps,
-        };
-        LatePacket::Answer(craft::ack(tuple, Direction::ToClient, numbers))
-    }
-
     /// What could not be kept so far.
     pub fn losses(&self) -> FlowLosses {
         self.losses
@@ -431,187 +180,10 @@ impl Flows {
         self.kept_bytes
     }
 
-    fn kept(&self) -> impl Iterator<Item = (u64, &[u8])> {
+    fn connections(&self) -> impl Iterator<Item = &Connection> {
         self.flows
             .values()
             .flat_map(|flow| std::iter::once(&flow.current).chain(flow.next.as_deref()))
-            .flat_map(|connection| &connection.kept)
-            .map(|kept| (kept.position, &*kept.frame))
-    }
-
-    fn client_opens(&mut self, tuple: Tuple, sequence: u32, now_ns: u64) {
-        let opening = Connection::new(Stage::Opening { since_ns: now_ns }, Some(sequence));
-        match self.flows.get_mut(&tuple) {
-            None => {
-                self.flows.insert(tuple, Flow::new(opening));
-            }
-            // A SYN that is sent again.
-            Some(flow) if flow.current.opening == Some(sequence) => return,
-            Some(flow) => match flow.current.stage {
-                Stage::Opening { .. } | Stage::Closed { .. } => flow.current = opening,
-                Stage::Waiting | Stage::Unkept | Stage::Standing => {
-                    let known = flow.next.as_ref().and_then(|next| next.opening);
-                    if known == Some(sequence) {
-                        return;
-                    }
-                    if let Some(mut old) = flow.next.replace(Box::new(opening)) {
-                        self.kept_bytes -= old.drop_kept();
-                    }
-                }
-            },
-        }
-        self.fading.push_back((now_ns, tuple));
-    }
-
-    fn client_says(
-        &mut self,
-        tuple: Tuple,
-        segment: &Segment<'_>,
-        position: u64,
-        frame: &[u8],
-        now_ns: u64,
-    ) {
-        let flow = match self.flows.entry(tuple) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(_) if segment.is_reset() => return,
-            // Its SYN came before this log began.
-            Entry::Vacant(entry) => {
-                self.fading.push_back((now_ns, tuple));
-                let stage = Stage::Opening { since_ns: now_ns };
-                entry.insert(Flow::new(Connection::new(stage, None)))
-            }
-        };
-        let owner = flow.owner(segment.sequence);
-        let completes = segment.flags.has(TcpFlags::ACK) && !segment.is_reset();
-        if matches!(owner.stage, Stage::Opening { .. }) && completes {
-            owner.stage = Stage::Waiting;
-            self.waiting.push_back(tuple);
-        }
-        let was_over = owner.is_over();
-        owner.client.note(segment);
-        if owner.is_over() && !was_over {
-            self.fading.push_back((now_ns, tuple));
-        }
-        if owner.stage == Stage::Waiting && !owner.accepted {
-            owner.kept.push(Kept {
-                position,
-                frame: frame.into(),
-            });
-            self.kept_bytes += frame.len();
-            self.give_up_the_longest_waiting();
-        }
-    }
-
-    /// A connection that left no descriptor, unless it turns out to stand in the table.
-    fn close_accepted(&mut self, named: NamedConnection, now_ns: u64) {
-        let Some(flow) = self.flows.get_mut(&named.tuple) else {
-            return;
-        };
-        let replaced = flow
-            .next
-            .as_ref()
-            .is_some_and(|next| next.may_own(named.client_sequence));
-        let waits = |stage| matches!(stage, Stage::Waiting | Stage::Unkept);
-        if replaced {
-            self.close(named.tuple, now_ns);
-            self.close(named.tuple, now_ns);
-        } else if waits(flow.current.stage) && flow.current.may_own(named.client_sequence) {
-            self.close(named.tuple, now_ns);
-        }
-    }
-
-    fn stand(&mut self, named: NamedConnection) {
-        let new = || Flow::new(Connection::new(Stage::Standing, None));
-        let flow = self.flows.entry(named.tuple).or_insert_with(new);
-        if flow
-            .next
-            .as_ref()
-            .is_some_and(|next| next.may_own(named.client_sequence))
-        {
-            self.kept_bytes -= flow.current.drop_kept();
-            flow.promote_next();
-        }
-        self.kept_bytes -= flow.current.drop_kept();
-        flow.current.stage = Stage::Standing;
-    }
-
-    fn close(&mut self, tuple: Tuple, now_ns: u64) {
-        let Some(flow) = self.flows.get_mut(&tuple) else {
-            return;
-        };
-        self.kept_bytes -= flow.current.drop_kept();
-        if !flow.promote_next() {
-            flow.current.stage = Stage::Closed {
-                since_ns: now_ns,
-                inherited: false,
-            };
-            self.fading.push_back((now_ns, tuple));
-        }
-    }
-
-    fn give_up_the_longest_waiting(&mut self) {
-        while self.kept_bytes > self.limits.kept_bytes {
-            let Some(tuple) = self.waiting.pop_front() else {
-                return;
-            };
-            let Some(flow) = self.flows.get_mut(&tuple) else {
-                continue;
-            };
-            for connection in std::iter::once(&mut flow.current).chain(flow.next.as_deref_mut()) {
-                if connection.stage == Stage::Waiting {
-                    self.kept_bytes -= connection.drop_kept();
-                    connection.stage = Stage::Unkept;
-                    self.losses.waiting_connections += 1;
-                }
-            }
-        }
-    }
-
-    /// Forgets connections that closed, or half opened, long ago.
-    fn fade(&mut self, now_ns: u64) {
-        while let Some((since_ns, tuple)) = self.fading.front().copied() {
-            let due = now_ns.saturating_sub(since_ns) >= self.limits.fade_ns;
-            if !due && self.fading.len() <= self.limits.fading {
-                break;
-            }
-            self.fading.pop_front();
-            let Some(flow) = self.flows.get_mut(&tuple) else {
-                continue;
-            };
-            let half_open = Stage::Opening { since_ns };
-            if flow
-                .next
-                .as_ref()
-                .is_some_and(|next| next.stage == half_open)
-            {
-                flow.next = None;
-            }
-            let over = match flow.current.stage {
-                Stage::Closed {
-                    since_ns: closed_ns,
-                    ..
-                } => closed_ns == since_ns,
-                // No epoch will say that it is gone while the service is unprotected.
-                Stage::Standing => flow.current.is_over(),
-                Stage::Waiting | Stage::Unkept => flow.current.accepted && flow.current.is_over(),
-                stage @ Stage::Opening { .. } => stage == half_open,
-            };
-            if over && !flow.promote_next() {
-                self.flows.remove(&tuple);
-            }
-        }
-        self.tidy_waiting();
-    }
-
-    /// Drops entries of connections that do not wait any more, once they may be the greater part.
-    fn tidy_waiting(&mut self) {
-        if self.waiting.len() < self.tidy_at {
-            return;
-        }
-        let mut waiting = std::mem::take(&mut self.waiting);
-        waiting.retain(|tuple| self.is_waiting(*tuple));
-        self.tidy_at = (waiting.len() * 2).max(TIDY_AT_LEAST);
-        self.waiting = waiting;
     }
 }
 

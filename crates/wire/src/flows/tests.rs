@@ -1,5 +1,11 @@
+mod handover;
+mod late;
+
 use super::*;
-use crate::craft::{Resend, ack, data_segments, fin, syn};
+use crate::craft::{
+    CraftedPacket, Direction, Resend, SegmentNumbers, ack, data_segments, fin, syn,
+};
+use crate::packet::{Packet, TcpFlags, Timestamps};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -93,12 +99,24 @@ impl Feed {
         self.flows.commit(change, self.now_ns);
     }
 
+    fn retained(&self) -> Vec<u64> {
+        let retained = self.flows.retained();
+        retained.iter().map(|(position, _)| *position).collect()
+    }
+
     fn replayed(&self) -> Vec<u64> {
         self.flows
             .replay_after_takeover()
             .iter()
             .map(|(position, _)| *position)
             .collect()
+    }
+}
+
+fn named(port: u16, client_sequence: u32) -> NamedConnection {
+    NamedConnection {
+        tuple: tuple(port),
+        client_sequence,
     }
 }
 
@@ -236,8 +254,7 @@ fn the_service_s_answer_tells_the_primary_that_a_connection_is_accepted() {
             client_sequence: 201
         }]
     );
-    let retained: Vec<u64> = feed.flows.retained().iter().map(|(at, _)| *at).collect();
-    assert_eq!(retained, [waiting]);
+    assert_eq!(feed.retained(), [waiting - 1, waiting], "SYN and ACK");
     feed.flows.output(answer(2, 201).frame(), 0);
     feed.flows.take_accepted(&mut accepted);
     assert_eq!(accepted.len(), 1);
@@ -259,88 +276,71 @@ fn an_unprotected_primary_forgets_connections_that_are_over() {
     assert!(feed.flows.client(tuple(1)).is_none());
 }
 
+/// Seed 1768 of the simulation.
 #[test]
-fn a_survey_closes_whatever_it_does_not_list() {
+fn a_late_segment_of_a_forgotten_connection_is_not_of_the_one_that_opens() {
+    let mut feed = standby();
+    feed.opens(1, 100);
+    feed.commit(&[], &[1], &[]);
+    feed.commit(&[1], &[], &[]);
+    feed.input(&syn(tuple(1), 1000));
+    feed.closes(1, 101, 507);
+    assert!(!feed.flows.is_waiting(tuple(1)));
+    feed.flows.output(answer(1, 102).frame(), 0);
+    let position = feed.says(1, 1001, 700);
+    feed.commit(&[], &[], &[]);
+    assert!(feed.flows.is_waiting(tuple(1)));
+    assert_eq!(feed.replayed(), [position]);
+}
+
+#[test]
+fn a_connection_that_has_sent_gigabytes_is_still_itself() {
+    let mut feed = standby();
+    feed.opens(1, 100);
+    feed.commit(&[], &[1], &[]);
+    for step in 1..5_000_u32 {
+        let sequence = 101_u32.wrapping_add(step << 20);
+        feed.says(1, sequence, 500);
+        let client_sequence = feed.flows.client(tuple(1)).unwrap().sequence_end;
+        assert_eq!(client_sequence, Some(sequence));
+        let acknowledged = sequence.wrapping_sub(1 << 19);
+        feed.commit_named(&[], &[named(1, acknowledged)], &[]);
+        assert!(feed.flows.flows[&tuple(1)].next.is_none());
+    }
+}
+
+/// The client was reset, the service has not closed the old descriptor, and the new connection
+/// stands beside it. Only the new one can have told anything since.
+#[test]
+fn of_two_connections_in_the_table_the_client_s_view_is_of_the_newer() {
+    let mut feed = standby();
+    feed.opens(1, 100);
+    feed.commit(&[], &[1], &[]);
+    feed.opens(1, 1000);
+    feed.commit(&[], &[1], &[]);
+    feed.commit_named(&[], &[named(1, 101)], &[]);
+    feed.says(1, 1001, 900);
+    let acknowledged = |feed: &Feed| feed.flows.client(tuple(1)).unwrap().acknowledged;
+    assert_eq!(acknowledged(&feed), Some(900));
+    feed.commit_named(&[tuple(1)], &[], &[]);
+    assert_eq!(acknowledged(&feed), Some(900));
+    assert!(!feed.flows.is_waiting(tuple(1)));
+}
+
+#[test]
+fn a_reset_without_acknowledgement_is_of_the_connection_whose_segment_it_answers() {
     let mut feed = primary();
     feed.opens(1, 100);
-    feed.commit(&[], &[1], &[]);
-    feed.opens(2, 200);
-    let waiting = feed.opens(3, 300);
-    let standing = NamedConnection {
-        tuple: tuple(2),
-        client_sequence: 201,
-    };
-    feed.flows.commit_survey(&[standing], &[], feed.position, 0);
-    assert!(!feed.flows.is_waiting(tuple(2)) && feed.flows.is_waiting(tuple(3)));
-    let retained: Vec<u64> = feed.flows.retained().iter().map(|(at, _)| *at).collect();
-    assert_eq!(retained, [waiting]);
-    feed.flows.became_primary(&[]);
-    let late = fin(tuple(1), Direction::ToService, numbers(101, 500));
-    assert!(matches!(
-        feed.flows.answer_for_closed(late.frame()),
-        LatePacket::Answer(_)
-    ));
-}
-
-#[test]
-fn a_late_fin_on_an_inherited_connection_is_acknowledged_and_nothing_else() {
-    let mut feed = standby();
-    feed.opens(1, 100);
-    feed.commit(&[], &[1], &[]);
-    feed.closes(1, 101, 507);
-    feed.commit(&[1], &[], &[]);
-    let late = fin(tuple(1), Direction::ToService, numbers(101, 507));
-    assert_eq!(
-        feed.flows.answer_for_closed(late.frame()),
-        LatePacket::ForTheKernel
-    );
-    feed.flows.became_primary(&[]);
-    let LatePacket::Answer(answer) = feed.flows.answer_for_closed(late.frame()) else {
-        panic!()
-    };
-    let Packet::Tcp(segment) = Packet::parse(answer.frame()) else {
-        panic!()
-    };
-    assert_eq!((segment.sequence, segment.acknowledgement), (507, 102));
-    assert_eq!(
-        segment.options.timestamps,
-        Some(Timestamps {
-            value: 507,
-            echo: 101
-        })
-    );
-    assert_eq!(segment.flags, TcpFlags::ACK);
-
-    let bare = ack(tuple(1), Direction::ToService, numbers(102, 507));
-    assert_eq!(
-        feed.flows.answer_for_closed(bare.frame()),
-        LatePacket::Swallow
-    );
-    let beyond = ack(tuple(1), Direction::ToService, numbers(110, 507));
-    assert_eq!(
-        feed.flows.answer_for_closed(beyond.frame()),
-        LatePacket::ForTheKernel
-    );
-    feed.now_ns = 61 * SECOND_NS;
-    feed.says(2, 1, 1);
-    assert_eq!(
-        feed.flows.answer_for_closed(late.frame()),
-        LatePacket::ForTheKernel
-    );
-}
-
-#[test]
-fn a_restored_orphan_answers_for_itself() {
-    let mut feed = standby();
-    feed.opens(1, 100);
-    feed.commit(&[], &[1], &[]);
-    feed.commit(&[1], &[], &[]);
-    feed.flows.became_primary(&[tuple(1)]);
-    let late = fin(tuple(1), Direction::ToService, numbers(101, 500));
-    assert_eq!(
-        feed.flows.answer_for_closed(late.frame()),
-        LatePacket::ForTheKernel
-    );
+    assert_eq!(feed.retained().len(), 2);
+    let mut reset = ack(tuple(1), Direction::ToClient, numbers(500, 0))
+        .frame()
+        .to_vec();
+    reset[crate::packet::VNET_HEADER_BYTES + 20 + 13] = TcpFlags::RST.0;
+    feed.flows.output(&reset, 0);
+    assert!(feed.retained().is_empty());
+    let mut accepted = Vec::new();
+    feed.flows.take_accepted(&mut accepted);
+    assert_eq!(accepted, [named(1, 101)]);
 }
 
 #[test]

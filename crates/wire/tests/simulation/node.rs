@@ -400,19 +400,21 @@ impl Standby {
         let committed = &archive[self.applied.expect("killed without a standby")];
         let mut service =
             Service::restored(committed.state.clone(), |tuple| self.flows.client(tuple));
-        let replay: Vec<Vec<u8>> = self
+        let replay: Vec<(u64, Vec<u8>)> = self
             .flows
             .replay_after_takeover()
             .iter()
-            .map(|(_, frame)| frame.to_vec())
+            .map(|(position, frame)| (*position, frame.to_vec()))
             .collect();
         self.flows.became_primary(&[]);
-        for frame in replay {
+        for (position, frame) in replay {
             match self.flows.answer_for_closed(&frame) {
                 LatePacket::ForTheKernel => service.input(&frame),
                 LatePacket::Swallow => {}
                 LatePacket::Answer(answer) => service.output.push_back(answer.frame().to_vec()),
             }
+            // What is kept from before the mark is of connections that have not ended.
+            assert!(position >= committed.input_position || service.ghosts == 0);
         }
         assert!(self.role.pass_permit().is_none() && self.role.release_permit().is_none());
         self.role.apply(Event::TakeoverDone, now_ns);

@@ -29,6 +29,10 @@ pub struct Socket {
 pub struct State {
     pub counter: u64,
     pub table: BTreeMap<Tuple, Socket>,
+    /// Where the last connection from each port ended. On a kernel with syncookies a handshake's
+    /// ACK that outlives its connection makes a ghost of it; so that none haunts a run, this
+    /// network is taken to keep no packet that long.
+    ended: BTreeMap<Tuple, u32>,
 }
 
 impl State {
@@ -60,6 +64,8 @@ pub struct Service {
     waiting: BTreeMap<Tuple, Socket>,
     time_wait: BTreeMap<Tuple, SegmentNumbers>,
     pub output: VecDeque<Vec<u8>>,
+    /// Handshakes of connections that have ended, which came again.
+    pub ghosts: usize,
 }
 
 impl Service {
@@ -116,6 +122,7 @@ impl Service {
             });
         } else if socket.client_finished && socket.queue.is_empty() {
             let numbers = socket.numbers(0);
+            self.state.ended.insert(tuple, socket.expected);
             self.state.table.remove(&tuple);
             self.emit(craft::fin(tuple, Direction::ToClient, numbers));
             let after = SegmentNumbers {
@@ -148,7 +155,7 @@ impl Service {
             self.answer(tuple, answer);
         } else if segment.is_opening() {
             self.offer_a_cookie(tuple, &segment);
-        } else if segment.acknowledgement == cookie(tuple, segment.sequence).wrapping_add(1) {
+        } else if self.completes_a_handshake(tuple, &segment) {
             self.time_wait.remove(&tuple);
             let port = u64::from(tuple.remote().port());
             let mut socket = Socket {
@@ -172,6 +179,14 @@ impl Service {
                 TcpFlags::RST,
             );
         }
+    }
+
+    fn completes_a_handshake(&mut self, tuple: Tuple, segment: &Segment<'_>) -> bool {
+        let returned = segment.acknowledgement == cookie(tuple, segment.sequence).wrapping_add(1);
+        let ended = self.state.ended.get(&tuple);
+        let is_ghost = ended.is_some_and(|end| !is_after(segment.sequence, *end));
+        self.ghosts += usize::from(returned && is_ghost);
+        returned && !is_ghost
     }
 
     fn offer_a_cookie(&mut self, tuple: Tuple, segment: &Segment<'_>) {
@@ -264,5 +279,5 @@ fn numbers(sequence: u32, acknowledgement: u32) -> SegmentNumbers {
 
 /// The same on every kernel of one machine: the secret is per boot.
 fn cookie(tuple: Tuple, first: u32) -> u32 {
-    Random(u64::from(tuple.remote().port()) << 32 | u64::from(first)).next() as u32
+    Random(u64::from(tuple.remote().port()) << 32 | u64::from(first)).draw() as u32
 }

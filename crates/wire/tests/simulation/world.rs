@@ -33,7 +33,7 @@ impl World {
             .map(|index| {
                 let remote = format!("10.0.0.2:{}", 1000 + index).parse().unwrap();
                 let tuple = Tuple::new("10.0.0.1:80".parse().unwrap(), remote);
-                Client::new(tuple, 1 + random.below(6), random.next() as u32)
+                Client::new(tuple, 1 + random.below(6), random.draw() as u32)
             })
             .collect();
         Self {

@@ -1,0 +1,75 @@
+//! Packets that come when their connection is closed and the kernel that closed it is gone
+//! (HAZARDS 83).
+
+use super::Flows;
+use super::connection::{Connection, Stage, is_near};
+use crate::Tuple;
+use crate::craft::{self, CraftedPacket, Direction, SegmentNumbers};
+use crate::packet::{Packet, TcpFlags, Timestamps};
+use crate::serial::{is_after, later};
+
+/// What to do with a packet ([`Flows::answer_for_closed`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LatePacket {
+    /// Give it to the service's kernel.
+    ForTheKernel,
+    /// Drop it: the kernel would answer with a reset, which would end a client that only waits for
+    /// its FIN to be acknowledged.
+    Swallow,
+    /// Drop it, and send this to the client.
+    Answer(CraftedPacket),
+}
+
+impl Flows {
+    /// What is to be done with a client's packet on a connection that was closed before the
+    /// takeover: what the old kernel's TIME_WAIT would have done, which this one has not.
+    pub fn answer_for_closed(&self, frame: &[u8]) -> LatePacket {
+        let Packet::Tcp(segment) = Packet::parse(frame) else {
+            return LatePacket::ForTheKernel;
+        };
+        let tuple = Tuple::new(segment.destination, segment.source);
+        let Some(flow) = self.flows.get(&tuple) else {
+            return LatePacket::ForTheKernel;
+        };
+        let Connection { stage, client, .. } = &flow.current;
+        let inherited = matches!(
+            stage,
+            Stage::Closed {
+                inherited: true,
+                ..
+            }
+        );
+        let Some(known_end) = flow.current.client_end() else {
+            return LatePacket::ForTheKernel;
+        };
+        // The client's own FIN may be new, when it was the service that closed first. New data is
+        // answered with a reset, as by any kernel whose program has closed.
+        let last_byte_end = segment.sequence.wrapping_add(segment.payload.len() as u32);
+        let old = is_near(known_end, segment.sequence)
+            && !is_after(last_byte_end, known_end)
+            && !segment.is_opening()
+            && !segment.is_reset();
+        if !inherited || !old || client.reset {
+            return LatePacket::ForTheKernel;
+        }
+        // Anything but FIN wants no answer here: answering bare ACKs could go on for ever, and data
+        // that is sent again has a FIN behind it that settles both.
+        if !segment.flags.has(TcpFlags::FIN.with(TcpFlags::ACK)) {
+            return LatePacket::Swallow;
+        }
+        let timestamps = segment.options.timestamps.map(|new| Timestamps {
+            // Not older than what the client last took from the service (PAWS, RFC 7323, 5.3).
+            value: client.timestamps.map_or(new.echo, |known| known.echo),
+            echo: new.value,
+        });
+        // The number that the client expects next: of the service's FIN, or after it.
+        let told = segment.acknowledgement;
+        let numbers = SegmentNumbers {
+            sequence: client.acknowledged.map_or(told, |known| later(known, told)),
+            acknowledgement: segment.sequence_end(),
+            window: u16::MAX,
+            timestamps,
+        };
+        LatePacket::Answer(craft::ack(tuple, Direction::ToClient, numbers))
+    }
+}

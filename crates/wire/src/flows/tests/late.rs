@@ -1,0 +1,81 @@
+use super::*;
+
+#[test]
+fn a_late_fin_on_an_inherited_connection_is_acknowledged_and_nothing_else() {
+    let mut feed = standby();
+    feed.opens(1, 100);
+    feed.commit(&[], &[1], &[]);
+    feed.closes(1, 101, 507);
+    feed.commit(&[1], &[], &[]);
+    let late = fin(tuple(1), Direction::ToService, numbers(101, 507));
+    assert_eq!(
+        feed.flows.answer_for_closed(late.frame()),
+        LatePacket::ForTheKernel
+    );
+    feed.flows.became_primary(&[]);
+    let LatePacket::Answer(answer) = feed.flows.answer_for_closed(late.frame()) else {
+        panic!()
+    };
+    let Packet::Tcp(segment) = Packet::parse(answer.frame()) else {
+        panic!()
+    };
+    assert_eq!((segment.sequence, segment.acknowledgement), (507, 102));
+    assert_eq!(
+        segment.options.timestamps,
+        Some(Timestamps {
+            value: 507,
+            echo: 101
+        })
+    );
+    assert_eq!(segment.flags, TcpFlags::ACK);
+
+    let bare = ack(tuple(1), Direction::ToService, numbers(102, 507));
+    assert_eq!(
+        feed.flows.answer_for_closed(bare.frame()),
+        LatePacket::Swallow
+    );
+    let beyond = ack(tuple(1), Direction::ToService, numbers(110, 507));
+    assert_eq!(
+        feed.flows.answer_for_closed(beyond.frame()),
+        LatePacket::ForTheKernel
+    );
+    feed.now_ns = 61 * SECOND_NS;
+    feed.says(2, 1, 1);
+    assert_eq!(
+        feed.flows.answer_for_closed(late.frame()),
+        LatePacket::ForTheKernel
+    );
+}
+
+/// Seed 111 of the simulation.
+#[test]
+fn a_late_fin_is_acknowledged_where_the_client_was_never_heard_before() {
+    let mut feed = standby();
+    let client_sequence = 102;
+    let standing = named(1, client_sequence);
+    feed.flows.commit_survey(&[standing], &[], 0, 0);
+    feed.commit_named(&[tuple(1)], &[], &[]);
+    feed.flows.became_primary(&[]);
+    let late = fin(tuple(1), Direction::ToService, numbers(101, 507));
+    let LatePacket::Answer(answer) = feed.flows.answer_for_closed(late.frame()) else {
+        panic!()
+    };
+    let Packet::Tcp(segment) = Packet::parse(answer.frame()) else {
+        panic!()
+    };
+    assert_eq!((segment.sequence, segment.acknowledgement), (507, 102));
+}
+
+#[test]
+fn a_restored_orphan_answers_for_itself() {
+    let mut feed = standby();
+    feed.opens(1, 100);
+    feed.commit(&[], &[1], &[]);
+    feed.commit(&[1], &[], &[]);
+    feed.flows.became_primary(&[tuple(1)]);
+    let late = fin(tuple(1), Direction::ToService, numbers(101, 500));
+    assert_eq!(
+        feed.flows.answer_for_closed(late.frame()),
+        LatePacket::ForTheKernel
+    );
+}
