@@ -115,7 +115,7 @@ impl Traffic {
                 LatePacket::Swallow => continue,
                 LatePacket::Answer(answer) => {
                     // Without room its client asks again.
-                    self.gate.hold(OutputKind::Packet, now, answer.frame());
+                    let _ = self.gate.hold(OutputKind::Packet, now, answer.frame());
                     continue;
                 }
             }
