@@ -130,7 +130,7 @@ pub enum Event {
 /// What the node is to do now, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Have a standby that nothing has been sent to: start one unless there is one.
+    /// Have a standby that nothing has been sent to, and no other: start one unless there is one.
     StartStandby,
     StopStandby,
     /// Bring the replica to life under this term.
@@ -361,9 +361,10 @@ impl Role {
         self.become_(State::TakingOver, [Action::GoLive { term }])
     }
 
-    fn unprotected<const N: usize>(&mut self, reason: Reason, then: [Action; N]) -> Vec<Action> {
-        let mut actions = self.become_(State::Unprotected(reason), [Action::PassOutput]);
-        actions.extend(then);
+    /// Output passes last: by then no standby is left that could go on from an older state (I3).
+    fn unprotected<const N: usize>(&mut self, reason: Reason, first: [Action; N]) -> Vec<Action> {
+        let mut actions = self.become_(State::Unprotected(reason), first);
+        actions.push(Action::PassOutput);
         actions
     }
 

@@ -50,7 +50,7 @@ fn output_passes_until_the_fill_is_marked_and_then_waits_for_commits() {
 fn a_dead_standby_is_replaced_and_output_passes() {
     let mut role = after(primary(), &TO_PROTECTED);
     let actions = role.apply(Event::StandbyDied, 0);
-    assert_eq!(actions, [Action::PassOutput, Action::StartStandby]);
+    assert_eq!(actions, [Action::StartStandby, Action::PassOutput]);
     assert_eq!(role.state(), State::Unprotected(Reason::StandbyDied));
 }
 
@@ -59,7 +59,7 @@ fn a_fork_stops_protection_until_the_tree_can_be_replicated_again() {
     let mut role = after(primary(), &TO_PROTECTED);
     assert_eq!(
         role.apply(Event::Forked, 0),
-        [Action::PassOutput, Action::StartStandby]
+        [Action::StartStandby, Action::PassOutput]
     );
     // One is there even now, but only to hold on to the service should this node die.
     assert_eq!(role.apply(Event::StandbyDied, 0), [Action::StartStandby]);
@@ -86,7 +86,7 @@ fn a_protected_death_retires_the_primary_and_the_warm_standby_goes_live_in_the_n
     );
     assert!(new.pass_permit().is_none());
     let actions = new.apply(Event::TakeoverDone, 0);
-    assert_eq!(actions, [Action::PassOutput, Action::StartStandby]);
+    assert_eq!(actions, [Action::StartStandby, Action::PassOutput]);
     assert_eq!((new.term(), new.give_up().early_deaths()), (2, 1));
 }
 

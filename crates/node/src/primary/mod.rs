@@ -226,6 +226,7 @@ impl Primary {
                 self.hindrance.clone().unwrap_or_default(),
             ),
             State::Protected => (BoardState::Protected, String::new()),
+            State::Retired => (BoardState::TakingOver, String::new()),
             _ => return,
         };
         self.common.board.set_term(self.role.term());

@@ -8,6 +8,7 @@
 pub mod follow;
 pub mod image;
 
+use crate::board::State;
 use crate::bundle::{Bundle, Purpose, Start};
 use crate::log;
 use crate::primary::line::Line;
@@ -90,7 +91,7 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
     let tracer = std::thread::Builder::new()
         .name("tracer".to_owned())
         .spawn(move || follower.run(&sender))?;
-    let outcome = await_outcome(&primary, &outcomes, &watch, &journal)?;
+    let outcome = await_outcome(&primary, &outcomes, &watch, &journal, &common)?;
     // The primary that this node may become must not seem to be one that watches itself.
     drop(primary);
     match outcome {
@@ -102,6 +103,12 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
             took_ns,
             cause,
         } => {
+            // The old primary had it protected; whoever sees the takeover counted must see that
+            // this is over.
+            common.board.set_term(role.term());
+            common
+                .board
+                .set_state(State::Unprotected, "a standby is being started");
             if let Some(took_ns) = took_ns {
                 common.board.record_takeover(took_ns / 1000);
             }
@@ -166,6 +173,7 @@ fn await_outcome(
     outcomes: &mpsc::Receiver<Outcome>,
     watch: &Watch,
     journal: &RingMemory,
+    common: &Common,
 ) -> io::Result<Outcome> {
     let mut watched = vec![
         PollFd::new(&watch.bell, PollFlags::IN),
@@ -180,6 +188,7 @@ fn await_outcome(
             .get(1)
             .is_some_and(|primary| !primary.revents().is_empty())
         {
+            common.board.set_state(State::TakingOver, "");
             watch.primary_died.store(true, Ordering::SeqCst);
             journal.wake_consumer()?;
             watched.truncate(1);
