@@ -74,14 +74,15 @@ pub struct RestartableSequence {
     pub flags: u32,
 }
 
-/// A call in which the thread was blocked at the stop and whose timeout the replica must shorten.
+/// A call that the thread was blocked in at the stop, and that the replica makes again: its registers
+/// stand at the call's instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockedCall {
     /// The number of the call as the program made it (never `restart_syscall`).
     pub number: u64,
-    /// What was left of its relative timeout at the stop; `None` when it waits without one, or
-    /// until an absolute time.
-    pub remaining_ns: Option<u64>,
+    /// When its relative timeout ends, on `CLOCK_MONOTONIC`; `None` when it waits without one, or
+    /// until an absolute time that its arguments name.
+    pub deadline_ns: Option<u64>,
 }
 
 /// What belongs to a thread and changes rarely.

@@ -9,6 +9,7 @@ pub mod account;
 pub mod affinity;
 pub mod channel;
 pub mod claim_lock;
+pub mod clock;
 pub mod clone;
 pub mod descriptor;
 pub mod epoll;

@@ -9,10 +9,64 @@ use std::arch::global_asm;
 
 /// Where the code is mapped; the filter of the service lets calls from here pass.
 pub const ADDRESS: u64 = 0x5ead_0000_0000;
-/// Bytes of the whole mapping: a page of code (r-x), then pages of data (rw-).
-pub const LENGTH_BYTES: u64 = 4 * 4096;
 /// Where its data begins: the header, the table, scratch memory.
 pub const DATA: u64 = ADDRESS + 4096;
+/// Where the slots begin, from which single threads make a call again ([`slot`]). A page of code
+/// (r-x) and the data (rw-) lie before them.
+pub const SLOTS: u64 = ADDRESS + 4 * 4096;
+/// Bytes of the whole mapping; the slots (r-x) take memory only where they are used.
+pub const LENGTH_BYTES: u64 = SLOTS - ADDRESS + slot::COUNT as u64 * slot::LENGTH_BYTES;
+
+/// A slot: a little code for one thread, written for the one call that it makes there.
+///
+/// A program may count on every register but rax, rcx and r11 being what it was before a call
+/// (arch/x86/entry/entry_64.S), so a call that is to wait for less time than the program asked for
+/// cannot be made at the program's own instruction: the register with the shorter timeout would
+/// stay. The code makes the call, puts the register back, and ends behind the program's
+/// instruction, with rcx as the kernel leaves it there. It changes no flags.
+pub mod slot {
+    /// How many there are.
+    pub const COUNT: usize = 4096;
+    pub const LENGTH_BYTES: u64 = 64;
+    /// Offset of the word behind the code that holds the call's number.
+    pub const NUMBER: usize = 24;
+    /// Offset of room for a `struct timespec` or `timeval`.
+    pub const TIME: usize = 32;
+    /// Bytes that are written.
+    pub const USED_BYTES: usize = 48;
+
+    /// The first two bytes of `movabs REGISTER, imm64` for the registers that hold timeouts.
+    pub const LOAD_RDI: [u8; 2] = [0x48, 0xbf];
+    pub const LOAD_RDX: [u8; 2] = [0x48, 0xba];
+    pub const LOAD_R10: [u8; 2] = [0x49, 0xba];
+    pub const LOAD_R8: [u8; 2] = [0x49, 0xb8];
+
+    const SYSCALL: [u8; 2] = [0x0f, 0x05];
+    const LOAD_RCX: [u8; 2] = [0x48, 0xb9];
+    const JUMP_TO_RCX: [u8; 2] = [0xff, 0xe1];
+
+    /// The code that makes a call, loads `value` by the instruction `load`, and goes on at
+    /// `return_to`.
+    pub fn code(load: [u8; 2], value: u64, return_to: u64) -> [u8; NUMBER] {
+        let mut code = [0; NUMBER];
+        code[..2].copy_from_slice(&SYSCALL);
+        code[2..4].copy_from_slice(&load);
+        code[4..12].copy_from_slice(&value.to_le_bytes());
+        code[12..14].copy_from_slice(&LOAD_RCX);
+        code[14..22].copy_from_slice(&return_to.to_le_bytes());
+        code[22..].copy_from_slice(&JUMP_TO_RCX);
+        code
+    }
+
+    /// What a slot's code was made of: load instruction, value, and where it goes on.
+    pub fn parse(code: &[u8]) -> Option<([u8; 2], u64, u64)> {
+        let code = code.get(..NUMBER)?;
+        let load = code.get(2..4)?.try_into().ok()?;
+        let value = u64::from_le_bytes(code.get(4..12)?.try_into().ok()?);
+        let return_to = u64::from_le_bytes(code.get(14..22)?.try_into().ok()?);
+        (code == self::code(load, value, return_to)).then_some((load, value, return_to))
+    }
+}
 
 /// Offsets of the header's words from [`DATA`].
 pub mod header {
@@ -45,7 +99,7 @@ pub const ENTRIES: usize = 96;
 /// Offset of the scratch memory from [`DATA`].
 pub const SCRATCH: usize = TABLE + ENTRIES * ENTRY_BYTES;
 /// Bytes of scratch memory.
-pub const SCRATCH_BYTES: usize = LENGTH_BYTES as usize - 4096 - SCRATCH;
+pub const SCRATCH_BYTES: usize = (SLOTS - DATA) as usize - SCRATCH;
 
 const _: () = assert!(SCRATCH_BYTES >= 4096 + 256, "a path and a little must fit");
 
@@ -193,8 +247,18 @@ mod tests {
     fn the_code_fits_its_page_and_the_stub_entry_is_where_it_says() {
         let code = code();
         assert!(code.len() < 4000);
+        assert_eq!(LENGTH_BYTES % 4096, 0);
         // movabs rbx, DATA
         assert_eq!(code[STUB as usize..][..2], [0x48, 0xbb]);
         assert_eq!(code[STUB as usize + 2..][..8], DATA.to_le_bytes());
+    }
+
+    #[test]
+    fn a_slot_says_what_it_was_made_of() {
+        let code = slot::code(slot::LOAD_R10, 1 << 40, 0x7fff_1234_5678);
+        let parts = slot::parse(&code);
+        assert_eq!(parts, Some((slot::LOAD_R10, 1 << 40, 0x7fff_1234_5678)));
+        assert_eq!(slot::parse(&[0; slot::NUMBER]), None);
+        assert_eq!(slot::parse(&code[1..]), None);
     }
 }

@@ -21,6 +21,13 @@ pub const RANGE: AddressRange = AddressRange {
     end: remote_code::ADDRESS + remote_code::LENGTH_BYTES,
 };
 
+/// The part of it from which every call passes the service's filter. What is made again from a slot
+/// is the service's own call and is announced as any other.
+pub const UNFILTERED: AddressRange = AddressRange {
+    start: remote_code::ADDRESS,
+    end: remote_code::SLOTS,
+};
+
 /// The name that `/proc/PID/maps` shows, where the kernel has `CONFIG_ANON_VMA_NAME`.
 const NAME: &[u8] = b"unbroken\0";
 
@@ -61,7 +68,7 @@ impl Stopped<'_> {
             }
             result => return Err(remote_error("mmap of the blob", tid, result)),
         }
-        let data = RANGE.end - remote_code::DATA;
+        let data = remote_code::SLOTS - remote_code::DATA;
         let protect = [
             remote_code::DATA,
             data,
@@ -118,7 +125,7 @@ impl Stopped<'_> {
         }
         let threads: Vec<HostTid> = process.threads().map(|thread| thread.host_tid).collect();
         for thread in threads {
-            while RANGE.contains(self.registers(thread)?.rip) {
+            while UNFILTERED.contains(self.registers(thread)?.rip) {
                 self.run_a_moment(thread)?;
             }
         }

@@ -13,7 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod blob;
-pub mod blocked;
+mod blocked;
 pub mod dirty;
 mod error;
 pub mod memory_map;

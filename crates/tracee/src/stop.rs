@@ -68,21 +68,6 @@ impl<'tree> Stopped<'tree> {
             .map_err(TraceError::of_thread("write registers", tid))
     }
 
-    /// Has a thread make the call again that our stop ended: loads `again`, which stands at the
-    /// call's instruction with its number in `rax` and -1 in `orig_rax`. Should a signal that the
-    /// program handles come before the call begins, it ends as in `interrupted` after all.
-    pub fn reissue_call(
-        &self,
-        tid: HostTid,
-        interrupted: &Registers,
-        again: &Registers,
-    ) -> Result<(), TraceError> {
-        let (_, thread) = self.thread(tid).ok_or(TraceError::gone(tid))?;
-        self.set_registers(tid, again)?;
-        thread.reissued.set(Some((*again, *interrupted)));
-        Ok(())
-    }
-
     /// Reads the `NT_X86_XSTATE` set into `buffer`, whose capacity is kept and whose length becomes
     /// that of the set.
     pub fn extended_state(&self, tid: HostTid, buffer: &mut Vec<u8>) -> Result<(), TraceError> {

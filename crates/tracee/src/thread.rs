@@ -1,5 +1,6 @@
 //! The processes and threads of a tree.
 
+use crate::blocked::Waiting;
 use crate::{TraceError, proc};
 use std::cell::Cell;
 use std::fs::File;
@@ -71,6 +72,8 @@ pub struct Thread {
     /// A call that the thread makes again because our stop ended it: the registers for that, and
     /// those of the call as it had ended.
     pub(crate) reissued: Cell<Option<(Registers, Registers)>>,
+    /// The call that it waits in.
+    pub(crate) waiting: Cell<Waiting>,
 }
 
 impl Thread {

@@ -17,6 +17,7 @@
 
 mod reports;
 
+use crate::blocked::SlotsInUse;
 use crate::remote::BatchBuffer;
 use crate::thread::{HostPid, HostTid, Process, State, Thread};
 use crate::{Stopped, TraceError, proc};
@@ -75,6 +76,8 @@ pub struct Tree {
     /// `PTRACE_O_*` of every thread.
     pub(crate) options: i32,
     pub(crate) batch: BatchBuffer,
+    /// The slots that threads have ([`crate::blocked`]).
+    pub(crate) slots: SlotsInUse,
     /// ptrace is bound to the thread.
     not_send: PhantomData<*const ()>,
 }
@@ -91,6 +94,7 @@ impl Tree {
             bell: Bell::for_this_thread().map_err(TraceError::of_tracer("make a bell"))?,
             options,
             batch: BatchBuffer::default(),
+            slots: SlotsInUse::default(),
             not_send: PhantomData,
         })
     }
@@ -194,6 +198,7 @@ impl Tree {
         }
         let mut stopped = Stopped::new(self);
         stopped.settle_user_code()?;
+        stopped.settle_calls()?;
         Ok(stopped)
     }
 
@@ -220,6 +225,7 @@ impl Tree {
             state: State::Running,
             registers: Cell::new(None),
             reissued: Cell::new(None),
+            waiting: Cell::default(),
         };
         let known = self
             .processes
@@ -287,10 +293,14 @@ impl Tree {
 
     fn reindex(&mut self) {
         self.index.clear();
+        self.slots.clear();
         for (position, process) in self.processes.iter().enumerate() {
             for (thread_position, thread) in process.threads.iter().enumerate() {
                 self.index
                     .insert(thread.host_tid, (position, thread_position));
+                if let Some((slot, _)) = thread.waiting.get().slot {
+                    self.slots.add(slot);
+                }
             }
         }
         let threads = self.processes.iter().flat_map(|process| &process.threads);

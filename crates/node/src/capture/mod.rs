@@ -426,14 +426,8 @@ impl Followed {
         let handled = self.state.as_ref().map_or(0, handled_signals);
         let mut threads = Vec::new();
         let process = stopped.process(self.pid)?;
-        self.threads.capture(
-            stopped,
-            process,
-            &shared_pending,
-            handled,
-            now_ns(),
-            &mut threads,
-        )?;
+        self.threads
+            .capture(stopped, process, &shared_pending, handled, &mut threads)?;
         self.shared_pending = shared_pending;
         let memory = self
             .memory

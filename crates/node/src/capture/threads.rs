@@ -3,14 +3,12 @@
 use super::CaptureError;
 use std::collections::HashMap;
 use unbroken_image::{SignalInfo, ThreadState, Tid};
-use unbroken_tracee::blocked::{self, BlockedMemory};
 use unbroken_tracee::{HostTid, Process, Stopped};
 
 /// What is remembered of a thread between captures.
 #[derive(Default)]
 struct Known {
     extended_state: Vec<u8>,
-    blocked: BlockedMemory,
     /// The captures in which it was seen first and last.
     first: u64,
     seen: u64,
@@ -43,13 +41,12 @@ impl Threads {
         process: &Process,
         shared: &[SignalInfo],
         handled: u64,
-        now_ns: u64,
         states: &mut Vec<ThreadState>,
     ) -> Result<(), CaptureError> {
         self.round += 1;
         for thread in process.threads() {
             let (tid, host_tid) = (thread.tid, thread.host_tid);
-            let state = self.capture_one(stopped, tid, host_tid, shared, handled, now_ns)?;
+            let state = self.capture_one(stopped, tid, host_tid, shared, handled)?;
             states.push(state);
         }
         let round = self.round;
@@ -64,9 +61,7 @@ impl Threads {
         host_tid: HostTid,
         shared: &[SignalInfo],
         handled: u64,
-        now_ns: u64,
     ) -> Result<ThreadState, CaptureError> {
-        let mut registers = stopped.registers(host_tid)?;
         let signal_mask = stopped.signal_mask(host_tid)?;
         let mut pending = Vec::new();
         stopped.pending_signals(host_tid, &mut pending)?;
@@ -87,18 +82,14 @@ impl Threads {
             .chain(shared)
             .fold(0, |set, info| set | bit_of(info));
         let handler_runs = waiting & handled & !signal_mask != 0;
-        let verdict = blocked::decide(&mut known.blocked, &registers, handler_runs, now_ns);
-        if let Some(rewritten) = verdict.running {
-            stopped.set_registers(host_tid, &rewritten)?;
-        }
-        registers = verdict.replica;
+        let (registers, blocked_call) = stopped.image_registers(host_tid, handler_runs)?;
         Ok(ThreadState {
             tid,
             registers,
             extended_state,
             signal_mask,
             pending,
-            blocked_call: verdict.blocked_call,
+            blocked_call,
             attributes: None,
         })
     }

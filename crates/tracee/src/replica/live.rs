@@ -101,7 +101,7 @@ fn go_live_process(
             stopped.set_extended_state(tid, extended)?;
         }
         stopped.set_signal_mask(tid, thread.signal_mask)?;
-        stopped.set_registers(tid, &thread.registers)?;
+        stopped.set_image_registers(tid, &thread.registers, thread.blocked_call)?;
     }
     Ok(())
 }

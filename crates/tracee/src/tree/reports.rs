@@ -1,10 +1,10 @@
 //! What the threads of a tree report, and what becomes of it.
 
 use super::{Event, Tree, open_memory, tolerate_death};
-use crate::thread::{HostPid, HostTid, State, registers_from_user, registers_to_user};
-use crate::{TraceError, proc};
+use crate::TraceError;
+use crate::thread::{HostPid, HostTid, State};
 use std::io;
-use unbroken_image::{Pid, Registers};
+use unbroken_image::Pid;
 use unbroken_sys::wait::{Change, Death, Report, wait};
 use unbroken_sys::{kcmp, ptrace};
 
@@ -46,8 +46,8 @@ impl Tree {
             let result = self.note_sender(tid, signal);
             tolerate_death("read a signal", tid, result)?;
         }
-        let result = self.mend_interrupted_call(tid, signal);
-        tolerate_death("mend an interrupted call", tid, result)?;
+        let result = self.before_signal(tid, signal);
+        tolerate_death("see to a call before a signal", tid, result)?;
         self.go_on(tid, signal, stopping)
     }
 
@@ -70,39 +70,6 @@ impl Tree {
         Ok(())
     }
 
-    /// Two things that only tracing changes (HAZARDS 145). A call that we have made again must end
-    /// with EINTR after all when a handler runs before it began. And a signal that the program
-    /// ignores would not have reached it untraced, so it must not end a call.
-    fn mend_interrupted_call(&mut self, tid: HostTid, signal: i32) -> io::Result<()> {
-        let Some((process, thread)) = self.thread(tid) else {
-            return Ok(());
-        };
-        let host_pid = process.host_pid;
-        let reissued = thread.reissued.take();
-        let registers = registers_from_user(&ptrace::registers(tid.0)?);
-        if let Some((again, interrupted)) = reissued
-            && is_before_call(&registers, &again)
-        {
-            if proc::signal_sets(host_pid.0)?.caught(signal) {
-                ptrace::set_registers(tid.0, &registers_to_user(&interrupted))?;
-            } else {
-                thread.reissued.set(Some((again, interrupted)));
-            }
-        } else if registers.rax as i64 == -i64::from(libc::EINTR)
-            && is_ended_by_any_signal(registers.orig_rax)
-            && proc::signal_sets(host_pid.0)?.is_ignored(signal)
-        {
-            let again = Registers {
-                rip: registers.rip - 2,
-                rax: registers.orig_rax,
-                orig_rax: u64::MAX,
-                ..registers
-            };
-            ptrace::set_registers(tid.0, &registers_to_user(&again))?;
-        }
-        Ok(())
-    }
-
     fn on_stop(&mut self, tid: HostTid, signal: i32, stopping: bool) -> Result<(), TraceError> {
         let in_group_stop = signal != libc::SIGTRAP;
         self.set_state(
@@ -115,10 +82,11 @@ impl Tree {
         );
         let stays = stopping || self.held.contains(&tid) || self.unannounced.contains(&tid);
         if stays {
-            Ok(())
-        } else {
-            self.resume_thread(tid)
+            return Ok(());
         }
+        let result = self.settle_lone_call(tid);
+        tolerate_death("settle a blocked call", tid, result)?;
+        self.resume_thread(tid)
     }
 
     /// Fork, vfork, clone: the child has its first stop before or after this event.
@@ -242,6 +210,9 @@ impl Tree {
         self.processes[position].dying = None;
         self.processes[position].notice = None;
         self.processes[position].vdso = None;
+        for thread in &self.processes[position].threads {
+            thread.waiting.take();
+        }
         let host_pid = self.processes[position].host_pid;
         if let Some(memory) = open_memory(host_pid)? {
             self.processes[position].memory = memory;
@@ -370,40 +341,5 @@ fn is_sign_of_a_fault(signal: i32) -> bool {
             | libc::SIGABRT
             | libc::SIGTRAP
             | libc::SIGSYS
-    )
-}
-
-/// Whether the thread has not run since `again` was loaded: it stands at the same instruction and
-/// is in no call.
-fn is_before_call(now: &Registers, again: &Registers) -> bool {
-    let view = |r: &Registers| (r.rip, r.rsp, r.rax, r.orig_rax);
-    now.orig_rax == u64::MAX && view(now) == view(again)
-}
-
-/// Calls that end with EINTR at a mere wake-up by the tracer, with no handler run. All others ask
-/// the kernel for a restart (kernel sources: fs/eventpoll.c, kernel/signal.c, ipc/sem.c,
-/// `sock_intr_errno` for sockets with a timeout).
-fn is_ended_by_any_signal(number: u64) -> bool {
-    matches!(
-        number as i64,
-        libc::SYS_epoll_wait
-            | libc::SYS_epoll_pwait
-            | libc::SYS_epoll_pwait2
-            | libc::SYS_rt_sigtimedwait
-            | libc::SYS_semop
-            | libc::SYS_semtimedop
-            | libc::SYS_read
-            | libc::SYS_readv
-            | libc::SYS_recvfrom
-            | libc::SYS_recvmsg
-            | libc::SYS_recvmmsg
-            | libc::SYS_accept
-            | libc::SYS_accept4
-            | libc::SYS_connect
-            | libc::SYS_write
-            | libc::SYS_writev
-            | libc::SYS_sendto
-            | libc::SYS_sendmsg
-            | libc::SYS_sendmmsg
     )
 }

@@ -1,0 +1,15 @@
+//! The clock that blocked calls are measured by.
+//!
+//! The block relies on: the kernel fills in one structure that is ours.
+#![allow(unsafe_code)]
+
+/// `CLOCK_MONOTONIC` in nanoseconds.
+pub fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `now` is writable. This clock always exists (clock_gettime(2)).
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}

@@ -1,0 +1,315 @@
+//! Calls in which a stop finds a thread waiting (HAZARDS 11-14, 106, 145, 146).
+//!
+//! A stop ends every call that sleeps. Most ask the kernel for a restart and get it. Three kinds
+//! need help, and none of it may be seen by the program: no EINTR for which no handler ran, no
+//! timeout that begins anew at each stop, no changed register.
+//!
+//! | at the stop | the service that runs on | the replica |
+//! |---|---|---|
+//! | EINTR of a call that ends at any wake-up | makes the call again with the time that is left | the same |
+//! | ERESTART_RESTARTBLOCK | the kernel goes on (`restart_syscall`) | makes the first call with the time that is left: it has no restart block |
+//! | ERESTARTSYS, -NOINTR, -NOHAND | the kernel restarts it | the kernel restarts it: the registers say all |
+//!
+//! A call is made again in a slot of the blob ([`slot`]), where its thread is known by its `rip`: as
+//! long as it stands there no user code has run, so the remembered deadline is this call's. The
+//! program's next call, however alike, comes from the program's own code and has a deadline of its
+//! own. Timeouts of sockets are options, which other threads share; such a call is made again with
+//! its whole time, and ended by the first stop after its deadline as the kernel would end it.
+//!
+//! EINTR that is due is given: a signal with a handler that meets a thread in a call or about to
+//! make it again passes through the tracer before its frame is built ([`Tree::before_signal`]), and
+//! for a replica the pending signals of the epoch say so.
+
+mod call;
+mod slot;
+#[cfg(test)]
+mod tests;
+mod wait;
+
+pub(crate) use slot::{SlotNumber, SlotsInUse};
+pub(crate) use wait::{Look, Wait};
+
+use crate::thread::{HostTid, Process, State, registers_from_user, registers_to_user};
+use crate::{Stopped, TraceError, Tree, proc};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use unbroken_image::{BlockedCall, Registers};
+use unbroken_sys::remote_code::slot::USED_BYTES;
+use unbroken_sys::{clock, pidfd, ptrace, sockopt};
+use wait::{Finding, Stage, find};
+
+/// What a thread keeps of the calls that it waits in.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Waiting {
+    pub wait: Option<Wait>,
+    /// The slot that it was given, with what was written there last.
+    pub slot: Option<(SlotNumber, [u8; USED_BYTES])>,
+}
+
+/// A process that stands, as [`find`] sees it.
+struct Standing<'process> {
+    process: &'process Process,
+    now_ns: Option<u64>,
+}
+
+impl Look for Standing<'_> {
+    /// One time for the whole look, and none when nothing asks.
+    fn now_ns(&mut self) -> u64 {
+        *self.now_ns.get_or_insert_with(clock::monotonic_ns)
+    }
+
+    fn read(&mut self, address: u64, bytes: &mut [u8]) -> bool {
+        self.process.memory.read_exact_at(bytes, address).is_ok()
+    }
+
+    fn socket_timeout_ns(&mut self, fd: i32, option: i32) -> Option<u64> {
+        let mut value = [0; 16];
+        let process = pidfd::open(self.process.host_pid.0).ok()?;
+        let socket = pidfd::get_descriptor(process.as_fd(), fd).ok()?;
+        // ENOTSOCK, for one: then nothing bounds the call.
+        sockopt::get(socket.as_fd(), libc::SOL_SOCKET, option, &mut value).ok()?;
+        let [seconds, microseconds] = [0, 8].map(|at| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&value[at..at + 8]);
+            u64::from_ne_bytes(word)
+        });
+        let timeout_ns = seconds
+            .saturating_mul(1_000_000_000)
+            .saturating_add(microseconds * 1000);
+        (timeout_ns != 0).then_some(timeout_ns)
+    }
+}
+
+impl Tree {
+    fn finding(&self, tid: HostTid, registers: &Registers) -> Finding {
+        let Some((process, thread)) = self.thread(tid) else {
+            return Finding::NotWaiting;
+        };
+        let known = thread.waiting.get().wait;
+        if known.is_none()
+            && registers.orig_rax == u64::MAX
+            && SlotNumber::containing(registers.rip).is_none()
+        {
+            return Finding::NotWaiting;
+        }
+        let now_ns = None;
+        find(registers, known, &mut Standing { process, now_ns })
+    }
+
+    fn remember(&mut self, tid: HostTid, wait: Option<Wait>) {
+        let Some((_, thread)) = self.thread(tid) else {
+            return;
+        };
+        let mut slot = thread.waiting.get().slot;
+        let stands_in = wait.and_then(|wait| wait.slot);
+        if let (None, Some(number)) = (slot, stands_in) {
+            // Another tracer put it there. What is written there is not known here.
+            slot = Some((number, [0; USED_BYTES]));
+        }
+        thread.waiting.set(Waiting { wait, slot });
+        if let Some((number, _)) = slot {
+            self.slots.add(number);
+        }
+    }
+
+    /// Sees to the call that thread `tid` of a stopped tree waits in, if any.
+    fn settle_call(&mut self, tid: HostTid, registers: &Registers) -> io::Result<()> {
+        match self.finding(tid, registers) {
+            Finding::NotWaiting => self.remember(tid, None),
+            Finding::Returned(outside) => {
+                self.remember(tid, None);
+                self.load(tid, &outside)?;
+            }
+            Finding::Waiting(wait, Stage::Suspended) => self.remember(tid, Some(wait)),
+            Finding::Waiting(wait, Stage::Before) if registers.rax != wait.number() => {
+                self.remember(tid, Some(wait));
+            }
+            Finding::Waiting(wait, stage) => self.make_again(tid, wait, stage)?,
+        }
+        Ok(())
+    }
+
+    /// The same at a stop of one thread that goes on at once.
+    pub(crate) fn settle_lone_call(&mut self, tid: HostTid) -> io::Result<()> {
+        let registers = registers_from_user(&ptrace::registers(tid.0)?);
+        self.settle_call(tid, &registers)
+    }
+
+    /// Loads the registers with which `tid` makes the call again.
+    fn make_again(&mut self, tid: HostTid, mut wait: Wait, stage: Stage) -> io::Result<()> {
+        let now_ns = clock::monotonic_ns();
+        if stage == Stage::Ended && wait.is_socket_past(now_ns) {
+            self.remember(tid, None);
+            return self.load(tid, &wait.timed_out());
+        }
+        let has_blob = self
+            .thread(tid)
+            .is_some_and(|(process, _)| process.notice.is_some());
+        // Without a deadline there is nothing to shorten; without a blob or a free slot a timeout
+        // begins anew.
+        wait.slot = match wait.deadline_ns {
+            Some(_) if has_blob => self.slot_of(tid),
+            _ => None,
+        };
+        let again = match wait.slot {
+            Some(slot) => {
+                let (registers, content) = wait.in_slot(slot, now_ns);
+                self.fill_slot(tid, slot, content.bytes())?;
+                registers
+            }
+            None => wait.again(),
+        };
+        self.load(tid, &again)?;
+        self.remember(tid, Some(wait));
+        if let Some((_, thread)) = self.thread(tid) {
+            thread.reissued.set(Some((again, wait.interrupted())));
+        }
+        Ok(())
+    }
+
+    /// The slot of a thread, which keeps it once it has one.
+    fn slot_of(&mut self, tid: HostTid) -> Option<SlotNumber> {
+        let waiting = self.thread(tid)?.1.waiting.get();
+        if let Some((slot, _)) = waiting.slot {
+            return Some(slot);
+        }
+        let slot = self.slots.take()?;
+        let (_, thread) = self.thread(tid)?;
+        thread.waiting.set(Waiting {
+            slot: Some((slot, [0; USED_BYTES])),
+            ..waiting
+        });
+        Some(slot)
+    }
+
+    fn fill_slot(&self, tid: HostTid, slot: SlotNumber, bytes: [u8; USED_BYTES]) -> io::Result<()> {
+        let Some((process, thread)) = self.thread(tid) else {
+            return Ok(());
+        };
+        let waiting = thread.waiting.get();
+        if waiting.slot != Some((slot, bytes)) {
+            process.memory.write_all_at(&bytes, slot.address())?;
+            thread.waiting.set(Waiting {
+                slot: Some((slot, bytes)),
+                ..waiting
+            });
+        }
+        Ok(())
+    }
+
+    fn load(&self, tid: HostTid, registers: &Registers) -> io::Result<()> {
+        if let Some((_, thread)) = self.thread(tid) {
+            thread.registers.set(Some(*registers));
+        }
+        ptrace::set_registers(tid.0, &registers_to_user(registers))
+    }
+
+    /// A signal is about to reach `tid`: no frame may be built inside of a slot, and a call that was
+    /// made again and has not begun ends with EINTR after all when a handler runs. A signal that
+    /// the program ignores would not have reached it untraced, so it must not end a call
+    /// (HAZARDS 145).
+    pub(crate) fn before_signal(&mut self, tid: HostTid, signal: i32) -> io::Result<()> {
+        let Some((process, thread)) = self.thread(tid) else {
+            return Ok(());
+        };
+        let host_pid = process.host_pid;
+        let reissued = thread.reissued.take();
+        let registers = registers_from_user(&ptrace::registers(tid.0)?);
+        if let Some((again, interrupted)) = reissued
+            && is_before_call(&registers, &again)
+        {
+            if proc::signal_sets(host_pid.0)?.caught(signal) {
+                self.remember(tid, None);
+                return self.load(tid, &interrupted);
+            }
+            thread.reissued.set(Some((again, interrupted)));
+            return Ok(());
+        }
+        match self.finding(tid, &registers) {
+            Finding::NotWaiting => self.remember(tid, None),
+            Finding::Returned(outside) => {
+                self.remember(tid, None);
+                self.load(tid, &outside)?;
+            }
+            Finding::Waiting(wait, Stage::Ended) => {
+                if proc::signal_sets(host_pid.0)?.is_ignored(signal) {
+                    self.make_again(tid, wait, Stage::Ended)?;
+                } else {
+                    self.remember(tid, None);
+                    self.load(tid, &wait.interrupted())?;
+                }
+            }
+            Finding::Waiting(wait, _) => {
+                // The kernel gives EINTR or restarts, and does it at the program's own
+                // instruction; what it noted of the call stays in the thread.
+                if let Some(slot) = wait.slot {
+                    self.load(tid, &wait.outside(slot, &registers))?;
+                }
+                self.remember(tid, Some(Wait { slot: None, ..wait }));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the thread has not run since `again` was loaded: it stands at the same instruction and
+/// is in no call.
+fn is_before_call(now: &Registers, again: &Registers) -> bool {
+    let view = |r: &Registers| (r.rip, r.rsp, r.rax, r.orig_rax);
+    now.orig_rax == u64::MAX && view(now) == view(again)
+}
+
+impl Stopped<'_> {
+    /// Sees to the calls that this stop has ended.
+    pub(crate) fn settle_calls(&mut self) -> Result<(), TraceError> {
+        for process in 0..self.tree.processes.len() {
+            for thread in 0..self.tree.processes[process].threads.len() {
+                let thread = &self.tree.processes[process].threads[thread];
+                if !matches!(thread.state, State::Trapped | State::GroupStopped { .. }) {
+                    continue;
+                }
+                let tid = thread.host_tid;
+                let registers = self.registers(tid)?;
+                let result = self.tree.settle_call(tid, &registers);
+                crate::tree::tolerate_death("settle a blocked call", tid, result)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The registers of a thread for a replica. `handler_runs` says that a signal is pending whose
+    /// handler will run before anything else: then the call that the thread waits in has ended.
+    pub fn image_registers(
+        &self,
+        tid: HostTid,
+        handler_runs: bool,
+    ) -> Result<(Registers, Option<BlockedCall>), TraceError> {
+        let registers = self.registers(tid)?;
+        let (_, thread) = self.thread(tid).ok_or(TraceError::gone(tid))?;
+        Ok(match thread.waiting.get().wait {
+            None => (registers, None),
+            Some(wait) => wait.for_replica(handler_runs),
+        })
+    }
+
+    /// Loads registers of an epoch. A call that they are in is made with what is left of its time.
+    pub fn set_image_registers(
+        &mut self,
+        tid: HostTid,
+        registers: &Registers,
+        blocked_call: Option<BlockedCall>,
+    ) -> Result<(), TraceError> {
+        let Some(BlockedCall {
+            number,
+            deadline_ns,
+        }) = blocked_call
+        else {
+            return self.set_registers(tid, registers);
+        };
+        let wait = Wait::of_image(registers, number, deadline_ns);
+        self.tree
+            .make_again(tid, wait, Stage::Before)
+            .map_err(TraceError::of_thread("make a call again", tid))
+    }
+}
