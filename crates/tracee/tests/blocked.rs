@@ -32,6 +32,7 @@ signals = ctypes.c_ulong(1 << (signal.SIGHUP - 1))
 listener = socket.create_server(('127.0.0.1', 0))
 near = socket.create_connection(listener.getsockname())
 far, _ = listener.accept()
+full, unread = socket.socketpair()
 def machine_code(code):
     page = mmap.mmap(-1, 4096, prot=7)
     page.write(code)
@@ -44,15 +45,15 @@ rcx_page, rcx_after = machine_code(prologue + b'\x48\x89\xc8\xc3')
 rcx_expected = ctypes.addressof(ctypes.c_char.from_buffer(rcx_page)) + len(prologue)
 def timeouts(ms):
     value = ms // 1000, ms % 1000 * 1000
-    for one in (near, listener):
+    for one in (near, listener, full):
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             one.setsockopt(socket.SOL_SOCKET, option, bytes(pair(*value)))
 def fill():
-    near.setblocking(False)
+    full.setblocking(False)
     try:
-        while True: near.send(bytes(1 << 16))
+        while True: full.send(bytes(1 << 16))
     except BlockingIOError: pass
-    near.setblocking(True)
+    full.setblocking(True)
 def absolute(ns):
     at = time.monotonic_ns() + ns
     return pair(at // 10**9, at % 10**9)
@@ -78,7 +79,7 @@ calls = {
     'recv': lambda ms, ts: call(45, near.fileno(), room, 1, 0, None, None),
     'read': lambda ms, ts: call(0, near.fileno(), room, 1),
     'accept': lambda ms, ts: call(43, listener.fileno(), None, None),
-    'send': lambda ms, ts: call(44, near.fileno(), room, 1 << 20, 0, None, 0),
+    'send': lambda ms, ts: call(44, full.fileno(), room, 1, 0, None, 0),
 }
 sticky = 'KIND'.startswith('sticky ')
 if sticky: call(135, 0x4000000)
@@ -124,6 +125,19 @@ const KINDS: &[(&str, i64, i64)] = &[
     ("accept", libc::SYS_accept, EAGAIN),
     ("send", libc::SYS_sendto, EAGAIN),
 ];
+
+/// The kinds, or those that the environment variable `KIND` names.
+fn kinds() -> impl Iterator<Item = (&'static str, i64, i64)> {
+    let only = std::env::var("KIND").ok();
+    let is_wanted = move |kind: &str| {
+        only.as_ref()
+            .is_none_or(|only| kind.contains(only.as_str()))
+    };
+    KINDS
+        .iter()
+        .copied()
+        .filter(move |(kind, ..)| is_wanted(kind))
+}
 
 /// What a call of the guest came to.
 #[derive(Debug)]
@@ -258,13 +272,13 @@ fn assert_timed_out(kind: &str, expected: i64, returned: &Returned) {
     let timeout_ms = TIMEOUT_MS as f64;
     assert!(returned.elapsed_ms >= timeout_ms, "{kind}: {returned:?}");
     // A busy machine is slow; a timeout that began anew at each stop would never end.
-    let longest_ms = 1.5 * timeout_ms + 500.0;
+    let longest_ms = 1.5 * timeout_ms + 2000.0;
     assert!(returned.elapsed_ms <= longest_ms, "{kind}: {returned:?}");
 }
 
 #[test]
 fn no_call_notices_that_it_is_stopped() {
-    for &(kind, number, expected) in KINDS {
+    for (kind, number, expected) in kinds() {
         let mut waiter = Waiter::start(kind, number);
         for _ in 0..3 {
             let mut stops = 0;
@@ -280,7 +294,7 @@ fn no_call_notices_that_it_is_stopped() {
 
 #[test]
 fn no_call_notices_that_it_moves() {
-    for &(kind, number, expected) in KINDS {
+    for (kind, number, expected) in kinds() {
         let mut waiter = Waiter::start(kind, number);
         for moves_at in [0, 3, 9] {
             let returned = waiter.call(TIMEOUT_MS, |waiter, round| {
@@ -298,7 +312,7 @@ fn no_call_notices_that_it_moves() {
 /// With a handler every one of these calls is interrupted, whatever SA_RESTART says (signal(7)).
 #[test]
 fn a_handler_interrupts_every_call() {
-    for &(kind, number, _) in KINDS {
+    for (kind, number, _) in kinds() {
         if kind.ends_with("after") {
             continue;
         }
@@ -327,7 +341,7 @@ fn a_handler_interrupts_every_call() {
 /// Signals that the program ignores, or that do nothing, are nothing to its calls.
 #[test]
 fn an_ignored_signal_interrupts_no_call() {
-    for &(kind, number, expected) in KINDS {
+    for (kind, number, expected) in kinds() {
         let mut waiter = Waiter::start(kind, number);
         let returned = waiter.call(TIMEOUT_MS, |waiter, round| {
             unbroken_sys::signal::to_process(waiter.tid.0, libc::SIGWINCH).unwrap();
