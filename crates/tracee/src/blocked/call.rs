@@ -64,6 +64,9 @@ pub(crate) enum Timeout {
 pub(crate) struct Call {
     pub ending: Ending,
     pub timeout: Timeout,
+    /// It returns ERESTARTNOHAND, having written what is left to where its timeout is; EINTR only
+    /// where it could not.
+    pub writes_back: bool,
 }
 
 impl Argument {
@@ -119,8 +122,8 @@ impl Call {
             libc::SYS_epoll_pwait2 | libc::SYS_semtimedop => (Interrupted, told(R10, Timespec)),
             libc::SYS_rt_sigtimedwait => (Interrupted, told(Rdx, Timespec)),
             libc::SYS_semop => (Interrupted, Timeout::Fixed),
-            // These write back what is left and restart by their registers, unless the program
-            // keeps its timeout in memory that cannot be written or asked for STICKY_TIMEOUTS.
+            // These write back what is left, unless the program keeps its timeout in memory that
+            // cannot be written or asked for STICKY_TIMEOUTS.
             libc::SYS_select => (Interrupted, told(R8, Timeval)),
             libc::SYS_pselect6 => (Interrupted, told(R8, Timespec)),
             libc::SYS_ppoll => (Interrupted, told(Rdx, Timespec)),
@@ -166,7 +169,15 @@ impl Call {
             libc::SYS_futex | FUTEX_WAIT_CALL => (Suspended, Timeout::Fixed),
             _ => return None,
         };
-        Some(Call { ending, timeout })
+        let writes_back = matches!(
+            number as i64,
+            libc::SYS_select | libc::SYS_pselect6 | libc::SYS_ppoll
+        );
+        Some(Call {
+            ending,
+            timeout,
+            writes_back,
+        })
     }
 
     /// When the call whose `registers` were seen at `look`'s now ends by itself; `None` when it

@@ -8,7 +8,8 @@
 //! |---|---|---|
 //! | EINTR of a call that ends at any wake-up | makes the call again with the time that is left | the same |
 //! | ERESTART_RESTARTBLOCK | the kernel goes on (`restart_syscall`) | makes the first call with the time that is left: it has no restart block |
-//! | ERESTARTSYS, -NOINTR, -NOHAND | the kernel restarts it | the kernel restarts it: the registers say all |
+//! | ERESTARTNOHAND of select, pselect6, ppoll with a timeout | makes the call again with what the kernel wrote is left, less the pause | makes it with what was written |
+//! | ERESTARTSYS, -NOINTR, any other -NOHAND | the kernel restarts it | the kernel restarts it: the registers say all |
 //!
 //! A call is made again in a slot of the blob ([`slot`]), where its thread is known by its `rip`: as
 //! long as it stands there no user code has run, so the remembered deadline is this call's. The
@@ -160,6 +161,12 @@ impl Tree {
             }
             None => wait.again(),
         };
+        if let (Some((process, _)), Some((address, left))) =
+            (self.thread(tid), wait.correction(now_ns))
+        {
+            // Should another thread have unmapped it, the call finds that out, too.
+            let _ = process.memory.write_all_at(&left, address);
+        }
         self.load(tid, &again)?;
         self.remember(tid, Some(wait));
         if let Some((_, thread)) = self.thread(tid) {
@@ -232,7 +239,7 @@ impl Tree {
                 self.remember(tid, None);
                 self.load(tid, &outside)?;
             }
-            Finding::Waiting(wait, Stage::Ended) => {
+            Finding::Waiting(wait, Stage::Ended) if !wait.writes_back => {
                 if proc::signal_sets(host_pid.0)?.is_ignored(signal) {
                     self.make_again(tid, wait, Stage::Ended)?;
                 } else {

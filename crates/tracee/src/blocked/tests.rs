@@ -231,6 +231,44 @@ fn a_call_in_its_slot_keeps_its_deadline_and_the_next_has_its_own() {
 }
 
 #[test]
+fn what_is_left_of_a_select_is_corrected_where_the_kernel_wrote_it() {
+    let slot = SlotsInUse::default().take().unwrap();
+    let mut made = registers(libc::SYS_ppoll, -514);
+    made.rdx = TIME;
+    let (mut wait, stage) = waiting(find(&made, None, &mut Paper::at(MS)));
+    assert_eq!((stage, wait.deadline_ns), (Stage::Ended, Some(251 * MS)));
+    wait.slot = Some(slot);
+    let (again, _) = wait.in_slot(slot, 11 * MS);
+    assert_eq!((again.rip, again.rdx), (slot.address(), TIME));
+    let left = [0u64, 240 * MS].map(u64::to_le_bytes).concat();
+    let (address, bytes) = wait.correction(11 * MS).unwrap();
+    assert_eq!((address, &bytes[..]), (TIME, &left[..]));
+    // The replica finds it there.
+    assert_eq!(wait.for_replica(false).1.unwrap().deadline_ns, None);
+
+    let stopped = Registers {
+        rip: slot.address() + 2,
+        orig_rax: libc::SYS_ppoll as u64,
+        rax: -514_i64 as u64,
+        ..again
+    };
+    let (same, stage) = waiting(find(&stopped, Some(wait), &mut Paper::at(20 * MS)));
+    assert_eq!((same, stage), (wait, Stage::Ended));
+
+    // Memory that cannot be written any more: the time that is left goes into the slot.
+    let stopped = Registers {
+        rax: EINTR as u64,
+        ..stopped
+    };
+    let (same, _) = waiting(find(&stopped, Some(wait), &mut Paper::at(20 * MS)));
+    assert_eq!(
+        (same.correction(20 * MS), same.deadline_ns),
+        (None, Some(251 * MS))
+    );
+    assert_eq!(same.in_slot(slot, 0).0.rdx, slot.time_address());
+}
+
+#[test]
 fn a_suspended_call_keeps_its_number_and_its_deadline() {
     let mut made = registers(libc::SYS_poll, RESTARTBLOCK);
     made.rdx = 60;

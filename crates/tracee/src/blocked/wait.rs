@@ -33,6 +33,9 @@ pub(crate) struct Wait {
     pub call: Call,
     /// When a relative timeout ends. See [`Call::deadline_ns`].
     pub deadline_ns: Option<u64>,
+    /// The kernel wrote what is left to where the program has its timeout (fs/select.c,
+    /// `poll_select_finish`), from where the call, made again, takes it.
+    pub writes_back: bool,
     /// Where it was made again.
     pub slot: Option<SlotNumber>,
 }
@@ -64,6 +67,7 @@ impl Wait {
             made,
             call,
             deadline_ns,
+            writes_back: false,
             slot: None,
         }
     }
@@ -79,6 +83,7 @@ impl Wait {
             made,
             call: known_call(number, &made),
             deadline_ns,
+            writes_back: false,
             slot: None,
         }
     }
@@ -139,7 +144,7 @@ impl Wait {
             ..self.again()
         };
         let (argument, time) = match self.call.timeout {
-            Timeout::Argument { argument, form, .. } => {
+            Timeout::Argument { argument, form, .. } if !self.writes_back => {
                 let value = match form {
                     // Rounded up: never early, and by less than one in all, since the deadline
                     // stays.
@@ -150,7 +155,7 @@ impl Wait {
                 (argument, time_bytes(form, left_ns))
             }
             // Nothing is changed; the slot only tells this call from the program's next.
-            Timeout::Fixed | Timeout::Socket { .. } => (Argument::Rdi, [0; 16]),
+            _ => (Argument::Rdi, [0; 16]),
         };
         let content = Content {
             argument,
@@ -162,6 +167,17 @@ impl Wait {
         (registers, content)
     }
 
+    /// Where in the program's memory what is left is to be put, and that. The pause between the
+    /// kernel's own note and the next beginning of the call would be added to its time otherwise.
+    pub fn correction(&self, now_ns: u64) -> Option<(u64, [u8; 16])> {
+        let Timeout::Argument { argument, form, .. } = self.call.timeout else {
+            return None;
+        };
+        let deadline_ns = self.deadline_ns.filter(|_| self.writes_back)?;
+        let left_ns = deadline_ns.saturating_sub(now_ns);
+        Some((argument.get(&self.made), time_bytes(form, left_ns)))
+    }
+
     /// What a replica is told; see [`crate::Stopped::image_registers`].
     pub fn for_replica(&self, handler_runs: bool) -> (Registers, Option<BlockedCall>) {
         if handler_runs {
@@ -169,7 +185,8 @@ impl Wait {
         }
         let call = BlockedCall {
             number: self.number(),
-            deadline_ns: self.deadline_ns,
+            // Its memory says what was left.
+            deadline_ns: self.deadline_ns.filter(|_| !self.writes_back),
         };
         (self.again(), Some(call))
     }
@@ -197,6 +214,7 @@ fn known_call(number: u64, registers: &Registers) -> Call {
     Call::of(number, registers).unwrap_or(Call {
         ending: Ending::Suspended,
         timeout: Timeout::Fixed,
+        writes_back: false,
     })
 }
 
@@ -225,6 +243,21 @@ pub(crate) fn find(registers: &Registers, known: Option<Wait>, look: &mut impl L
             _ => Finding::NotWaiting,
         };
     }
+    if registers.rax as i64 == -ERESTARTNOHAND {
+        return match Call::of(number, registers) {
+            Some(call) if call.writes_back => {
+                let wait = Wait {
+                    writes_back: true,
+                    ..Wait::new(*registers, call, look)
+                };
+                match wait.deadline_ns {
+                    Some(_) => Finding::Waiting(wait, Stage::Ended),
+                    None => Finding::NotWaiting,
+                }
+            }
+            _ => Finding::NotWaiting,
+        };
+    }
     let (stage, instruction_end) = if registers.rax as i64 == -ERESTART_RESTARTBLOCK {
         (Stage::Suspended, registers.rip)
     } else if registers.rax == libc::SYS_restart_syscall as u64 && is_call(registers.rip, look) {
@@ -245,6 +278,17 @@ fn find_in_slot(registers: &Registers, slot: SlotNumber, wait: Wait) -> Finding 
     match (registers.rip - slot.address(), registers.rax as i64) {
         (0, _) => Finding::Waiting(wait, Stage::Before),
         (2, result) if is_in_call && result == -i64::from(libc::EINTR) => {
+            // Where it wrote before it could not write now.
+            let writes_back = false;
+            Finding::Waiting(
+                Wait {
+                    writes_back,
+                    ..wait
+                },
+                Stage::Ended,
+            )
+        }
+        (2, result) if is_in_call && wait.writes_back && result == -ERESTARTNOHAND => {
             Finding::Waiting(wait, Stage::Ended)
         }
         (2, result)
@@ -316,6 +360,8 @@ fn adopt(registers: &Registers, slot: SlotNumber, look: &mut impl Look) -> Optio
     let call = known_call(content.number, &made);
     Some(Wait {
         slot: Some(slot),
+        // It was given the program's own timeout if no register stands for it.
+        writes_back: call.writes_back && content.argument == Argument::Rdi,
         ..Wait::new(made, call, look)
     })
 }
