@@ -159,8 +159,7 @@ impl Waiter {
     fn start(kind: &str, number: i64) -> Waiter {
         let guest = python(&GUEST.replace("KIND", kind));
         let tid = HostTid(guest.pid());
-        let mut tree = Tree::seize(&[guest.pid()], true).unwrap();
-        tree.stop().unwrap().install_blob(tid).unwrap();
+        let tree = seize(tid);
         Waiter {
             guest,
             tree,
@@ -195,7 +194,7 @@ impl Waiter {
             sender.send(line).unwrap();
             output
         });
-        let mut arrived = || match receiver.try_recv() {
+        let arrived = || match receiver.try_recv() {
             Ok(line) => Some(line),
             Err(mpsc::TryRecvError::Empty) => None,
             Err(error) => panic!("{error}"),
@@ -252,6 +251,12 @@ impl Waiter {
     }
 }
 
+fn seize(tid: HostTid) -> Tree {
+    let mut tree = Tree::seize(&[tid.0], true).unwrap();
+    tree.stop().unwrap().install_blob(tid).unwrap();
+    tree
+}
+
 /// A pipe's end that nobody writes to.
 fn spare() -> std::process::ChildStdout {
     let mut child = std::process::Command::new("true")
@@ -265,6 +270,10 @@ fn spare() -> std::process::ChildStdout {
 
 /// That a call waited as long as it was told and returned what it does when its time is over.
 fn assert_timed_out(kind: &str, expected: i64, returned: &Returned) {
+    assert_ended(kind, expected, returned, 1.5);
+}
+
+fn assert_ended(kind: &str, expected: i64, returned: &Returned, times_over: f64) {
     assert_eq!(returned.errno, expected, "{kind}: {returned:?}");
     if expected == 0 {
         assert_eq!(returned.result, 0, "{kind}: {returned:?}");
@@ -272,7 +281,7 @@ fn assert_timed_out(kind: &str, expected: i64, returned: &Returned) {
     let timeout_ms = TIMEOUT_MS as f64;
     assert!(returned.elapsed_ms >= timeout_ms, "{kind}: {returned:?}");
     // A busy machine is slow; a timeout that began anew at each stop would never end.
-    let longest_ms = 1.5 * timeout_ms + 2000.0;
+    let longest_ms = times_over * timeout_ms + 2000.0;
     assert!(returned.elapsed_ms <= longest_ms, "{kind}: {returned:?}");
 }
 
@@ -350,5 +359,25 @@ fn an_ignored_signal_interrupts_no_call() {
             }
         });
         assert_timed_out(kind, expected, &returned);
+    }
+}
+
+/// A tracer leaves calls in slots behind, where the next one finds them. It does not know their
+/// deadlines; each may get its time once more.
+#[test]
+fn no_call_notices_another_tracer() {
+    for (kind, number, expected) in kinds() {
+        let mut waiter = Waiter::start(kind, number);
+        for changes_at in [1, 6] {
+            let returned = waiter.call(TIMEOUT_MS, |waiter, round| {
+                if round == changes_at {
+                    waiter.tree.stop().unwrap().detach().unwrap();
+                    waiter.tree = seize(waiter.tid);
+                } else {
+                    waiter.stop_and_go();
+                }
+            });
+            assert_ended(kind, expected, &returned, 2.5);
+        }
     }
 }

@@ -52,7 +52,7 @@ pub(crate) enum Timeout {
     Argument {
         argument: Argument,
         form: Form,
-        /// Where the kernel wrote what was left when it was stopped (nanosleep(2)).
+        /// Where the kernel wrote what was left when it was stopped (man 2 nanosleep).
         left_at: Option<u64>,
     },
     /// As an option of the socket in rdi says: SO_RCVTIMEO or SO_SNDTIMEO.
@@ -161,7 +161,7 @@ impl Call {
                 };
                 (Suspended, timeout)
             }
-            libc::SYS_clock_nanosleep => (Suspended, clock_nanosleep(registers)),
+            libc::SYS_clock_nanosleep => (Suspended, timeout_of_sleep_on_clock(registers)),
             libc::SYS_futex if registers.rsi & FUTEX_COMMAND == FUTEX_WAIT => {
                 (Suspended, told(R10, Timespec))
             }
@@ -219,7 +219,7 @@ impl Call {
 /// include/uapi/asm-generic/unistd.h, since Linux 6.7: `futex_wait`.
 const FUTEX_WAIT_CALL: i64 = 455;
 
-fn clock_nanosleep(registers: &Registers) -> Timeout {
+fn timeout_of_sleep_on_clock(registers: &Registers) -> Timeout {
     let (clock, flags) = (registers.rdi as i32, registers.rsi);
     // A clock of processor time (negative for a process or thread that is named) does not follow
     // ours: such a sleep begins anew in a replica.
