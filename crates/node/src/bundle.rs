@@ -119,7 +119,6 @@ pub fn spawn(
             .arg0(format!("unbroken: {}", config.name))
             .arg("__node")
             .stdin(theirs);
-        command.process_group(0);
         // The front alone speaks to the service manager; the service, which has this environment,
         // would report in our name.
         command.env_remove(crate::notify::ENVIRONMENT_VARIABLE);

@@ -19,6 +19,9 @@ pub fn main() -> i32 {
 }
 
 fn run() -> io::Result<()> {
+    // A session of its own, not only a group: a group that loses its last parent in the session
+    // while one of it is stopped gets SIGHUP (kernel/exit.c, kill_orphaned_pgrp).
+    rustix::process::setsid()?;
     let channel = rustix::stdio::stdin().as_fd().try_clone_to_owned()?;
     let nothing = open("/dev/null", OFlags::RDWR, Mode::empty())?;
     rustix::stdio::dup2_stdin(&nothing)?;

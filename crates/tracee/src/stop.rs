@@ -166,6 +166,23 @@ impl<'tree> Stopped<'tree> {
         Batch::new(self, tid)
     }
 
+    /// Whether a process has been killed since it was stopped: its threads have left the stop then,
+    /// and may be anywhere between there and their end.
+    pub fn is_broken(&self) -> bool {
+        let dying = |tid: HostTid| match ptrace::signal_info(tid.0) {
+            // si_code: the event of the stop, above the signal.
+            Ok(information) => information[9] == libc::PTRACE_EVENT_EXIT as u8,
+            Err(_) => true,
+        };
+        // A fatal signal wakes every thread of its process at once (kernel/signal.c,
+        // complete_signal), so one of each tells.
+        let processes = self.tree.processes.iter();
+        processes
+            .filter(|process| process.dying.is_none())
+            .filter_map(|process| process.threads.first())
+            .any(|thread| thread.can_run_calls() && dying(thread.host_tid))
+    }
+
     /// Lets the service run on.
     pub fn resume(mut self) -> Result<(), TraceError> {
         self.resumed = true;

@@ -31,7 +31,7 @@ use unbroken_image::{
 use unbroken_objects::socket::SocketError;
 use unbroken_objects::table::Source;
 use unbroken_tracee::{HostPid, HostTid, Process, Stopped, TraceError, Tree};
-use unbroken_wire::log::JournalWriter;
+use unbroken_wire::log::{JournalRoom, JournalWriter};
 
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
@@ -43,6 +43,9 @@ pub enum CaptureError {
     Socket(SocketError),
     #[error("the service's process ended during a capture")]
     ProcessGone,
+    /// A signal that will kill it waits for it: a replica with that signal would only die again.
+    #[error("a signal is about to kill the service")]
+    Doomed,
     #[error("an earlier capture came to nothing because a part of the service died")]
     Interrupted,
     #[error("it has {0} processes; one can be protected in this version")]
@@ -63,7 +66,7 @@ impl CaptureError {
     pub fn is_death(&self) -> bool {
         match self {
             CaptureError::Trace(error) => error.is_death(),
-            CaptureError::ProcessGone => true,
+            CaptureError::ProcessGone | CaptureError::Doomed => true,
             CaptureError::Io(error) => error.raw_os_error() == Some(libc::ESRCH),
             _ => false,
         }
@@ -259,68 +262,50 @@ impl Capture {
 
     /// Makes one epoch: stops the service, reads what changed, lets it go on, and publishes.
     pub fn epoch(&mut self, tree: &mut Tree, line: &Line) -> Result<(), CaptureError> {
-        let Some(link) = &mut self.link else {
+        let Some(mut link) = self.link.take() else {
             return Err(CaptureError::ProcessGone);
         };
-        if link.is_spoiled {
-            return Err(CaptureError::Interrupted);
-        }
-        link.is_spoiled = true;
-        self.capture_and_publish(tree, line)?;
-        if let Some(link) = &mut self.link {
-            link.is_spoiled = false;
-        }
-        Ok(())
+        let result = if link.is_spoiled {
+            Err(CaptureError::Interrupted)
+        } else {
+            self.capture_and_publish(&mut link, tree, line)
+        };
+        link.is_spoiled |= result.is_err();
+        link.is_new = false;
+        self.link = Some(link);
+        result
     }
 
-    fn capture_and_publish(&mut self, tree: &mut Tree, line: &Line) -> Result<(), CaptureError> {
+    fn capture_and_publish(
+        &mut self,
+        link: &mut Link,
+        tree: &mut Tree,
+        line: &Line,
+    ) -> Result<(), CaptureError> {
         let started_ns = now_ns();
         let mut stopped = tree.stop()?;
         if line.handshake.stopped() {
             line.wake_main();
         }
-        self.hear();
-        let mut process = self.read_process(&mut stopped)?;
-        let input_position = line.handshake.wait_drained();
-        self.delta.clear();
-        self.read_objects()?;
-        process
-            .descriptors
-            .extend(self.delta.slots.drain(..).map(|(_, change)| change));
-        if self.verify {
-            self.verify_mirror(&stopped)?;
-        }
-        let pages = page_count(&process);
-        let bulk_bytes = (pages * PAGE_SIZE) as usize;
-        let followed = self.followed.as_ref().ok_or(CaptureError::ProcessGone)?;
-        let memory_file = stopped.process(followed.pid)?.memory();
-        let link = self.link.as_mut().ok_or(CaptureError::ProcessGone)?;
         let next = link.journal.next_epoch();
-        // The description is as long as what the sockets hold and little more.
-        let room_bytes = bulk_bytes + description_bound(&self.delta) + (256 << 10);
-        let mut spilled = Vec::new();
-        let mut room = link.journal.reserve(room_bytes);
-        match &mut room {
-            Some(room) => {
-                let target = &mut room[..bulk_bytes];
-                followed
-                    .memory
-                    .tracker()
-                    .read_pages(memory_file, &process.memory.pages, target)?;
-            }
-            None => {
-                spilled.resize(bulk_bytes, 0);
-                let target = &mut spilled[..];
-                followed
-                    .memory
-                    .tracker()
-                    .read_pages(memory_file, &process.memory.pages, target)?;
-            }
+        let is_new = link.is_new;
+        let reading = self.read(&mut link.journal, is_new, &mut stopped, line);
+        // A process that is killed meanwhile goes on to its end under our eyes: what was read then
+        // may be of one that is half gone, and so may be an error.
+        if stopped.is_broken() {
+            return Err(CaptureError::ProcessGone);
         }
+        let reading = reading?;
         stopped.resume()?;
         if line.handshake.resumed(now_ns() - started_ns) {
             line.wake_main();
         }
+        let Reading {
+            process,
+            input_position,
+            bulk,
+        } = reading;
+        let pages = page_count(&process);
         let epoch = Epoch {
             term: next.term,
             sequence: next.sequence,
@@ -335,52 +320,83 @@ impl Capture {
         };
         self.description.clear();
         encode_into(&record, &mut self.description);
-        let length = self.description.len();
-        let fits = room
-            .as_ref()
-            .is_some_and(|room| room.len() >= bulk_bytes + length);
-        let publication = match room {
-            Some(mut room) if fits => {
-                room[bulk_bytes..bulk_bytes + length].copy_from_slice(&self.description);
-                room.publish_epoch(bulk_bytes, length)
+        let bulk_bytes = (pages * PAGE_SIZE) as usize;
+        let epoch_bytes = bulk_bytes + self.description.len();
+        let publication = match bulk {
+            Bulk::InJournal(mut room) if room.len() >= epoch_bytes => {
+                room[bulk_bytes..epoch_bytes].copy_from_slice(&self.description);
+                room.publish_epoch(bulk_bytes, self.description.len())
             }
-            other => {
-                if let Some(room) = other {
-                    spilled.clear();
-                    spilled.extend_from_slice(&room[..bulk_bytes]);
-                }
-                fill::publish_large(&mut link.journal, record, &spilled, &mut self.description)?
+            bulk => {
+                let content = bulk.into_content(bulk_bytes);
+                fill::publish_large(&mut link.journal, record, &content, &mut self.description)?
             }
         };
-        link.is_new = false;
         line.leave_change(std::mem::take(&mut self.delta.connections));
         line.leave_publication(publication);
-        let wake = line
-            .handshake
-            .published(pages, (bulk_bytes + length) as u64);
-        if wake {
+        if line.handshake.published(pages, epoch_bytes as u64) {
             line.wake_main();
         }
         let _ = link.journal.wake_reader();
         Ok(())
     }
 
+    /// Reads everything that belongs to the epoch of a stopped service.
+    fn read<'journal>(
+        &mut self,
+        journal: &'journal mut JournalWriter,
+        is_new: bool,
+        stopped: &mut Stopped<'_>,
+        line: &Line,
+    ) -> Result<Reading<'journal>, CaptureError> {
+        self.hear(is_new);
+        let mut process = self.read_process(stopped, is_new)?;
+        let input_position = line.handshake.wait_drained();
+        self.delta.clear();
+        self.read_objects()?;
+        process
+            .descriptors
+            .extend(self.delta.slots.drain(..).map(|(_, change)| change));
+        if self.verify {
+            self.verify_mirror(stopped)?;
+        }
+        let bulk_bytes = (page_count(&process) * PAGE_SIZE) as usize;
+        // The description is as long as what the sockets hold and little more.
+        let room_bytes = bulk_bytes + description_bound(&self.delta) + (256 << 10);
+        let mut bulk = match journal.reserve(room_bytes) {
+            Some(room) => Bulk::InJournal(room),
+            None => Bulk::Aside(vec![0; bulk_bytes]),
+        };
+        let followed = self.followed.as_ref().ok_or(CaptureError::ProcessGone)?;
+        let memory_file = stopped.process(followed.pid)?.memory();
+        let (tracker, pages) = (followed.memory.tracker(), &process.memory.pages);
+        tracker.read_pages(memory_file, pages, bulk.target(bulk_bytes))?;
+        Ok(Reading {
+            process,
+            input_position,
+            bulk,
+        })
+    }
+
     /// Takes what was announced since the last epoch.
-    fn hear(&mut self) {
+    fn hear(&mut self, is_new: bool) {
         self.due.clear();
         let complete = self.announcements.take(&mut self.heard);
-        self.due.everything = !complete || self.link.as_ref().is_some_and(|link| link.is_new);
+        self.due.everything = !complete || is_new;
         if let Some(followed) = &self.followed {
             self.due.take(followed.pid, &self.heard);
         }
     }
 
-    fn read_process(&mut self, stopped: &mut Stopped<'_>) -> Result<ProcessDelta, CaptureError> {
+    fn read_process(
+        &mut self,
+        stopped: &mut Stopped<'_>,
+        is_new: bool,
+    ) -> Result<ProcessDelta, CaptureError> {
         let followed = self.followed.as_mut().ok_or(CaptureError::ProcessGone)?;
         if only_process(stopped)?.0 != followed.pid {
             return Err(CaptureError::ProcessGone);
         }
-        let is_new = self.link.as_ref().is_some_and(|link| link.is_new);
         if is_new {
             followed.threads.forget();
         }
@@ -412,6 +428,36 @@ impl Capture {
     }
 }
 
+/// What one stop gave.
+struct Reading<'journal> {
+    process: ProcessDelta,
+    input_position: u64,
+    bulk: Bulk<'journal>,
+}
+
+/// The content of the pages: where it will be read, or aside when the journal is too full.
+enum Bulk<'journal> {
+    InJournal(JournalRoom<'journal>),
+    Aside(Vec<u8>),
+}
+
+impl Bulk<'_> {
+    fn target(&mut self, length: usize) -> &mut [u8] {
+        match self {
+            Bulk::InJournal(room) => &mut room[..length],
+            Bulk::Aside(content) => content,
+        }
+    }
+
+    /// Gives the room in the journal back.
+    fn into_content(self, length: usize) -> Vec<u8> {
+        match self {
+            Bulk::InJournal(room) => room[..length].to_vec(),
+            Bulk::Aside(content) => content,
+        }
+    }
+}
+
 impl Followed {
     fn read(
         &mut self,
@@ -423,11 +469,14 @@ impl Followed {
         shared_pending.clear();
         stopped.shared_pending_signals(self.leader, &mut shared_pending)?;
         let state = self.read_state(stopped, due, is_new, &shared_pending)?;
-        let handled = self.state.as_ref().map_or(0, handled_signals);
+        let awaited = self
+            .state
+            .as_ref()
+            .map_or(Awaited::default(), awaited_signals);
         let mut threads = Vec::new();
         let process = stopped.process(self.pid)?;
         self.threads
-            .capture(stopped, process, &shared_pending, handled, &mut threads)?;
+            .capture(stopped, process, &shared_pending, awaited, &mut threads)?;
         self.shared_pending = shared_pending;
         let memory = self
             .memory
@@ -491,15 +540,42 @@ impl Followed {
     }
 }
 
-/// Signals that a handler of the program's waits for.
-fn handled_signals(state: &ProcessState) -> u64 {
-    let is_handled = |handler: u64| handler > 1;
-    state
-        .signal_actions
-        .iter()
-        .enumerate()
-        .filter(|(_, action)| is_handled(action.handler))
-        .fold(0, |set, (number, _)| set | 1 << number)
+/// Signals by what they will do to the process.
+#[derive(Clone, Copy, Debug, Default)]
+struct Awaited {
+    /// Run a handler of its own.
+    handled: u64,
+    /// End it.
+    fatal: u64,
+}
+
+fn awaited_signals(state: &ProcessState) -> Awaited {
+    let mut awaited = Awaited::default();
+    for (number, action) in (1..).zip(&state.signal_actions) {
+        match action.handler {
+            // SIG_DFL
+            0 if ends_a_process(number) => awaited.fatal |= 1 << (number - 1),
+            // SIG_IGN
+            0 | 1 => {}
+            _ => awaited.handled |= 1 << (number - 1),
+        }
+    }
+    awaited
+}
+
+/// Whether the default action of a signal is an end (signal(7)).
+fn ends_a_process(signal: i32) -> bool {
+    !matches!(
+        signal,
+        libc::SIGCHLD
+            | libc::SIGCONT
+            | libc::SIGURG
+            | libc::SIGWINCH
+            | libc::SIGSTOP
+            | libc::SIGTSTP
+            | libc::SIGTTIN
+            | libc::SIGTTOU
+    )
 }
 
 fn page_count(process: &ProcessDelta) -> u64 {

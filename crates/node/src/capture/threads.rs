@@ -1,6 +1,6 @@
 //! The threads of one process in an epoch.
 
-use super::CaptureError;
+use super::{Awaited, CaptureError};
 use std::collections::HashMap;
 use unbroken_image::{SignalInfo, ThreadState, Tid};
 use unbroken_tracee::{HostTid, Process, Stopped};
@@ -34,19 +34,20 @@ impl Threads {
             .is_none_or(|known| known.first == self.round)
     }
 
-    /// The states of all threads of `process`; `shared` are the signals pending for the process.
+    /// The states of all threads of `process`; `shared` are the signals pending for the process,
+    /// `awaited` what signals will do.
     pub fn capture(
         &mut self,
         stopped: &Stopped<'_>,
         process: &Process,
         shared: &[SignalInfo],
-        handled: u64,
+        awaited: Awaited,
         states: &mut Vec<ThreadState>,
     ) -> Result<(), CaptureError> {
         self.round += 1;
         for thread in process.threads() {
             let (tid, host_tid) = (thread.tid, thread.host_tid);
-            let state = self.capture_one(stopped, tid, host_tid, shared, handled)?;
+            let state = self.capture_one(stopped, tid, host_tid, shared, awaited)?;
             states.push(state);
         }
         let round = self.round;
@@ -60,7 +61,7 @@ impl Threads {
         tid: Tid,
         host_tid: HostTid,
         shared: &[SignalInfo],
-        handled: u64,
+        awaited: Awaited,
     ) -> Result<ThreadState, CaptureError> {
         let signal_mask = stopped.signal_mask(host_tid)?;
         let mut pending = Vec::new();
@@ -81,7 +82,11 @@ impl Threads {
             .iter()
             .chain(shared)
             .fold(0, |set, info| set | bit_of(info));
-        let handler_runs = waiting & handled & !signal_mask != 0;
+        let arriving = waiting & !signal_mask;
+        if arriving & awaited.fatal != 0 {
+            return Err(CaptureError::Doomed);
+        }
+        let handler_runs = arriving & awaited.handled != 0;
         let (registers, blocked_call) = stopped.image_registers(host_tid, handler_runs)?;
         Ok(ThreadState {
             tid,
