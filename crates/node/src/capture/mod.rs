@@ -43,10 +43,15 @@ pub enum CaptureError {
     Socket(SocketError),
     #[error("the service's process ended during a capture")]
     ProcessGone,
+    /// Only SIGKILL moves a thread out of a tracer's stop.
+    #[error("the service was killed during a capture")]
+    Killed,
     /// A signal that will kill it waits for it: a replica with that signal would only die again.
     #[error("a signal is about to kill the service")]
     Doomed,
-    #[error("an earlier capture came to nothing because a part of the service died")]
+    #[error("the service is about to be heard to die")]
+    Waiting,
+    #[error("a capture found the service about to die, and it did not")]
     Interrupted,
     #[error("it has {0} processes; one can be protected in this version")]
     Forked(usize),
@@ -66,7 +71,10 @@ impl CaptureError {
     pub fn is_death(&self) -> bool {
         match self {
             CaptureError::Trace(error) => error.is_death(),
-            CaptureError::ProcessGone | CaptureError::Doomed => true,
+            CaptureError::ProcessGone
+            | CaptureError::Killed
+            | CaptureError::Doomed
+            | CaptureError::Waiting => true,
             CaptureError::Io(error) => error.raw_os_error() == Some(libc::ESRCH),
             _ => false,
         }
@@ -111,8 +119,11 @@ struct Link {
     is_new: bool,
     /// A capture failed half way: what it took of the changes is in no epoch. Only an order to
     /// take over from the last epoch may follow; if the service lives after all, a new fill.
-    is_spoiled: bool,
+    spoiled_at_ns: Option<u64>,
 }
+
+/// A death that a capture ran into is heard of this soon.
+const DEATH_PATIENCE_NS: u64 = 500_000_000;
 
 pub struct Capture {
     announcements: Announcements,
@@ -231,7 +242,7 @@ impl Capture {
             journal,
             fill: Some(Fill::default()),
             is_new: true,
-            is_spoiled: false,
+            spoiled_at_ns: None,
         });
         Ok(())
     }
@@ -265,12 +276,14 @@ impl Capture {
         let Some(mut link) = self.link.take() else {
             return Err(CaptureError::ProcessGone);
         };
-        let result = if link.is_spoiled {
-            Err(CaptureError::Interrupted)
-        } else {
-            self.capture_and_publish(&mut link, tree, line)
+        let result = match link.spoiled_at_ns {
+            Some(since) if now_ns() - since < DEATH_PATIENCE_NS => Err(CaptureError::Waiting),
+            Some(_) => Err(CaptureError::Interrupted),
+            None => self.capture_and_publish(&mut link, tree, line),
         };
-        link.is_spoiled |= result.is_err();
+        if result.is_err() && link.spoiled_at_ns.is_none() {
+            link.spoiled_at_ns = Some(now_ns());
+        }
         link.is_new = false;
         self.link = Some(link);
         result
@@ -293,7 +306,7 @@ impl Capture {
         // A process that is killed meanwhile goes on to its end under our eyes: what was read then
         // may be of one that is half gone, and so may be an error.
         if stopped.is_broken() {
-            return Err(CaptureError::ProcessGone);
+            return Err(CaptureError::Killed);
         }
         let reading = reading?;
         stopped.resume()?;

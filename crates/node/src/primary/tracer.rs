@@ -104,8 +104,8 @@ impl Tracer {
                 Command::Retire | Command::Continue => {}
             }
         }
-        if self.line.handshake.step() == Step::Requested {
-            self.capture_epoch();
+        if self.line.handshake.step() == Step::Requested && !self.capture_epoch() {
+            return false;
         }
         if self.capture.is_filling() {
             self.fill_on();
@@ -128,19 +128,32 @@ impl Tracer {
         }
     }
 
-    fn capture_epoch(&mut self) {
-        let result = self.capture.epoch(&mut self.tree, &self.line);
-        if let Err(error) = result {
-            // The service runs on: Stopped resumes it when it is dropped.
-            if self.line.handshake.failed() {
-                self.line.wake_main();
-            }
-            self.capture_failed(&error);
+    /// False when this thread is to end.
+    fn capture_epoch(&mut self) -> bool {
+        let Err(error) = self.capture.epoch(&mut self.tree, &self.line) else {
+            return true;
+        };
+        // The service runs on: Stopped resumes it when it is dropped.
+        if self.line.handshake.failed() {
+            self.line.wake_main();
         }
+        if let CaptureError::Killed = error {
+            // Certain, and not to be heard again: that resume let it pass the stop in which a
+            // thread is heard to die.
+            log!("no epoch: {error}");
+            self.last_end = End {
+                death: Death::Killed(libc::SIGKILL),
+                crashed: false,
+            };
+            return self.last_dies();
+        }
+        self.capture_failed(&error);
+        true
     }
 
     fn capture_failed(&mut self, error: &CaptureError) {
         match error {
+            CaptureError::Waiting => {}
             // The events that follow say how. The link stays: the standby may be told to take over.
             death if death.is_death() => log!("no epoch: {death}"),
             CaptureError::Unfit(why) => {

@@ -66,7 +66,7 @@ impl Closings {
             list.spare_diag = TcpDiag::of_namespace(socket).ok();
         }
         list.connections.push(connection);
-        if list.connections.len() % TIDY_AT == 0 {
+        if list.connections.len().is_multiple_of(TIDY_AT) {
             list.tidy();
         }
     }
