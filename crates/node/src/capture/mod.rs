@@ -7,9 +7,11 @@
 
 mod announcements;
 mod closed;
+mod error;
 mod fill;
 mod memory;
 mod objects;
+mod process;
 mod threads;
 
 use crate::clock::now_ns;
@@ -19,96 +21,17 @@ use crate::record::{Cause, Record};
 use crate::stage::announcement::Announcement;
 use crate::stage::notifier::Announcements;
 use announcements::Due;
+pub use error::CaptureError;
 use fill::Fill;
 use memory::Memory;
 use objects::{Objects, ObjectsDelta};
+use process::Followed;
 use std::io;
 use std::os::fd::OwnedFd;
-use threads::Threads;
-use unbroken_image::{
-    Epoch, Mark, PAGE_SIZE, Pid, ProcessDelta, ProcessState, SignalInfo, encode_into,
-};
-use unbroken_objects::socket::SocketError;
+use unbroken_image::{Epoch, Mark, PAGE_SIZE, Pid, ProcessDelta, encode_into};
 use unbroken_objects::table::Source;
-use unbroken_tracee::{HostPid, HostTid, Process, Stopped, TraceError, Tree};
+use unbroken_tracee::{HostPid, HostTid, Process, Stopped, Tree};
 use unbroken_wire::log::{JournalRoom, JournalWriter};
-
-#[derive(Debug, thiserror::Error)]
-pub enum CaptureError {
-    #[error(transparent)]
-    Trace(#[from] TraceError),
-    #[error(transparent)]
-    Object(unbroken_objects::Error),
-    #[error(transparent)]
-    Socket(SocketError),
-    #[error("the service's process ended during a capture")]
-    ProcessGone,
-    /// Only SIGKILL moves a thread out of a tracer's stop.
-    #[error("the service was killed during a capture")]
-    Killed,
-    /// A signal that will kill it waits for it: a replica with that signal would only die again.
-    #[error("a signal is about to kill the service")]
-    Doomed,
-    #[error("the service is about to be heard to die")]
-    Waiting,
-    #[error("a capture found the service about to die, and it did not")]
-    Interrupted,
-    #[error("it has {0} processes; one can be protected in this version")]
-    Forked(usize),
-    /// What the service has cannot be replicated; why.
-    #[error("{0}")]
-    Unfit(String),
-    #[error("the standby has not taken its epochs for {0} s")]
-    StandbyStuck(u64),
-    #[error("the mirror differs from the kernel: {0}")]
-    Mirror(String),
-    #[error("{0}")]
-    Io(#[from] io::Error),
-}
-
-impl CaptureError {
-    /// Whether it means that the service, or a part of it, died meanwhile.
-    pub fn is_death(&self) -> bool {
-        match self {
-            CaptureError::Trace(error) => error.is_death(),
-            CaptureError::ProcessGone
-            | CaptureError::Killed
-            | CaptureError::Doomed
-            | CaptureError::Waiting => true,
-            CaptureError::Io(error) => error.raw_os_error() == Some(libc::ESRCH),
-            _ => false,
-        }
-    }
-}
-
-impl From<unbroken_objects::Error> for CaptureError {
-    fn from(error: unbroken_objects::Error) -> CaptureError {
-        match error {
-            unbroken_objects::Error::Refused { .. } => CaptureError::Unfit(error.to_string()),
-            other => CaptureError::Object(other),
-        }
-    }
-}
-
-impl From<SocketError> for CaptureError {
-    fn from(error: SocketError) -> CaptureError {
-        match error {
-            SocketError::Refused { .. } => CaptureError::Unfit(error.to_string()),
-            other => CaptureError::Socket(other),
-        }
-    }
-}
-
-/// One process of the service while it is replicated.
-struct Followed {
-    pid: Pid,
-    host_pid: HostPid,
-    leader: HostTid,
-    memory: Memory,
-    threads: Threads,
-    state: Option<ProcessState>,
-    shared_pending: Vec<SignalInfo>,
-}
 
 /// The way to one standby.
 struct Link {
@@ -229,15 +152,7 @@ impl Capture {
         self.announcements.set_recording(true);
         let memory = Memory::install(&mut stopped, leader)?;
         stopped.resume()?;
-        self.followed = Some(Followed {
-            pid,
-            host_pid,
-            leader,
-            memory,
-            threads: Threads::default(),
-            state: None,
-            shared_pending: Vec::new(),
-        });
+        self.followed = Some(Followed::new(pid, host_pid, leader, memory));
         self.link = Some(Link {
             journal,
             fill: Some(Fill::default()),
@@ -469,126 +384,6 @@ impl Bulk<'_> {
             Bulk::Aside(content) => content,
         }
     }
-}
-
-impl Followed {
-    fn read(
-        &mut self,
-        stopped: &mut Stopped<'_>,
-        due: &mut Due,
-        is_new: bool,
-    ) -> Result<ProcessDelta, CaptureError> {
-        let mut shared_pending = std::mem::take(&mut self.shared_pending);
-        shared_pending.clear();
-        stopped.shared_pending_signals(self.leader, &mut shared_pending)?;
-        let state = self.read_state(stopped, due, is_new, &shared_pending)?;
-        let awaited = self
-            .state
-            .as_ref()
-            .map_or(Awaited::default(), awaited_signals);
-        let mut threads = Vec::new();
-        let process = stopped.process(self.pid)?;
-        self.threads
-            .capture(stopped, process, &shared_pending, awaited, &mut threads)?;
-        self.shared_pending = shared_pending;
-        let memory = self
-            .memory
-            .capture(stopped.process(self.pid)?, due, is_new)?;
-        let mut delta = ProcessDelta {
-            pid: self.pid,
-            parent: Pid(1),
-            threads,
-            memory,
-            state,
-            descriptors: Vec::new(),
-        };
-        self.read_attributes(stopped, due, is_new, &mut delta)?;
-        Ok(delta)
-    }
-
-    fn read_state(
-        &mut self,
-        stopped: &mut Stopped<'_>,
-        due: &Due,
-        is_new: bool,
-        shared_pending: &[SignalInfo],
-    ) -> Result<Option<ProcessState>, CaptureError> {
-        let pending_changed = self
-            .state
-            .as_ref()
-            .is_none_or(|state| state.shared_pending != shared_pending);
-        let has_timers = self.state.as_ref().is_some_and(ProcessState::has_timers);
-        if !(due.process_state || due.everything || is_new || pending_changed || has_timers) {
-            return Ok(None);
-        }
-        let mut state = stopped.survey_process(self.pid)?;
-        state.shared_pending = shared_pending.to_vec();
-        self.state = Some(state.clone());
-        Ok(Some(state))
-    }
-
-    /// What belongs to threads and rarely changes: of all threads of a new link, of new threads,
-    /// and of those that announced something.
-    fn read_attributes(
-        &mut self,
-        stopped: &mut Stopped<'_>,
-        due: &Due,
-        is_new: bool,
-        delta: &mut ProcessDelta,
-    ) -> Result<(), CaptureError> {
-        for index in 0..delta.threads.len() {
-            let thread = &mut delta.threads[index];
-            let Some(host_tid) = stopped.host_tid(thread.tid) else {
-                continue;
-            };
-            let announced = due.threads.contains(&host_tid.0.cast_unsigned());
-            if is_new || due.everything || announced || self.threads.is_new(thread.tid) {
-                thread.attributes = Some(stopped.survey_thread(host_tid)?);
-            }
-        }
-        if is_new || due.everything || due.process_state || delta.memory.mappings.is_some() {
-            delta.memory.layout = Some(stopped.survey_memory_layout(self.pid)?);
-        }
-        Ok(())
-    }
-}
-
-/// Signals by what they will do to the process.
-#[derive(Clone, Copy, Debug, Default)]
-struct Awaited {
-    /// Run a handler of its own.
-    handled: u64,
-    /// End it.
-    fatal: u64,
-}
-
-fn awaited_signals(state: &ProcessState) -> Awaited {
-    let mut awaited = Awaited::default();
-    for (number, action) in (1..).zip(&state.signal_actions) {
-        match action.handler {
-            // SIG_DFL
-            0 if ends_a_process(number) => awaited.fatal |= 1 << (number - 1),
-            // SIG_IGN
-            0 | 1 => {}
-            _ => awaited.handled |= 1 << (number - 1),
-        }
-    }
-    awaited
-}
-
-/// Whether the default action of a signal is an end (signal(7)).
-fn ends_a_process(signal: i32) -> bool {
-    !matches!(
-        signal,
-        libc::SIGCHLD
-            | libc::SIGCONT
-            | libc::SIGURG
-            | libc::SIGWINCH
-            | libc::SIGSTOP
-            | libc::SIGTSTP
-            | libc::SIGTTIN
-            | libc::SIGTTOU
-    )
 }
 
 fn page_count(process: &ProcessDelta) -> u64 {

@@ -1,6 +1,7 @@
 //! The threads of one process in an epoch.
 
-use super::{Awaited, CaptureError};
+use super::CaptureError;
+use super::process::Awaited;
 use std::collections::HashMap;
 use unbroken_image::{SignalInfo, ThreadState, Tid};
 use unbroken_tracee::{HostTid, Process, Stopped};

@@ -1,0 +1,152 @@
+//! One process of the service in an epoch: threads, memory, and what rarely changes.
+
+use super::CaptureError;
+use super::announcements::Due;
+use super::memory::Memory;
+use super::threads::Threads;
+use unbroken_image::{Pid, ProcessDelta, ProcessState, SignalInfo};
+use unbroken_tracee::{HostPid, HostTid, Stopped};
+
+/// One process of the service while it is replicated.
+pub(super) struct Followed {
+    pub pid: Pid,
+    pub host_pid: HostPid,
+    leader: HostTid,
+    pub memory: Memory,
+    pub threads: Threads,
+    state: Option<ProcessState>,
+    shared_pending: Vec<SignalInfo>,
+}
+
+impl Followed {
+    pub fn new(pid: Pid, host_pid: HostPid, leader: HostTid, memory: Memory) -> Followed {
+        Followed {
+            pid,
+            host_pid,
+            leader,
+            memory,
+            threads: Threads::default(),
+            state: None,
+            shared_pending: Vec::new(),
+        }
+    }
+
+    /// What changed in it, without its descriptors and the content of its pages.
+    pub fn read(
+        &mut self,
+        stopped: &mut Stopped<'_>,
+        due: &mut Due,
+        is_new: bool,
+    ) -> Result<ProcessDelta, CaptureError> {
+        let mut shared_pending = std::mem::take(&mut self.shared_pending);
+        shared_pending.clear();
+        stopped.shared_pending_signals(self.leader, &mut shared_pending)?;
+        let state = self.read_state(stopped, due, is_new, &shared_pending)?;
+        let awaited = self
+            .state
+            .as_ref()
+            .map_or(Awaited::default(), awaited_signals);
+        let mut threads = Vec::new();
+        let process = stopped.process(self.pid)?;
+        self.threads
+            .capture(stopped, process, &shared_pending, awaited, &mut threads)?;
+        self.shared_pending = shared_pending;
+        let memory = self
+            .memory
+            .capture(stopped.process(self.pid)?, due, is_new)?;
+        let mut delta = ProcessDelta {
+            pid: self.pid,
+            parent: Pid(1),
+            threads,
+            memory,
+            state,
+            descriptors: Vec::new(),
+        };
+        self.read_attributes(stopped, due, is_new, &mut delta)?;
+        Ok(delta)
+    }
+
+    fn read_state(
+        &mut self,
+        stopped: &mut Stopped<'_>,
+        due: &Due,
+        is_new: bool,
+        shared_pending: &[SignalInfo],
+    ) -> Result<Option<ProcessState>, CaptureError> {
+        let pending_changed = self
+            .state
+            .as_ref()
+            .is_none_or(|state| state.shared_pending != shared_pending);
+        let has_timers = self.state.as_ref().is_some_and(ProcessState::has_timers);
+        if !(due.process_state || due.everything || is_new || pending_changed || has_timers) {
+            return Ok(None);
+        }
+        let mut state = stopped.survey_process(self.pid)?;
+        state.shared_pending = shared_pending.to_vec();
+        self.state = Some(state.clone());
+        Ok(Some(state))
+    }
+
+    /// What belongs to threads and rarely changes: of all threads of a new link, of new threads,
+    /// and of those that announced something.
+    fn read_attributes(
+        &mut self,
+        stopped: &mut Stopped<'_>,
+        due: &Due,
+        is_new: bool,
+        delta: &mut ProcessDelta,
+    ) -> Result<(), CaptureError> {
+        for index in 0..delta.threads.len() {
+            let thread = &mut delta.threads[index];
+            let Some(host_tid) = stopped.host_tid(thread.tid) else {
+                continue;
+            };
+            let announced = due.threads.contains(&host_tid.0.cast_unsigned());
+            if is_new || due.everything || announced || self.threads.is_new(thread.tid) {
+                thread.attributes = Some(stopped.survey_thread(host_tid)?);
+            }
+        }
+        if is_new || due.everything || due.process_state || delta.memory.mappings.is_some() {
+            delta.memory.layout = Some(stopped.survey_memory_layout(self.pid)?);
+        }
+        Ok(())
+    }
+}
+
+/// Signals by what they will do to the process.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Awaited {
+    /// Run a handler of its own.
+    pub handled: u64,
+    /// End it.
+    pub fatal: u64,
+}
+
+fn awaited_signals(state: &ProcessState) -> Awaited {
+    let mut awaited = Awaited::default();
+    for (number, action) in (1..).zip(&state.signal_actions) {
+        match action.handler {
+            // SIG_DFL
+            0 if ends_a_process(number) => awaited.fatal |= 1 << (number - 1),
+            // SIG_IGN
+            0 | 1 => {}
+            _ => awaited.handled |= 1 << (number - 1),
+        }
+    }
+    awaited
+}
+
+/// Whether the default action of a signal is an end (signal(7)).
+fn ends_a_process(signal: i32) -> bool {
+    !matches!(
+        signal,
+        libc::SIGCHLD
+            | libc::SIGCONT
+            | libc::SIGURG
+            | libc::SIGWINCH
+            | libc::SIGSTOP
+            | libc::SIGTSTP
+            | libc::SIGTTIN
+            | libc::SIGTTOU
+    )
+}
