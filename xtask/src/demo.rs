@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use unbroken_clients::{ClientError, Report, Running, config, icecast, irc};
 use unbroken_harness::{
-    Kill, KillEvent, KillPlan, Launch, Random, Scratch, Service, Target, namespace, run_to_end,
+    Kill, KillEvent, KillPlan, Launch, Random, Scratch, Service, Target, assert_namespace_empty,
+    namespace, run_to_end,
 };
 
 use crate::packages::{self, install_missing};
@@ -78,6 +79,7 @@ pub fn run() -> Result<()> {
         rows.push(row);
         verdicts.push(verdict);
     }
+    assert_namespace_empty()?;
     println!("\nin the end, after everything under way had arrived:");
     table.draw_now(&rows);
     judge(verdicts)
@@ -202,7 +204,7 @@ impl Act {
         let moments_us: Vec<u64> = kills.iter().map(|kill| tally.us_at(kill.at)).collect();
         let summary = summary(self.server, &report, &moments_us);
         self.service
-            .stop()
+            .stop_beside_others()
             .with_context(|| format!("stopping {}", self.server))?;
         Ok((row, report.verdict().map(|()| summary)))
     }

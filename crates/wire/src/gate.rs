@@ -254,27 +254,26 @@ impl Released<'_> {
                 self.gate.frames.trim_front(bytes);
                 self.gate.statistics.bytes += bytes as u64;
             }
-            _ => self.pop(now_ns),
+            _ => {
+                self.pop(now_ns);
+            }
         }
     }
 
-    /// Takes off what [`peek`](Self::peek) shows, which is out as of `now_ns`. Nothing happens when
-    /// there is none.
-    pub fn pop(&mut self, now_ns: u64) {
-        if self.peek().is_none() {
-            return;
-        }
+    /// Takes off what [`peek`](Self::peek) shows, which is out as of `now_ns`, and says how long it
+    /// was held, in nanoseconds. `None`, and nothing happens, when there is none.
+    pub fn pop(&mut self, now_ns: u64) -> Option<u64> {
+        self.peek()?;
         let Gate {
             frames, statistics, ..
         } = &mut *self.gate;
-        if let Some(frame) = frames.front() {
-            statistics
-                .hold_ns
-                .record(now_ns.saturating_sub(frame.stamp));
-            statistics.frames += 1;
-            statistics.bytes += frame.bytes.len() as u64;
-        }
+        let frame = frames.front()?;
+        let held_ns = now_ns.saturating_sub(frame.stamp);
+        statistics.hold_ns.record(held_ns);
+        statistics.frames += 1;
+        statistics.bytes += frame.bytes.len() as u64;
         frames.pop();
+        Some(held_ns)
     }
 }
 

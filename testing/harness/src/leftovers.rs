@@ -82,6 +82,12 @@ pub fn assert_gone(name: &str, marker: &Marker) -> Result<()> {
     })
 }
 
+/// Waits until no service has left a device, route or packet filter in the calling thread's
+/// namespace.
+pub fn assert_namespace_empty() -> Result<()> {
+    assert_none_left("all services", namespace::residue)
+}
+
 /// Waits until `find` finds nothing more.
 pub(crate) fn assert_none_left(
     name: &str,

@@ -14,7 +14,7 @@ mod service;
 mod status;
 mod unbroken;
 
-pub use leftovers::{Marker, assert_gone};
+pub use leftovers::{Marker, assert_gone, assert_namespace_empty};
 pub use nix::sys::signal::Signal;
 pub use plain::Plain;
 pub use process::{Ended, send, wait_until};

@@ -127,8 +127,19 @@ impl Primary {
         }
         busy |= self.traffic.collect_output(false)?;
         self.traffic.pass(&self.role);
-        busy |= self.traffic.send_released()?;
+        busy |= self.send_released()?;
         Ok(busy)
+    }
+
+    /// Sends what may go; true when there was any. How long a protected service's output waited is
+    /// shown.
+    pub(super) fn send_released(&mut self) -> io::Result<bool> {
+        let (board, protected) = (&self.common.board, self.role.release_permit().is_some());
+        self.traffic.send_released(|held_ns| {
+            if protected {
+                board.record_hold(held_ns);
+            }
+        })
     }
 
     /// Takes the next step of the capture under way, if the tracer has made one.

@@ -72,7 +72,7 @@ impl Primary {
             self.apply(Event::ServiceEnded)?;
             self.traffic.collect_output(true)?;
             self.traffic.pass(&self.role);
-            self.traffic.send_released()?;
+            self.send_released()?;
             return Ok(());
         }
         let state = self.role.state();
@@ -159,7 +159,7 @@ impl Primary {
                 .answer(&asker, Err("the standby died meanwhile"));
             return Ok(());
         }
-        self.traffic.send_released()?;
+        self.send_released()?;
         self.apply(Event::TakeoverOrdered(None))?;
         self.ending.handed_over = true;
         let cause = record::Cause::Switchover(asker);

@@ -225,8 +225,8 @@ impl Traffic {
         }
     }
 
-    /// Sends what may go; true when there was any.
-    pub fn send_released(&mut self) -> io::Result<bool> {
+    /// Sends what may go; true when there was any. `held` is told of each how long it waited.
+    pub fn send_released(&mut self, mut held: impl FnMut(u64)) -> io::Result<bool> {
         let mut any = false;
         let mut released = self.gate.released();
         while let Some(frame) = released.peek() {
@@ -237,7 +237,7 @@ impl Traffic {
                 OutputKind::StandardOutput => write_text(&self.outputs[0], frame.bytes()),
                 OutputKind::StandardError => write_text(&self.outputs[1], frame.bytes()),
             }
-            released.pop(now_ns());
+            released.pop(now_ns()).into_iter().for_each(&mut held);
             any = true;
         }
         Ok(any)
