@@ -41,13 +41,16 @@ pub fn bind(tid: i32, cores: &[usize]) -> io::Result<()> {
     check(unsafe { libc::sched_setaffinity(tid, size_of_val(&set), &raw const set) })
 }
 
-/// Makes thread `tid` (0: the caller) run before all ordinary ones (`SCHED_FIFO`, priority 1 to
-/// 99). Children of it do not inherit this.
-pub fn make_urgent(tid: i32, priority: i32) -> io::Result<()> {
-    let parameter = libc::sched_param {
-        sched_priority: priority,
+/// Whether the calling thread runs before every thread of an ordinary policy as soon as it wakes
+/// (`SCHED_FIFO`, priority 1). Threads and processes that it makes do not inherit it. Needs
+/// `CAP_SYS_NICE` to switch on. A thread that spins under it starves its core (HAZARDS 138).
+pub fn set_urgent(urgent: bool) -> io::Result<()> {
+    let (policy, sched_priority) = if urgent {
+        (libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, 1)
+    } else {
+        (libc::SCHED_OTHER, 0)
     };
-    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
-    // SAFETY: `parameter` lives through the call.
-    check(unsafe { libc::sched_setscheduler(tid, policy, &raw const parameter) })
+    let parameter = libc::sched_param { sched_priority };
+    // SAFETY: `parameter` lives through the call; 0 is the calling thread.
+    check(unsafe { libc::sched_setscheduler(0, policy, &raw const parameter) })
 }

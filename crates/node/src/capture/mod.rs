@@ -233,6 +233,7 @@ impl Capture {
             input_position,
             bulk,
         } = reading;
+        self.objects.describe(&mut self.delta);
         let pages = page_count(&process);
         let epoch = Epoch {
             term: next.term,
@@ -289,8 +290,7 @@ impl Capture {
             self.verify_mirror(stopped)?;
         }
         let bulk_bytes = (page_count(&process) * PAGE_SIZE) as usize;
-        // The description is as long as what the sockets hold and little more.
-        let room_bytes = bulk_bytes + description_bound(&self.delta) + (256 << 10);
+        let room_bytes = bulk_bytes + self.delta.description_bound() + (256 << 10);
         let mut bulk = match journal.reserve(room_bytes) {
             Some(room) => Bulk::InJournal(room),
             None => Bulk::Aside(vec![0; bulk_bytes]),
@@ -414,13 +414,4 @@ fn refuse_lost_relatives(process: &Process) -> Result<(), CaptureError> {
             Err(CaptureError::Unfit(why))
         }
     }
-}
-
-/// Bytes that queues of sockets and pipes put into a description, at most.
-fn description_bound(delta: &ObjectsDelta) -> usize {
-    delta
-        .objects
-        .iter()
-        .map(|(_, object)| object.content_bytes() + 512)
-        .sum()
 }

@@ -38,11 +38,17 @@ pub(super) struct Objects {
     tuples: BTreeMap<ObjectId, Tuple>,
 }
 
+/// A connection's description without its queues: numbers, and some forty options.
+const CONNECTION_BYTES_MAX: usize = 2048;
+
 /// The objects' part of an epoch. The buffers are used again.
 #[derive(Default)]
 pub(super) struct ObjectsDelta {
     pub slots: Vec<(Pid, DescriptorChange)>,
     pub objects: Vec<(ObjectId, Object)>,
+    /// Connections on which packets, reads or writes moved something, and what their queues hold.
+    moved: Vec<ObjectId>,
+    moved_bytes: usize,
     pub gone: Vec<ObjectId>,
     /// The connections among `objects` and `gone`, as the wire names them.
     pub connections: ConnectionChange,
@@ -52,9 +58,18 @@ impl ObjectsDelta {
     pub fn clear(&mut self) {
         self.slots.clear();
         self.objects.clear();
+        self.moved.clear();
+        self.moved_bytes = 0;
         self.gone.clear();
         self.connections.stood.clear();
         self.connections.gone.clear();
+    }
+
+    /// Bytes that it puts into a description, at most: little but what sockets and pipes hold.
+    pub fn description_bound(&self) -> usize {
+        let whole = self.objects.iter();
+        let whole: usize = whole.map(|(_, object)| object.content_bytes() + 512).sum();
+        whole + self.moved_bytes + self.moved.len() * CONNECTION_BYTES_MAX
     }
 }
 
@@ -127,7 +142,17 @@ impl Objects {
         };
         let mirror = &mut self.mirror;
         self.closed
-            .update(&context, stands, || mirror.number_unlisted(), delta)?;
+            .update(&context, stands, || mirror.number_unlisted(), delta)
+    }
+
+    /// Completes the delta with what need not be done while the service stands.
+    pub fn describe(&mut self, delta: &mut ObjectsDelta) {
+        for id in delta.moved.drain(..) {
+            if let Some(Connection { state, .. }) = self.connections.get(&id) {
+                let object = Object::TcpConnection(state.clone());
+                delta.objects.push((id, object));
+            }
+        }
         for (id, object) in &delta.objects {
             if let Object::TcpConnection(connection) = object {
                 delta.connections.take(connection);
@@ -137,7 +162,6 @@ impl Objects {
         for id in &delta.gone {
             delta.connections.gone.extend(self.tuples.remove(id));
         }
-        Ok(())
     }
 
     /// I7: compares the mirror with the kernel.
@@ -239,11 +263,9 @@ impl Objects {
         let descriptor = self.mirror.duplicate(id)?;
         let socket = descriptor.as_fd();
         if let Some(Connection { state, tracker }) = self.connections.get_mut(&id) {
-            if tcp::fingerprint(socket)? != *tracker.fingerprint() {
-                tracker.capture_into(socket, state, false)?;
-                delta
-                    .objects
-                    .push((id, Object::TcpConnection(state.clone())));
+            if tracker.look(socket, state)? {
+                delta.moved.push(id);
+                delta.moved_bytes += state.send_queue.len() + state.receive_queue.len();
             }
         } else if let Some(state) = self.datagrams.get_mut(&id) {
             if udp::capture_into(socket, state, false)? {

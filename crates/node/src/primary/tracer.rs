@@ -7,6 +7,7 @@ use crate::handshake::Step;
 use crate::log;
 use crate::record::Cause;
 use std::sync::Arc;
+use unbroken_sys::affinity;
 use unbroken_tracee::{Death, Event, TraceError, Tree};
 
 pub struct Tracer {
@@ -18,6 +19,7 @@ pub struct Tracer {
     /// The end of the process that ended last, and whether it has been told.
     last_end: End,
     told: bool,
+    urgent: bool,
 }
 
 /// How a process ended; `crashed` by a fault of its own.
@@ -39,6 +41,7 @@ impl Tracer {
                 crashed: false,
             },
             told: false,
+            urgent: false,
         }
     }
 
@@ -83,8 +86,16 @@ impl Tracer {
         }
     }
 
-    /// While a fill runs, its work goes on between events; otherwise this blocks.
+    /// While a fill runs, its work goes on between events; otherwise this blocks. A thread that
+    /// blocks may be urgent: a pause then is not lengthened by whoever else wants this core. One
+    /// that copies memory by the megabyte must not be.
     fn next_event(&mut self) -> Result<Option<Event>, TraceError> {
+        let filling = self.capture.is_filling();
+        if self.urgent == filling {
+            self.urgent = !filling;
+            // Without the right to it pauses are longer under load, and that is all.
+            let _ = affinity::set_urgent(self.urgent);
+        }
         if self.capture.is_filling() {
             self.tree.poll()
         } else {

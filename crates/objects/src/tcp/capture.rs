@@ -149,6 +149,33 @@ impl Tracker {
         attributes_changed: bool,
     ) -> Result<(), SocketError> {
         let info = tcp::info(fd).context("read TCP_INFO", SUBJECT)?;
+        let fingerprint = fingerprint_from(fd, &info)?;
+        self.take(fd, &info, fingerprint, connection, attributes_changed)
+    }
+
+    /// As [`Tracker::capture_into`] without attributes, if anything moved; says whether it did.
+    pub fn look(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        connection: &mut TcpConnection,
+    ) -> Result<bool, SocketError> {
+        let info = tcp::info(fd).context("read TCP_INFO", SUBJECT)?;
+        let fingerprint = fingerprint_from(fd, &info)?;
+        if fingerprint == self.fingerprint {
+            return Ok(false);
+        }
+        self.take(fd, &info, fingerprint, connection, false)?;
+        Ok(true)
+    }
+
+    fn take(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        info: &Info,
+        fingerprint: Fingerprint,
+        connection: &mut TcpConnection,
+        attributes_changed: bool,
+    ) -> Result<(), SocketError> {
         let phase = phase_of(info.state).ok_or(SocketError::Refused {
             what: "a connection that became a listener",
             why: "it is another kind of object now; capture it as a listener",
@@ -162,10 +189,10 @@ impl Tracker {
             connection.options = u32::from(info.options);
             connection.send_window_scale = info.send_scale();
             connection.receive_window_scale = info.receive_scale();
-            self.synchronise(fd, &info, connection)?;
+            self.synchronise(fd, info, connection)?;
         }
-        self.fingerprint = fingerprint_from(fd, &info)?;
-        self.read(fd, &info, connection)
+        self.fingerprint = fingerprint;
+        self.read(fd, info, connection)
     }
 
     /// The fingerprint at the last capture: while [`fingerprint`] gives an equal one, another
