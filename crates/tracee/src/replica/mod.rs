@@ -25,8 +25,9 @@ use shared::SharedObjects;
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use threads::Birth;
+use unbroken_image::object::FileLock;
 use unbroken_image::{
-    Epoch, FileIdentity, MemoryDelta, Pid, ProcessDelta, ProcessState, ThreadState, Tid,
+    Epoch, Fd, FileIdentity, MemoryDelta, Pid, ProcessDelta, ProcessState, ThreadState, Tid,
 };
 use unbroken_sys::channel::Channel;
 use unbroken_sys::signal;
@@ -145,6 +146,18 @@ impl Replica {
         self.while_stopped(|replica, stopped| {
             let leader = stopped.process(pid)?.leader();
             descriptors::install(stopped, leader, &replica.channel, descriptors)
+        })
+    }
+
+    /// Makes a process lock ranges of its files (`F_SETLK`), through descriptors that it has by
+    /// now.
+    pub fn lock_ranges(&mut self, pid: Pid, locks: &[(Fd, FileLock)]) -> Result<(), ReplicaError> {
+        if locks.is_empty() {
+            return Ok(());
+        }
+        self.while_stopped(|_, stopped| {
+            let leader = stopped.process(pid)?.leader();
+            descriptors::lock_ranges(stopped, leader, locks)
         })
     }
 
