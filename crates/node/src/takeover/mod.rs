@@ -60,6 +60,7 @@ impl Following {
         let restored = self.restore_objects()?;
         await_end(&self.predecessor.stage)?;
         objects::take_files_over(&self.image.objects, &restored.descriptors)?;
+        objects::seal_memory_files(&self.image.objects, &restored.descriptors);
         self.install_descriptors(&restored)?;
         let Following { replica, .. } = self;
         let mut tree = replica.go_live(now_ns())?;

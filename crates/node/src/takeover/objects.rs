@@ -223,6 +223,23 @@ fn cut_back(state: &RegularFile, descriptor: &OwnedFd) -> Result<(), RestoreErro
     Ok(())
 }
 
+/// Memfds are sealed again, when all their content and all their mappings are there.
+pub fn seal_memory_files(
+    objects: &BTreeMap<ObjectId, Object>,
+    descriptors: &BTreeMap<ObjectId, OwnedFd>,
+) {
+    for (id, object) in objects {
+        if let (Object::MemoryFile(state), Some(descriptor)) = (object, descriptors.get(id))
+            // A mapping that was made before could be written through, which the kernel does not
+            // allow beside a seal against writes. The service is better off without the seal than
+            // without its replica.
+            && let Err(error) = memfd::seal(descriptor.as_fd(), state)
+        {
+            crate::log!("without its seals: {error}");
+        }
+    }
+}
+
 /// The ranges that process `pid`, whose descriptors these are, must lock itself: such a lock is
 /// the process's own, whoever opened the file.
 pub fn locks_of_process(
