@@ -119,13 +119,17 @@ impl Replica {
         })
     }
 
-    /// Takes in a committed epoch: processes, threads and memory. `bulk` is the content of its
-    /// pages. After an error the replica is void.
+    /// Takes in a committed epoch: processes, threads and memory, that of memfds included. `bulk`
+    /// is the content of its pages. After an error the replica is void.
     ///
-    /// Objects and descriptors are the caller's until a takeover.
+    /// Other objects, and descriptors, are the caller's until a takeover.
     pub fn apply(&mut self, epoch: &Epoch, bulk: &[u8]) -> Result<(), ReplicaError> {
         self.while_stopped(|replica, stopped| {
-            replica.apply_processes(stopped, &epoch.processes, bulk)
+            replica.apply_processes(stopped, &epoch.processes, bulk)?;
+            // After the pages: what was read out of a memfd at the same stop is no older.
+            replica.shared.take_states(&epoch.objects, &epoch.gone)?;
+            replica.forget_unused_memory();
+            Ok(())
         })
     }
 
@@ -214,21 +218,19 @@ impl Replica {
             }
         }
         self.end_what_is_gone(stopped, processes)?;
-        if processes
-            .iter()
-            .any(|delta| delta.memory.mappings.is_some())
-        {
-            let mappings = self
-                .processes
-                .values()
-                .flat_map(|process| process.memory.mappings());
-            self.shared.keep_only(mappings);
-        }
         if used == bulk.len() {
             Ok(())
         } else {
             Err(ReplicaError::WrongLength)
         }
+    }
+
+    fn forget_unused_memory(&mut self) {
+        let mappings = self
+            .processes
+            .values()
+            .flat_map(|process| process.memory.mappings());
+        self.shared.keep_only(mappings);
     }
 
     /// Parents come before children in an epoch.
