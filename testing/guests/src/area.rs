@@ -139,6 +139,22 @@ impl Area {
         Ok(())
     }
 
+    /// Whether the kernel can read the page for the process: how a guard is seen without dying of
+    /// it.
+    pub fn can_be_read(&self, page: usize) -> bool {
+        let mut byte = 0u8;
+        let local = libc::iovec {
+            iov_base: (&raw mut byte).cast(),
+            iov_len: 1,
+        };
+        let remote = libc::iovec {
+            iov_base: self.place(page * PAGE, 1),
+            iov_len: 1,
+        };
+        // SAFETY: one byte of this process is copied to a local.
+        unsafe { libc::process_vm_readv(libc::getpid(), &local, 1, &remote, 1, 0) == 1 }
+    }
+
     /// The line of /proc/self/smaps with this name, of the mapping that holds this page.
     pub fn smaps(&self, page: usize, name: &str) -> io::Result<String> {
         let address = self.start + page * PAGE;
@@ -184,5 +200,49 @@ impl Drop for Area {
     fn drop(&mut self) {
         // SAFETY: the mapping is this area's own and no reference into it is ever given out.
         unsafe { libc::munmap(self.start as *mut c_void, self.length) };
+    }
+}
+
+/// The heap's end, moved by hand.
+#[derive(Debug)]
+pub struct Break;
+
+impl Break {
+    /// Makes the C library's allocator take memory by mmap alone from now on, once what it has is
+    /// used up: with the break in our hands it sees that its heap no longer continues.
+    pub fn leave_to_us() {
+        // SAFETY: tunes the allocator; every large allocation then is a mapping of its own.
+        unsafe {
+            libc::mallopt(libc::M_MMAP_THRESHOLD, 1);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+        }
+    }
+
+    pub fn now() -> io::Result<usize> {
+        // SAFETY: brk(0) only tells where it is.
+        Ok(outcome(unsafe { libc::syscall(libc::SYS_brk, 0) })? as usize)
+    }
+
+    /// The program keeps nothing between the old end and the new one.
+    pub fn set(end: usize) -> anyhow::Result<()> {
+        // SAFETY: the guest gives back only what it took by this call.
+        let found = outcome(unsafe { libc::syscall(libc::SYS_brk, end) })? as usize;
+        crate::same("the break as set", found, end)
+    }
+
+    pub fn write(start: usize, bytes: &[u8]) -> anyhow::Result<()> {
+        anyhow::ensure!(start + bytes.len() <= Self::now()?, "beyond the break");
+        for (index, byte) in bytes.iter().enumerate() {
+            // SAFETY: below the break, and above all that the allocator has.
+            unsafe { ((start + index) as *mut u8).write_volatile(*byte) };
+        }
+        Ok(())
+    }
+
+    pub fn read(start: usize, length: usize) -> anyhow::Result<Vec<u8>> {
+        anyhow::ensure!(start + length <= Self::now()?, "beyond the break");
+        // SAFETY: below the break, and above all that the allocator has.
+        let byte = |index| unsafe { ((start + index) as *const u8).read_volatile() };
+        Ok((0..length).map(byte).collect())
     }
 }

@@ -9,7 +9,10 @@
 
 pub mod area;
 pub mod raw;
+pub mod registers;
+pub mod robust;
 pub mod signals;
+pub mod timer;
 
 use std::fmt::Debug;
 use std::io::{self, BufRead, BufReader, Write};

@@ -106,3 +106,32 @@ pub fn clock_ns(clock: libc::clockid_t) -> io::Result<u64> {
 pub fn monotonic_ns() -> io::Result<u64> {
     clock_ns(libc::CLOCK_MONOTONIC)
 }
+
+/// A `prctl` that answers with its value.
+pub fn prctl_get(option: i32) -> io::Result<i64> {
+    // SAFETY: these options take no pointer; PR_GET_TIMERSLACK, PR_GET_DUMPABLE, ... return it.
+    outcome(unsafe { libc::prctl(option, 0u64, 0u64, 0u64, 0u64) })
+}
+
+/// A `prctl` that sets an integer.
+pub fn prctl_set(option: i32, value: u64) -> io::Result<()> {
+    // SAFETY: these options take an integer.
+    outcome(unsafe { libc::prctl(option, value, 0u64, 0u64, 0u64) }).map(drop)
+}
+
+/// The same without the vDSO.
+pub fn clock_by_call_ns(clock: libc::clockid_t) -> io::Result<u64> {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the structure is a local.
+    outcome(unsafe { libc::syscall(libc::SYS_clock_gettime, clock, &mut time) })?;
+    Ok(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+}
+
+/// The processor that the thread runs on: the C library reads it where rseq keeps it.
+pub fn current_processor() -> io::Result<i64> {
+    // SAFETY: takes nothing.
+    outcome(unsafe { libc::sched_getcpu() })
+}

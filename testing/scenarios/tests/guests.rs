@@ -4,7 +4,7 @@
 mod guest;
 
 use anyhow::Result;
-use guest::moved_twice;
+use guest::{moved, moved_with};
 
 /// A test of its own for each guest, so that they have names and run in parallel.
 macro_rules! guests {
@@ -12,7 +12,7 @@ macro_rules! guests {
         $(
             #[test]
             fn $test() -> Result<()> {
-                moved_twice($program)
+                moved($program)
             }
         )*
     };
@@ -28,4 +28,23 @@ guests! {
     timer_descriptors_keep_their_deadlines: "timerfd",
     signal_descriptors_keep_what_waits: "signalfd",
     epoll_sets_report_the_same: "epoll",
+    memory_is_what_it_was_page_by_page: "memory",
+    the_heap_ends_where_it_ended: "heap",
+    stacks_keep_every_frame: "stack",
+    mapped_files_are_still_mapped: "mapped_file",
+    shared_memory_is_still_shared: "shared_memory",
+    signal_actions_and_stacks_are_in_force: "signals",
+    pending_signals_wait_in_order: "pending",
+    timers_fire_when_they_should: "timers",
+    clocks_never_go_back: "clock",
+    vector_registers_hold_their_values: "vector",
+    threads_are_who_they_were: "threads",
+    a_process_is_what_it_was: "process",
+    what_is_denied_stays_denied: "denied",
+    datagrams_wait_to_be_read: "udp",
+}
+
+#[test]
+fn a_service_without_rights_gets_none() -> Result<()> {
+    moved_with("credentials", &["--user", "nobody"])
 }

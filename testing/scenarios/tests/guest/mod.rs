@@ -1,15 +1,14 @@
 //! A guest under protection, and the conversation with it.
 
+mod network;
+
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use unbroken_harness::{KillPlan, Launch, PATIENCE, Random, Scratch, Service, Target};
 use unbroken_scenarios::{PORT, host};
-
-/// Moves of one guest: to a replica, and to a replica of a replica.
-const MOVES: usize = 2;
 
 /// A protected guest, and the one connection over which everything is said to it.
 pub struct Guest {
@@ -17,7 +16,7 @@ pub struct Guest {
     address: SocketAddr,
     conversation: BufReader<TcpStream>,
     random: Random,
-    _directory: Scratch,
+    directory: Scratch,
 }
 
 impl Guest {
@@ -42,14 +41,30 @@ impl Guest {
             address,
             conversation: BufReader::new(stream),
             random,
-            _directory: directory,
+            directory,
         })
     }
 
     /// Where the guest can be reached.
-    #[allow(dead_code)]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Its address of version 6, as `unbroken run` says it.
+    pub fn address_v6(&self) -> Result<IpAddr> {
+        let (_, printed) = self.service.printed();
+        let (_, addresses) = printed
+            .split_once(" is protected at ")
+            .context("no address was printed")?;
+        let mut words = addresses.split(|c: char| c == ',' || c.is_whitespace());
+        words
+            .find_map(|word| word.parse().ok().filter(IpAddr::is_ipv6))
+            .context("no address of version 6: is IPv6 switched off here?")
+    }
+
+    /// A directory that the guest can write to.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// Says a line and hears `ok`.
@@ -81,6 +96,28 @@ impl Guest {
         Ok(())
     }
 
+    /// Sets it up and checks it: before any kill, which shows that a failure after one is not the
+    /// guest's own; in its replica; in a replica of that, which it has used; and in a replica of a
+    /// replica that never ran much. Returns how many checks that was.
+    pub fn set_up_and_check(&mut self) -> Result<usize> {
+        self.tell("set up")?;
+        let rows = [0, 1, 1, 2];
+        for (number, kills) in rows.into_iter().enumerate() {
+            for _ in 0..kills {
+                self.move_on()?;
+            }
+            self.tell("check")
+                .with_context(|| format!("check {number}, after {kills} kills more"))?;
+        }
+        Ok(rows.len())
+    }
+
+    /// All that a guest goes through which needs nothing of the host.
+    pub fn go_through_all(mut self) -> Result<()> {
+        self.set_up_and_check()?;
+        self.stop()
+    }
+
     /// Ends the guest; nothing of it may be left.
     pub fn stop(self) -> Result<()> {
         self.service.stop()?;
@@ -95,21 +132,12 @@ fn open_to_all(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What every guest that needs nothing of the host goes through. The first check, before any kill,
-/// shows that a failure after one is not the guest's own.
-pub fn moved_twice(program: &str) -> Result<()> {
-    moved_twice_with(program, &[])
+/// What every guest that needs nothing of the host goes through.
+pub fn moved(program: &str) -> Result<()> {
+    moved_with(program, &[])
 }
 
-pub fn moved_twice_with(program: &str, options: &[&str]) -> Result<()> {
-    let mut guest = Guest::start(program, options)?;
-    guest.tell("set up")?;
-    guest.tell("check").context("before any kill")?;
-    for number in 1..=MOVES {
-        guest.move_on()?;
-        guest
-            .tell("check")
-            .with_context(|| format!("after kill {number}"))?;
-    }
-    guest.stop()
+/// As [`moved`], with more options of `unbroken run`.
+pub fn moved_with(program: &str, options: &[&str]) -> Result<()> {
+    Guest::start(program, options)?.go_through_all()
 }
