@@ -48,3 +48,17 @@ guests! {
 fn a_service_without_rights_gets_none() -> Result<()> {
     moved_with("credentials", &["--user", "nobody"])
 }
+
+/// A guest that no test starts proves nothing.
+#[test]
+fn every_guest_has_a_test() -> Result<()> {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let tests = [include_str!("guests.rs"), include_str!("guest/network.rs")].concat();
+    for entry in std::fs::read_dir(root.join("../guests/src/bin"))? {
+        let path = entry?.path();
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        let quoted = format!("\"{name}\"");
+        anyhow::ensure!(tests.contains(&quoted), "no test starts the guest {name}");
+    }
+    Ok(())
+}
