@@ -71,6 +71,8 @@ pub enum Backing {
     SharedMemory {
         identity: FileIdentity,
         offset_bytes: u64,
+        /// Of a memfd; what is no memfd has none.
+        name: String,
     },
     /// The kernel's own: moved to the address, never copied.
     Vdso,
@@ -138,6 +140,8 @@ pub struct MemoryDelta {
     /// The whole map, when any part of it changed. The replica maps what it lacks, unmaps what is
     /// not listed and changes protections.
     pub mappings: Option<Vec<Mapping>>,
+    /// The guard regions (`MADV_GUARD_INSTALL`) in new mappings and in `voided`.
+    pub guards: Vec<AddressRange>,
     pub layout: Option<MemoryLayout>,
     pub pages: Vec<PageRun>,
 }

@@ -5,6 +5,7 @@ use crate::{primary, standby};
 use rustix::fs::{Mode, OFlags, open};
 use std::io;
 use std::os::fd::AsFd;
+use unbroken_sys::fdinfo;
 
 /// Receives the bundle that stands at standard input and does what it says; the exit code.
 pub fn main() -> i32 {
@@ -26,6 +27,8 @@ fn run() -> io::Result<()> {
     let nothing = open("/dev/null", OFlags::RDWR, Mode::empty())?;
     rustix::stdio::dup2_stdin(&nothing)?;
     let bundle = Bundle::receive(channel)?;
+    // Before a thread enters the stage, whose /proc does not know this process.
+    fdinfo::initialise()?;
     match bundle.start {
         Start::Launch => primary::launch::run(bundle),
         Start::Standby { .. } => standby::run(bundle),

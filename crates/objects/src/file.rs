@@ -97,28 +97,37 @@ fn not_understood(line: &str, path: &str) -> Error {
     }
 }
 
-/// Opens the file in the calling thread's mount namespace, puts the position and the locks of the
-/// description back. With `reference`, an `O_PATH` descriptor of the file, it is found even when
-/// it was renamed since. Locks of a process are the caller's: see [`process_locks`].
+/// Opens the file in the calling thread's mount namespace and puts the position back. With
+/// `reference`, an `O_PATH` descriptor of the file, it is found even when it was renamed since.
+/// Locks are the caller's: see [`lock_again`] and [`process_locks`].
 ///
 /// # Errors
 /// [`Error::Differs`] when the path leads to another file here.
 pub fn restore(state: &RegularFile, reference: Option<BorrowedFd<'_>>) -> Result<OwnedFd, Error> {
     let fd = open_again(&state.path, state.flags, state.identity, reference)?;
     set_position(fd.as_fd(), state.flags, state.position, &state.path)?;
+    Ok(fd)
+}
+
+/// Takes the locks of the description again, on the restored file. Only after the service that
+/// held them is dead.
+///
+/// # Errors
+/// `EWOULDBLOCK` when another holds one.
+pub fn lock_again(fd: BorrowedFd<'_>, state: &RegularFile) -> Result<(), Error> {
     for held in &state.locks {
         // Positions beyond i64 cannot be locked, so none was captured.
         let (start, length) = (held.start as i64, held.length_bytes as i64);
         match held.owner {
-            LockOwner::Description => lock::flock(fd.as_fd(), held.exclusive),
+            LockOwner::Description => lock::flock(fd, held.exclusive),
             LockOwner::DescriptionRange => {
-                lock::description_lock(fd.as_fd(), held.exclusive, start, length)
+                lock::description_lock(fd, held.exclusive, start, length)
             }
             LockOwner::Process(_) => Ok(()),
         }
         .during("lock again", &state.path)?;
     }
-    Ok(fd)
+    Ok(())
 }
 
 /// The locks that process `pid` must take itself by `fcntl(F_SETLK)`, after the last descriptor of

@@ -177,10 +177,11 @@ fn locks_of_the_description_are_taken_again() {
         },
     ];
     assert_eq!(state.locks, expected);
-    let error = file::restore(&state, None).expect_err("the original still holds the lock");
+    let copy = file::restore(&state, None).expect("restore");
+    let error = file::lock_again(copy.as_fd(), &state).expect_err("the original holds the lock");
     assert_eq!(error.errno(), Some(libc::EWOULDBLOCK));
     drop(original);
-    let copy = file::restore(&state, None).expect("restore");
+    file::lock_again(copy.as_fd(), &state).expect("lock again");
     assert_eq!(
         file::capture(copy.as_fd()).expect("capture the copy").locks,
         expected

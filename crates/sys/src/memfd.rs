@@ -16,14 +16,6 @@ pub fn create(name: &CStr, flags: u32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Makes `length_bytes` at `offset` read as zero, without changing the file's length.
-pub fn punch_hole(fd: BorrowedFd<'_>, offset: u64, length_bytes: u64) -> io::Result<()> {
-    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    let (offset, length) = (offset as i64, length_bytes as i64);
-    // SAFETY: no memory is involved.
-    check(unsafe { libc::fallocate(fd.as_raw_fd(), mode, offset, length) }).map(drop)
-}
-
 /// `F_GET_SEALS`; `EINVAL` for a file that cannot be sealed.
 pub fn seals(fd: BorrowedFd<'_>) -> io::Result<i32> {
     // SAFETY: no memory is involved.

@@ -149,6 +149,31 @@ impl DirtyTracker {
         self.find(Look::Present, map, above, pages)
     }
 
+    /// Finds the guard regions in `range` and appends them to `guards`, ascending.
+    pub fn scan_guards(
+        &mut self,
+        range: AddressRange,
+        guards: &mut Vec<AddressRange>,
+    ) -> Result<(), TraceError> {
+        if self.scanner.skipped == 0 {
+            return Ok(());
+        }
+        let mut start = range.start;
+        // The kernel's own page above is no place to look at.
+        let end = range.end.min(END_OF_USER_SPACE);
+        while start < end {
+            let rest = AddressRange { start, end };
+            let scanned = self.scanner.scan(Look::Guard, rest, &mut self.regions);
+            let (count, reached) = scanned.map_err(self.error("scan for guard regions"))?;
+            guards.extend(self.regions[..count].iter().map(|region| AddressRange {
+                start: region.start,
+                end: region.end,
+            }));
+            start = reached;
+        }
+        Ok(())
+    }
+
     /// Makes `pages` count as written again: the epoch that carried them failed.
     pub fn mark_written(&self, pages: &[PageRun]) -> Result<(), TraceError> {
         for run in pages {
@@ -219,6 +244,7 @@ enum Look {
     Present,
     /// Present and not a page of the file that is mapped.
     PresentOfProcess,
+    Guard,
 }
 
 /// The scans of one process.
@@ -256,12 +282,17 @@ impl Scanner {
             all_of: match look {
                 Look::Written => pagemap::WP_ALLOWED | pagemap::WRITTEN,
                 Look::Present | Look::PresentOfProcess => 0,
+                Look::Guard => pagemap::GUARD,
             },
             none_of: match look {
                 Look::Written | Look::Present => self.skipped,
                 Look::PresentOfProcess => self.skipped | pagemap::FILE,
+                Look::Guard => 0,
             },
-            any_of: pagemap::PRESENT | pagemap::SWAPPED,
+            any_of: match look {
+                Look::Guard => 0,
+                _ => pagemap::PRESENT | pagemap::SWAPPED,
+            },
             returned: pagemap::ZERO_PAGE,
             protect: matches!(look, Look::Written),
         };

@@ -21,6 +21,7 @@ mod proc;
 mod remote;
 pub mod replica;
 mod seize;
+pub mod shared_content;
 mod stop;
 pub mod survey;
 mod thread;

@@ -367,6 +367,7 @@ fn map_of(pages: &[u8]) -> Vec<Mapping> {
                 _ => Backing::SharedMemory {
                     identity,
                     offset_bytes: start,
+                    name: String::new(),
                 },
             },
             advice: Advice::default(),

@@ -139,8 +139,8 @@ pub fn own_program(name: &str, argument: impl ToString) -> io::Result<Command> {
     Ok(words(&[&program.to_string_lossy(), &argument.to_string()]))
 }
 
-/// A program of this package. Test programs stand one directory deeper (`deps`) than programs.
-fn find_own_program(name: &str) -> io::Result<PathBuf> {
+/// A program of our own by its name. Test programs stand one directory deeper (`deps`) than programs.
+pub fn find_own_program(name: &str) -> io::Result<PathBuf> {
     let this = std::env::current_exe()?;
     let found = this
         .ancestors()
@@ -148,7 +148,7 @@ fn find_own_program(name: &str) -> io::Result<PathBuf> {
         .take(2)
         .map(|place| place.join(name));
     found.into_iter().find(|path| path.exists()).ok_or_else(|| {
-        let why = format!("{name} is not built: run `cargo build -p unbroken-clients`");
+        let why = format!("{name} is not built: run `cargo build --workspace --bins`");
         io::Error::new(io::ErrorKind::NotFound, why)
     })
 }

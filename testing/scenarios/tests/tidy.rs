@@ -76,12 +76,17 @@ fn no_file_has_outgrown_a_room() -> Result<()> {
 fn unsafe_code_lives_in_sys_alone() -> Result<()> {
     // Put together here so that this file does not offend itself.
     let forms = ["{", "fn", "impl", "extern"].map(|what| format!("{} {what}", "unsafe"));
-    let product = |name: &str| name.starts_with("crates/") && !name.starts_with("crates/sys/");
+    // Guests speak to the kernel raw: half of what they keep has no safe wrapper.
+    let may = ["crates/sys/", "testing/guests/"];
+    let product = |name: &str| !may.iter().any(|place| name.starts_with(place));
     let code = |line: &str| !line.trim_start().starts_with("//");
     let found = offences(product, |line| {
         code(line) && forms.iter().any(|form| line.contains(form.as_str()))
     })?;
-    assert_none("unsafe code is in crates/sys and nowhere else", &found)
+    assert_none(
+        "unsafe code is in crates/sys and in testing/guests alone",
+        &found,
+    )
 }
 
 #[test]

@@ -8,6 +8,8 @@ use unbroken_objects::table::{Announced, Announcement};
 #[derive(Default)]
 pub(super) struct Due {
     pub map: bool,
+    /// So may advice and locks, which only a survey of the map shows.
+    pub advice: bool,
     /// Content in these ranges is void.
     pub voided: Vec<AddressRange>,
     /// The lowest end of the heap that a call asked for.
@@ -23,6 +25,7 @@ pub(super) struct Due {
 impl Due {
     pub fn clear(&mut self) {
         self.map = false;
+        self.advice = false;
         self.voided.clear();
         self.lowest_break = None;
         self.descriptors.clear();
@@ -42,6 +45,11 @@ impl Due {
         let what = match announcement.change {
             Change::MemoryMap(_) => {
                 self.map = true;
+                return;
+            }
+            Change::MemoryAdvice => {
+                self.map = true;
+                self.advice = true;
                 return;
             }
             Change::MemoryVoid(range) => {

@@ -42,7 +42,7 @@ impl Fill {
             if self.rounds > 0 && (self.found <= PAGES_LEFT || self.rounds >= ROUNDS_MAX) {
                 return Ok(true);
             }
-            memory.scan_running(&mut self.left)?;
+            memory.scan_running(process, self.rounds == 0, &mut self.left)?;
             self.found = self.left.iter().map(|run| run.count).sum();
             self.left.reverse();
             self.rounds += 1;
@@ -54,6 +54,7 @@ impl Fill {
         if !self.is_mapped {
             self.is_mapped = true;
             delta.mappings = Some(memory.map().to_vec());
+            delta.guards = memory.guards()?;
         }
         let bulk_bytes = bulk_bytes(&delta.pages);
         let mut content = vec![0; bulk_bytes];

@@ -3,10 +3,10 @@
 
 use super::CaptureError;
 use super::announcements::Due;
-use unbroken_image::{AddressRange, Mapping, MemoryDelta, PAGE_SIZE, PageRun};
+use unbroken_image::{AddressRange, Backing, Mapping, MemoryDelta, PAGE_SIZE, PageRun};
 use unbroken_tracee::dirty::DirtyTracker;
 use unbroken_tracee::memory_map::{self, MapReader};
-use unbroken_tracee::{HostTid, Process, Stopped};
+use unbroken_tracee::{HostTid, Process, Stopped, shared_content};
 
 /// How far below its known start a stack is looked for: it grows by page faults, which nobody
 /// announces. The default of `ulimit -s` for the main thread.
@@ -24,6 +24,8 @@ pub(super) struct Memory {
     /// The map before the last reading.
     before: Vec<Mapping>,
     changed: Vec<AddressRange>,
+    /// Parts of shared memory that calls have let go of, in mappings that stay.
+    released: Vec<AddressRange>,
     /// The pages of the capture at hand; kept for its room.
     pages: Vec<PageRun>,
 }
@@ -41,6 +43,7 @@ impl Memory {
             scanned: Vec::new(),
             before: Vec::new(),
             changed: Vec::new(),
+            released: Vec::new(),
             pages: Vec::new(),
         };
         memory.reader.survey(process, &mut memory.map)?;
@@ -53,12 +56,29 @@ impl Memory {
         &self.map
     }
 
-    /// Finds what was written since the last scan while the service runs. Pages of mappings that
-    /// came since the map was read wait for the epoch.
-    pub fn scan_running(&mut self, pages: &mut Vec<PageRun>) -> Result<(), CaptureError> {
+    /// Finds what was written since the last scan while the service runs, and at first all that
+    /// shared memory holds. Pages of mappings that came since the map was read wait for the epoch.
+    pub fn scan_running(
+        &mut self,
+        process: &Process,
+        is_first: bool,
+        pages: &mut Vec<PageRun>,
+    ) -> Result<(), CaptureError> {
         pages.clear();
         self.tracker.scan(&self.map, pages)?;
+        if is_first {
+            shared_content::add_shared_pages(process, &self.map, pages)?;
+        }
         Ok(())
+    }
+
+    /// The guard regions of the whole map.
+    pub fn guards(&mut self) -> Result<Vec<AddressRange>, CaptureError> {
+        let mut guards = Vec::new();
+        for mapping in &self.map {
+            self.tracker.scan_guards(mapping.range, &mut guards)?;
+        }
+        Ok(guards)
     }
 
     pub fn tracker(&self) -> &DirtyTracker {
@@ -83,6 +103,10 @@ impl Memory {
             self.read_map(process, due, &mut delta)?;
         }
         self.add_present_of(&delta.voided)?;
+        self.add_released();
+        for range in &delta.voided {
+            self.tracker.scan_guards(*range, &mut delta.guards)?;
+        }
         delta.pages.clone_from(&self.pages);
         Ok(delta)
     }
@@ -94,8 +118,15 @@ impl Memory {
         delta: &mut MemoryDelta,
     ) -> Result<(), CaptureError> {
         std::mem::swap(&mut self.map, &mut self.before);
-        self.reader.read(process, &self.before, &mut self.map)?;
+        if due.advice {
+            self.reader.survey(process, &mut self.map)?;
+        } else {
+            self.reader.read(process, &self.before, &mut self.map)?;
+        }
         memory_map::changed_ranges(&self.before, &self.map, &mut self.changed);
+        for range in &due.voided {
+            self.release(*range);
+        }
         for range in due.voided.drain(..) {
             memory_map::insert_range(&mut self.changed, range);
         }
@@ -115,6 +146,25 @@ impl Memory {
         }
         self.make_room_for_stacks();
         Ok(())
+    }
+
+    /// Shared memory keeps its content when a mapping of it lets go of pages (`MADV_DONTNEED`),
+    /// and loses it for all by `MADV_REMOVE`. Page tables show neither any more.
+    fn release(&mut self, range: AddressRange) {
+        let parts = self
+            .map
+            .iter()
+            .filter(|mapping| matches!(mapping.backing, Backing::SharedMemory { .. }))
+            .filter_map(|mapping| mapping.range.intersection(range));
+        let stays = |part: &AddressRange| {
+            let changed = self.changed.iter();
+            let mut others = changed.filter(|changed| changed.intersection(*part).is_some());
+            others.next().is_none()
+        };
+        let parts: Vec<AddressRange> = parts.filter(stays).collect();
+        for part in parts {
+            memory_map::insert_range(&mut self.released, part);
+        }
     }
 
     /// What lay above a lowered end of the heap is void, also where the heap has grown again.
@@ -176,6 +226,20 @@ impl Memory {
                             .any(|mapping| mapping.range.contains(run.address))
                 })
             })
+    }
+
+    /// Of released shared memory every page is news, there or not.
+    fn add_released(&mut self) {
+        if self.released.is_empty() {
+            return;
+        }
+        cut_out(&mut self.pages, &self.released);
+        let whole = self.released.drain(..).map(|range| PageRun {
+            address: range.start,
+            count: range.pages(),
+        });
+        self.pages.extend(whole);
+        self.pages.sort_unstable_by_key(|run| run.address);
     }
 
     /// Of a void range everything that is there is news, written or not.

@@ -310,6 +310,7 @@ impl Capture {
     fn hear(&mut self, is_new: bool) {
         self.due.clear();
         let complete = self.announcements.take(&mut self.heard);
+        self.due.advice = !complete;
         self.due.everything = !complete || is_new;
         if let Some(followed) = &self.followed {
             self.due.take(followed.pid, &self.heard);
@@ -340,7 +341,8 @@ impl Capture {
             let source = Source::open(followed.pid, followed.host_pid.0)?;
             self.objects.survey(vec![source], closings, delta)
         } else {
-            self.objects.update(&due.descriptors, closings, delta)
+            self.objects
+                .update(&due.descriptors, due.map, closings, delta)
         }
     }
 

@@ -108,15 +108,20 @@ impl Objects {
         self.bring_to_their_end(closings, true, delta)
     }
 
-    /// Reads what may have changed since the last capture. The caller holds `closings`' sockets.
+    /// Reads what may have changed since the last capture; `memory_unmapped`: so may memfds that
+    /// were mapped in between. The caller holds `closings`' sockets.
     pub fn update(
         &mut self,
         announcements: &[Announcement],
+        memory_unmapped: bool,
         closings: &Closings,
         delta: &mut ObjectsDelta,
     ) -> Result<(), CaptureError> {
         self.changes.clear();
         self.mirror.update(announcements, &mut self.changes)?;
+        if memory_unmapped {
+            self.read_memory_files_again();
+        }
         self.collect(delta)?;
         self.bring_to_their_end(closings, false, delta)
     }
@@ -161,6 +166,20 @@ impl Objects {
         }
         for id in &delta.gone {
             delta.connections.gone.extend(self.tuples.remove(id));
+        }
+    }
+
+    /// What was stored through a mapping leaves no trace in the file's times, and none in the page
+    /// tables once that mapping is gone.
+    fn read_memory_files_again(&mut self) {
+        let changes = &mut self.changes;
+        for (id, kind) in self.mirror.objects() {
+            if kind == Kind::MemoryFile
+                && !changes.appeared.contains(&id)
+                && !changes.touched.contains(&id)
+            {
+                changes.touched.push(id);
+            }
         }
     }
 

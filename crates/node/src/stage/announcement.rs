@@ -16,7 +16,9 @@ pub struct Announcement {
 pub enum Change {
     /// The memory map, in this range if the call named one; old content stays.
     MemoryMap(Option<AddressRange>),
-    /// The same, and the content of this range is void.
+    /// The memory map, and advice or locks with it, somewhere.
+    MemoryAdvice,
+    /// The memory map, and the content of this range is void.
     MemoryVoid(AddressRange),
     /// The end of the heap moves here; what lay above is void.
     Break(u64),
@@ -70,23 +72,32 @@ pub fn changes(
     let [a, b, c, d, e, _] = arguments;
     let fd = |argument: u64| Fd(argument as i32);
     let range = |start: u64, length: u64| page_range(start, length);
+    // What these ask for does not show in /proc/PID/maps.
+    let advising = (libc::MAP_NORESERVE | libc::MAP_LOCKED | libc::MAP_GROWSDOWN) as u64;
     let fixed = (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE) as u64;
     let change = match call {
-        libc::SYS_mmap if d & fixed != 0 => Change::MemoryVoid(range(a, b)),
-        libc::SYS_mmap | libc::SYS_mlockall | libc::SYS_munlockall => Change::MemoryMap(None),
+        libc::SYS_mmap => {
+            let advice = (d & advising != 0).then_some(Change::MemoryAdvice);
+            let map = match d & fixed {
+                0 => Change::MemoryMap(None),
+                _ => Change::MemoryVoid(range(a, b)),
+            };
+            return [Some(map), advice];
+        }
         libc::SYS_munmap => Change::MemoryVoid(range(a, b)),
         libc::SYS_mremap => {
             let target =
                 (d & libc::MREMAP_FIXED as u64 != 0).then(|| Change::MemoryVoid(range(e, c)));
             return [Some(Change::MemoryVoid(range(a, b.max(c)))), target];
         }
-        libc::SYS_mprotect
-        | libc::SYS_pkey_mprotect
+        libc::SYS_mprotect | libc::SYS_pkey_mprotect => Change::MemoryMap(Some(range(a, b))),
+        libc::SYS_madvise if voids(c) => Change::MemoryVoid(range(a, b)),
+        libc::SYS_madvise
         | libc::SYS_mlock
         | libc::SYS_mlock2
-        | libc::SYS_munlock => Change::MemoryMap(Some(range(a, b))),
-        libc::SYS_madvise if voids(c) => Change::MemoryVoid(range(a, b)),
-        libc::SYS_madvise => Change::MemoryMap(Some(range(a, b))),
+        | libc::SYS_munlock
+        | libc::SYS_mlockall
+        | libc::SYS_munlockall => Change::MemoryAdvice,
         libc::SYS_brk => Change::Break(a),
         libc::SYS_open
         | libc::SYS_openat
@@ -222,11 +233,7 @@ mod tests {
                 &[0x1000, 1, 4],
                 Change::MemoryVoid(range(0x1000, 0x2000)),
             ),
-            (
-                libc::SYS_madvise,
-                &[0x1000, 1, 14],
-                Change::MemoryMap(Some(range(0x1000, 0x2000))),
-            ),
+            (libc::SYS_madvise, &[0x1000, 1, 14], Change::MemoryAdvice),
             (libc::SYS_dup2, &[3, 7], Change::Slot(Fd(7))),
             (libc::SYS_close, &[7], Change::Closing(Fd(7))),
             (libc::SYS_fcntl, &[3, 1030, 10], Change::CreatedFrom(Fd(10))),

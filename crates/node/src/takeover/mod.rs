@@ -59,7 +59,8 @@ impl Following {
         );
         let restored = self.restore_objects()?;
         await_end(&self.predecessor.stage)?;
-        objects::cut_files_back(&self.image.objects, &restored.descriptors)?;
+        objects::take_files_over(&self.image.objects, &restored.descriptors)?;
+        objects::seal_memory_files(&self.image.objects, &restored.descriptors);
         self.install_descriptors(&restored)?;
         let Following { replica, .. } = self;
         let mut tree = replica.go_live(now_ns())?;
@@ -252,6 +253,9 @@ impl Following {
                 slots.push((fd, descriptor.as_fd(), slot.close_on_exec));
             }
             self.replica.install_descriptors(pid, &mut slots)?;
+            let (table, objects) = (&process.descriptors, &self.image.objects);
+            let locks = objects::locks_of_process(pid, table, objects);
+            self.replica.lock_ranges(pid, &locks)?;
         }
         Ok(())
     }

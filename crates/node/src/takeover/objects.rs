@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
-use unbroken_image::object::{PipeEnd, RegularFile, TcpConnection, UnixSocket};
-use unbroken_image::{Object, ObjectId};
+use unbroken_image::object::{FileLock, PipeEnd, RegularFile, TcpConnection, UnixSocket};
+use unbroken_image::{Descriptor, Fd, Object, ObjectId, Pid};
 use unbroken_objects::tcp::{Inject, Prepared, Resend, View};
 use unbroken_objects::{
     device, directory, epoll, eventfd, file, listener, memfd, pipe, signalfd, tcp, timerfd, udp,
@@ -199,15 +199,17 @@ fn output(stream: u8, flags: i32, restored: &mut Restored) -> Result<OwnedFd, Re
     Ok(write)
 }
 
-/// What was appended to files after the last epoch is taken back. Only when no process of the old
-/// service runs any more.
-pub fn cut_files_back(
+/// What was appended to files after the last epoch is taken back, and what descriptions had locked
+/// is locked again. Only when no process of the old service runs any more: it would go on writing,
+/// and it holds the locks.
+pub fn take_files_over(
     objects: &BTreeMap<ObjectId, Object>,
     descriptors: &BTreeMap<ObjectId, OwnedFd>,
 ) -> Result<(), RestoreError> {
     for (id, object) in objects {
         if let (Object::RegularFile(state), Some(descriptor)) = (object, descriptors.get(id)) {
             cut_back(state, descriptor)?;
+            file::lock_again(descriptor.as_fd(), state)?;
         }
     }
     Ok(())
@@ -219,4 +221,42 @@ fn cut_back(state: &RegularFile, descriptor: &OwnedFd) -> Result<(), RestoreErro
         other => crate::log!("{}: {other:?}", state.path),
     }
     Ok(())
+}
+
+/// Memfds are sealed again, when all their content and all their mappings are there.
+pub fn seal_memory_files(
+    objects: &BTreeMap<ObjectId, Object>,
+    descriptors: &BTreeMap<ObjectId, OwnedFd>,
+) {
+    for (id, object) in objects {
+        if let (Object::MemoryFile(state), Some(descriptor)) = (object, descriptors.get(id))
+            // A mapping that was made before could be written through, which the kernel does not
+            // allow beside a seal against writes. The service is better off without the seal than
+            // without its replica.
+            && let Err(error) = memfd::seal(descriptor.as_fd(), state)
+        {
+            crate::log!("without its seals: {error}");
+        }
+    }
+}
+
+/// The ranges that process `pid`, whose descriptors these are, must lock itself: such a lock is
+/// the process's own, whoever opened the file.
+pub fn locks_of_process(
+    pid: Pid,
+    descriptors: &BTreeMap<Fd, Descriptor>,
+    objects: &BTreeMap<ObjectId, Object>,
+) -> Vec<(Fd, FileLock)> {
+    let mut locks: Vec<(Fd, FileLock)> = Vec::new();
+    for (&fd, slot) in descriptors {
+        if let Some(Object::RegularFile(state)) = objects.get(&slot.object) {
+            // One call a lock is enough, whichever descriptor of the file it is made through.
+            let access = state.flags & libc::O_ACCMODE;
+            let own = file::process_locks(state, pid).filter(|lock| {
+                access == libc::O_RDWR || (access == libc::O_WRONLY) == lock.exclusive
+            });
+            locks.extend(own.map(|lock| (fd, *lock)));
+        }
+    }
+    locks
 }

@@ -9,6 +9,7 @@ use super::calls::{Calls, Expect};
 use crate::{HostTid, RemoteAddr, Stopped};
 use std::os::fd::BorrowedFd;
 use unbroken_image::Fd;
+use unbroken_image::object::FileLock;
 use unbroken_sys::channel::{Channel, DESCRIPTORS_MAX};
 use unbroken_sys::process;
 
@@ -214,6 +215,32 @@ fn close_unwanted(
         };
         calls
             .add(name, number, &arguments, Expect::Success)
+            .map(drop)
+    })
+}
+
+/// Has the process itself take locks, which then are its own.
+pub(super) fn lock_ranges(
+    stopped: &mut Stopped<'_>,
+    leader: HostTid,
+    locks: &[(Fd, FileLock)],
+) -> Result<(), ReplicaError> {
+    super::calls::for_each(stopped, leader, locks, |calls, (fd, lock)| {
+        let kind = if lock.exclusive {
+            libc::F_WRLCK
+        } else {
+            libc::F_RDLCK
+        };
+        // struct flock: type and whence (SEEK_SET, 0) in the first word, start, length, pid.
+        let range = calls.words(&[kind as u64, lock.start, lock.length_bytes, 0])?;
+        let arguments = [fd.0 as u64, libc::F_SETLK as u64, range.0];
+        calls
+            .add(
+                "fcntl(F_SETLK)",
+                libc::SYS_fcntl,
+                &arguments,
+                Expect::Success,
+            )
             .map(drop)
     })
 }

@@ -17,6 +17,10 @@ use unbroken_sys::channel::Channel;
 /// The end of what a program can map (arch/x86/include/asm/page_64_types.h, TASK_SIZE_MAX).
 const ADDRESSES_END: u64 = 0x7fff_ffff_f000;
 
+/// asm-generic/mman-common.h, since Linux 6.13
+const MADV_GUARD_INSTALL: i32 = 102;
+const MADV_GUARD_REMOVE: i32 = 103;
+
 /// asm/prctl.h
 const ARCH_MAP_VDSO_64: u64 = 0x2003;
 
@@ -27,6 +31,8 @@ const FIRST_FREE: u64 = 0;
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     mappings: Vec<Mapping>,
+    /// Guard regions were among it once; what is voided may have them.
+    has_guards: bool,
     executable: String,
 }
 
@@ -54,7 +60,7 @@ impl Memory {
                 wanted.unwrap_or(&self.mappings),
                 &delta.voided,
             );
-            run_steps(stopped, leader, &steps, surroundings)?;
+            run_steps(stopped, leader, &steps, self.has_guards, surroundings)?;
             if let Some(wanted) = wanted {
                 self.map_vdso(stopped, leader, wanted)?;
                 self.mappings.clone_from(wanted);
@@ -73,12 +79,25 @@ impl Memory {
                 self.verify_files(stopped, pid)?;
             }
         }
+        self.install_guards(stopped, leader, &delta.guards)?;
         if let Some(layout) = &delta.layout {
             let executable = (layout.executable != self.executable).then_some(&layout.executable);
             set_layout(stopped, leader, layout, executable.map(String::as_str))?;
             self.executable.clone_from(&layout.executable);
         }
         self.write_pages(stopped, pid, delta, bulk, surroundings.shared)
+    }
+
+    fn install_guards(
+        &mut self,
+        stopped: &mut Stopped<'_>,
+        leader: HostTid,
+        guards: &[AddressRange],
+    ) -> Result<(), ReplicaError> {
+        self.has_guards |= !guards.is_empty();
+        for_each(stopped, leader, guards, |calls, range| {
+            advise(calls, *range, MADV_GUARD_INSTALL)
+        })
     }
 
     /// Brings the kernel's own pages to where they are in the service. They are one block that
@@ -186,6 +205,7 @@ impl Memory {
                         Backing::SharedMemory {
                             identity,
                             offset_bytes,
+                            ..
                         },
                     ) => {
                         let offset = offset_bytes + (at - mapping.range.start);
@@ -255,33 +275,20 @@ fn run_steps(
     stopped: &mut Stopped<'_>,
     leader: HostTid,
     steps: &[Step],
+    has_guards: bool,
     surroundings: &mut Surroundings<'_>,
 ) -> Result<(), ReplicaError> {
     // A batch runs after all its items were added, so what an item needs done here is done first.
     for step in steps {
-        match step {
-            Step::Punch(
-                range,
-                Backing::SharedMemory {
-                    identity,
-                    offset_bytes,
-                },
-            ) => {
-                surroundings
-                    .shared
-                    .punch(*identity, *offset_bytes, range.length_bytes())?;
-            }
-            Step::Map(mapping) => {
-                if let Backing::SharedMemory {
-                    identity,
-                    offset_bytes,
-                } = mapping.backing
-                {
-                    let end = offset_bytes + mapping.range.length_bytes();
-                    surroundings.shared.provide(identity, end)?;
-                }
-            }
-            _ => {}
+        if let Step::Map(mapping) = step
+            && let Backing::SharedMemory {
+                identity,
+                offset_bytes,
+                name,
+            } = &mapping.backing
+        {
+            let end = offset_bytes + mapping.range.length_bytes();
+            surroundings.shared.provide(*identity, name, end)?;
         }
     }
     for_each(stopped, leader, steps, |calls, step| match step {
@@ -291,8 +298,13 @@ fn run_steps(
                 .add("munmap", libc::SYS_munmap, &arguments, Expect::Success)
                 .map(drop)
         }
-        Step::Discard(range) => advise(calls, *range, libc::MADV_DONTNEED),
-        Step::Punch(..) => Ok(()),
+        Step::Discard(range) => {
+            // Guards outlive their content.
+            if has_guards {
+                advise(calls, *range, MADV_GUARD_REMOVE)?;
+            }
+            advise(calls, *range, libc::MADV_DONTNEED)
+        }
         Step::Protect(range, protection) => {
             let arguments = [range.start, range.length_bytes(), bits(*protection)];
             calls
@@ -332,6 +344,7 @@ fn map(
         Backing::SharedMemory {
             identity,
             offset_bytes,
+            ..
         } => {
             let object = surroundings.shared.get(*identity);
             let object = object.ok_or(ReplicaError::UnknownMemory {

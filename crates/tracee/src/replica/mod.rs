@@ -25,8 +25,9 @@ use shared::SharedObjects;
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use threads::Birth;
+use unbroken_image::object::FileLock;
 use unbroken_image::{
-    Epoch, FileIdentity, MemoryDelta, Pid, ProcessDelta, ProcessState, ThreadState, Tid,
+    Epoch, Fd, FileIdentity, MemoryDelta, Pid, ProcessDelta, ProcessState, ThreadState, Tid,
 };
 use unbroken_sys::channel::Channel;
 use unbroken_sys::signal;
@@ -118,13 +119,17 @@ impl Replica {
         })
     }
 
-    /// Takes in a committed epoch: processes, threads and memory. `bulk` is the content of its
-    /// pages. After an error the replica is void.
+    /// Takes in a committed epoch: processes, threads and memory, that of memfds included. `bulk`
+    /// is the content of its pages. After an error the replica is void.
     ///
-    /// Objects and descriptors are the caller's until a takeover.
+    /// Other objects, and descriptors, are the caller's until a takeover.
     pub fn apply(&mut self, epoch: &Epoch, bulk: &[u8]) -> Result<(), ReplicaError> {
         self.while_stopped(|replica, stopped| {
-            replica.apply_processes(stopped, &epoch.processes, bulk)
+            replica.apply_processes(stopped, &epoch.processes, bulk)?;
+            // After the pages: what was read out of a memfd at the same stop is no older.
+            replica.shared.take_states(&epoch.objects, &epoch.gone)?;
+            replica.forget_unused_memory();
+            Ok(())
         })
     }
 
@@ -145,6 +150,18 @@ impl Replica {
         self.while_stopped(|replica, stopped| {
             let leader = stopped.process(pid)?.leader();
             descriptors::install(stopped, leader, &replica.channel, descriptors)
+        })
+    }
+
+    /// Makes a process lock ranges of its files (`F_SETLK`), through descriptors that it has by
+    /// now.
+    pub fn lock_ranges(&mut self, pid: Pid, locks: &[(Fd, FileLock)]) -> Result<(), ReplicaError> {
+        if locks.is_empty() {
+            return Ok(());
+        }
+        self.while_stopped(|_, stopped| {
+            let leader = stopped.process(pid)?.leader();
+            descriptors::lock_ranges(stopped, leader, locks)
         })
     }
 
@@ -201,21 +218,19 @@ impl Replica {
             }
         }
         self.end_what_is_gone(stopped, processes)?;
-        if processes
-            .iter()
-            .any(|delta| delta.memory.mappings.is_some())
-        {
-            let mappings = self
-                .processes
-                .values()
-                .flat_map(|process| process.memory.mappings());
-            self.shared.keep_only(mappings);
-        }
         if used == bulk.len() {
             Ok(())
         } else {
             Err(ReplicaError::WrongLength)
         }
+    }
+
+    fn forget_unused_memory(&mut self) {
+        let mappings = self
+            .processes
+            .values()
+            .flat_map(|process| process.memory.mappings());
+        self.shared.keep_only(mappings);
     }
 
     /// Parents come before children in an epoch.

@@ -8,8 +8,6 @@ pub(super) enum Step {
     Unmap(AddressRange),
     /// The mapping stays and its private content goes.
     Discard(AddressRange),
-    /// The content that its mappers share goes, here; the object is at this offset.
-    Punch(AddressRange, Backing),
     /// Maps, over whatever is there.
     Map(Mapping),
     Protect(AddressRange, Protection),
@@ -91,10 +89,8 @@ fn segment(
                 _ if !is_void => {}
                 (_, Backing::Vdso | Backing::Vvar | Backing::Vsyscall) => {}
                 (Sharing::Private, _) => push(steps, Step::Discard(range)),
-                (Sharing::Shared, Backing::SharedMemory { .. }) => {
-                    push(steps, Step::Punch(range, part(new, range).backing));
-                }
-                // The file itself is what its mappers share.
+                // What its mappers share stays when one of them lets go of it; what was really
+                // emptied comes as pages.
                 (Sharing::Shared, _) => {}
             }
             if old.protection != new.protection {
@@ -212,7 +208,7 @@ mod tests {
 
     fn execute(model: &mut Model, step: &Step) {
         let range = match step {
-            Step::Unmap(range) | Step::Discard(range) | Step::Punch(range, _) => *range,
+            Step::Unmap(range) | Step::Discard(range) => *range,
             Step::Protect(range, _) | Step::Advise(range, _) => *range,
             Step::Map(mapping) => mapping.range,
         };
@@ -221,7 +217,7 @@ mod tests {
             match (step, slot.as_mut()) {
                 (Step::Unmap(_), Some(_)) => *slot = None,
                 (Step::Map(mapping), _) => *slot = Some((part(mapping, page(number)), true)),
-                (Step::Discard(_) | Step::Punch(..), Some(held)) => held.1 = true,
+                (Step::Discard(_), Some(held)) => held.1 = true,
                 (Step::Protect(_, protection), Some(held)) => held.0.protection = *protection,
                 (Step::Advise(_, advice), Some(held)) => held.0.advice = *advice,
                 (_, None) => panic!("{step:?} where nothing is mapped"),
@@ -255,6 +251,7 @@ mod tests {
                             inode: number,
                         },
                         offset_bytes: start,
+                        name: String::new(),
                     },
                 };
                 mappings.push(Mapping {
@@ -323,7 +320,8 @@ mod tests {
                 let kept = before[number]
                     .as_ref()
                     .is_some_and(|(old, _)| is_same(old, wanted, address));
-                assert_eq!(*fresh, is_void || !kept, "seed {seed}, page {number}");
+                let is_emptied = is_void && wanted.sharing == Sharing::Private;
+                assert_eq!(*fresh, is_emptied || !kept, "seed {seed}, page {number}");
             }
         }
     }

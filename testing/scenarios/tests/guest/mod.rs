@@ -1,0 +1,143 @@
+//! A guest under protection, and the conversation with it.
+
+mod network;
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use unbroken_harness::{KillPlan, Launch, PATIENCE, Random, Scratch, Service, Target};
+use unbroken_scenarios::{PORT, host};
+
+/// A protected guest, and the one connection over which everything is said to it.
+pub struct Guest {
+    service: Service,
+    address: SocketAddr,
+    conversation: BufReader<TcpStream>,
+    random: Random,
+    directory: Scratch,
+}
+
+impl Guest {
+    /// Starts it in a host of its own, with more options of `unbroken run`.
+    pub fn start(program: &str, options: &[&str]) -> Result<Self> {
+        let random = host()?;
+        let directory = Scratch::new(&format!("guest-{program}"))?;
+        open_to_all(directory.path())?;
+        let command = [
+            unbroken_clients::config::find_own_program(program)?,
+            PORT.to_string().into(),
+            directory.path().into(),
+        ];
+        let command = command.map(|word| word.to_string_lossy().into_owned());
+        let launch = Launch::new(program, command.to_vec()).option(options);
+        let service = Service::start(&launch)?;
+        let address = service.listening(PORT)?;
+        let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self {
+            service,
+            address,
+            conversation: BufReader::new(stream),
+            random,
+            directory,
+        })
+    }
+
+    /// Where the guest can be reached.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its address of version 6, as `unbroken run` says it.
+    pub fn address_v6(&self) -> Result<IpAddr> {
+        let (_, printed) = self.service.printed();
+        let (_, addresses) = printed
+            .split_once(" is protected at ")
+            .context("no address was printed")?;
+        let mut words = addresses.split(|c: char| c == ',' || c.is_whitespace());
+        words
+            .find_map(|word| word.parse().ok().filter(IpAddr::is_ipv6))
+            .context("no address of version 6: is IPv6 switched off here?")
+    }
+
+    /// A directory that the guest can write to.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Says a line and hears `ok`.
+    pub fn tell(&mut self, words: &str) -> Result<()> {
+        let answer = self.ask(words);
+        let answer = answer.with_context(|| {
+            let (out, err) = self.service.printed();
+            format!("after {words:?}; stdout: {out}; stderr: {err}")
+        })?;
+        ensure!(answer == "ok", "after {words:?}: {answer}");
+        Ok(())
+    }
+
+    fn ask(&mut self, words: &str) -> Result<String> {
+        self.conversation
+            .get_ref()
+            .write_all(format!("{words}\n").as_bytes())?;
+        let mut answer = String::new();
+        self.conversation.read_line(&mut answer)?;
+        ensure!(answer.ends_with('\n'), "the connection ended");
+        Ok(answer.trim_end().to_string())
+    }
+
+    /// Kills the service at a random moment; the guest goes on in its replica.
+    pub fn move_on(&mut self) -> Result<()> {
+        let plan = KillPlan::new(Target::Service, 1);
+        self.service
+            .kill_repeatedly(&plan, &mut self.random, |_| {})?;
+        Ok(())
+    }
+
+    /// Sets it up and checks it: before any kill, which shows that a failure after one is not the
+    /// guest's own; in its replica; in a replica of that, which it has used; and in a replica of a
+    /// replica that never ran much. Returns how many checks that was.
+    pub fn set_up_and_check(&mut self) -> Result<usize> {
+        self.tell("set up")?;
+        let rows = [0, 1, 1, 2];
+        for (number, kills) in rows.into_iter().enumerate() {
+            for _ in 0..kills {
+                self.move_on()?;
+            }
+            self.tell("check")
+                .with_context(|| format!("check {number}, after {kills} kills more"))?;
+        }
+        Ok(rows.len())
+    }
+
+    /// All that a guest goes through which needs nothing of the host.
+    pub fn go_through_all(mut self) -> Result<()> {
+        self.set_up_and_check()?;
+        self.stop()
+    }
+
+    /// Ends the guest; nothing of it may be left.
+    pub fn stop(self) -> Result<()> {
+        self.service.stop()?;
+        Ok(())
+    }
+}
+
+/// A guest may run as another user.
+fn open_to_all(directory: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o777))?;
+    Ok(())
+}
+
+/// What every guest that needs nothing of the host goes through.
+pub fn moved(program: &str) -> Result<()> {
+    moved_with(program, &[])
+}
+
+/// As [`moved`], with more options of `unbroken run`.
+pub fn moved_with(program: &str, options: &[&str]) -> Result<()> {
+    Guest::start(program, options)?.go_through_all()
+}

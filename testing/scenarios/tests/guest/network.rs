@@ -1,0 +1,244 @@
+//! Guests whose objects have another end at the host's side, which plays its part here.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, ensure};
+use unbroken_guests::raw::set_option;
+use unbroken_guests::{pattern, same, same_bytes};
+use unbroken_harness::PATIENCE;
+
+use super::Guest;
+
+/// As the guest `tcp` has it.
+const UNREAD_BYTES: usize = 50_000;
+const FLOOD_BYTES: usize = 1 << 20;
+
+/// What connections the guest `tcp` knows.
+const KINDS: [&str; 8] = [
+    "idle",
+    "unread",
+    "queue",
+    "client closed",
+    "client closed, queue",
+    "server closed",
+    "both closed",
+    "options",
+];
+
+/// The host's end of a connection.
+struct Client {
+    kind: &'static str,
+    stream: TcpStream,
+}
+
+impl Client {
+    fn open(kind: &'static str, address: SocketAddr) -> Result<Self> {
+        let mut stream = connect(address)?;
+        if kind.ends_with("queue") {
+            // Little room here, so that the guest's queue fills and stays full.
+            set_option(&stream, libc::SOL_SOCKET, libc::SO_RCVBUF, 30_000)?;
+        }
+        stream.write_all(format!("{kind}\n").as_bytes())?;
+        Ok(Self { kind, stream })
+    }
+
+    /// The guest has accepted it and done its part.
+    fn act(&mut self) -> Result<()> {
+        if matches!(self.kind, "unread" | "client closed") {
+            self.stream.write_all(&pattern(3, UNREAD_BYTES))?;
+        }
+        if self.kind.starts_with("client closed") || self.kind == "both closed" {
+            self.stream.shutdown(Shutdown::Write)?;
+        }
+        Ok(())
+    }
+
+    /// What comes to a connection only after the move.
+    fn act_late(&mut self) -> Result<()> {
+        if self.kind == "server closed" {
+            self.stream.write_all(b"late\n")?;
+        }
+        Ok(())
+    }
+
+    fn look(&mut self) -> Result<()> {
+        let expected = match self.kind {
+            "queue" | "client closed, queue" => pattern(5, FLOOD_BYTES),
+            "server closed" | "both closed" => Vec::new(),
+            kind => format!("{kind} done\n").into_bytes(),
+        };
+        if self.kind.ends_with("queue") {
+            // A window of less than two segments would let each wait for a delayed answer.
+            set_option(&self.stream, libc::SOL_SOCKET, libc::SO_RCVBUF, 4 << 20)?;
+        }
+        let mut found = Vec::new();
+        // The guest ends every connection, in order.
+        self.stream.read_to_end(&mut found)?;
+        same_bytes("what the client heard", &found, &expected)
+    }
+}
+
+fn connect(address: SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// One connection of each kind, moved so often.
+fn connections(guest: &mut Guest, address: IpAddr, moves: usize) -> Result<()> {
+    let address = SocketAddr::new(address, guest.address().port() + 1);
+    let open = |kind: &&'static str| Client::open(kind, address).context(*kind);
+    let mut clients: Vec<Client> = KINDS.iter().map(open).collect::<Result<_>>()?;
+    guest.tell(&format!("hold {}", clients.len()))?;
+    for client in &mut clients {
+        client.act().context(client.kind)?;
+    }
+    guest.tell("settled")?;
+    for _ in 0..moves {
+        guest.move_on()?;
+    }
+    for client in &mut clients {
+        client.act_late().context(client.kind)?;
+    }
+    guest.tell("check")?;
+    for client in &mut clients {
+        client.look().context(client.kind)?;
+    }
+    Ok(())
+}
+
+fn tcp(program_options: &[&str], version_6: bool) -> Result<()> {
+    let mut guest = Guest::start("tcp", program_options)?;
+    guest.tell("set up")?;
+    let address = if version_6 {
+        guest.address_v6()?
+    } else {
+        guest.address().ip()
+    };
+    for moves in 0..=2 {
+        let moved = connections(&mut guest, address, moves);
+        moved.with_context(|| format!("with {moves} kills"))?;
+    }
+    guest.stop()
+}
+
+#[test]
+fn connections_in_every_state_go_on() -> Result<()> {
+    tcp(&[], false)
+}
+
+#[test]
+fn connections_of_ip_version_6_go_on() -> Result<()> {
+    tcp(&[], true)
+}
+
+#[test]
+fn connections_that_wait_are_accepted_after_the_move() -> Result<()> {
+    let mut guest = Guest::start("listener", &[])?;
+    guest.tell("set up")?;
+    let port = guest.address().port();
+    let pending = SocketAddr::new(guest.address().ip(), port + 1);
+    let served = SocketAddr::new(guest.address().ip(), port + 2);
+    for moves in 0..=2 {
+        let mut clients = Vec::new();
+        for kind in ["d", "x", "d", "x", ""] {
+            let mut stream = connect(pending)?;
+            stream.write_all(kind.as_bytes())?;
+            if kind == "d" {
+                stream.write_all(&pattern(9, 3000))?;
+            }
+            clients.push((kind, stream));
+        }
+        guest.tell(&format!("waiting {}", clients.len()))?;
+        let end = Arc::new(AtomicBool::new(false));
+        // Somebody connects all the time, so that the kill meets half-open connections.
+        let callers: Vec<_> = (0..3).map(|_| call_all_the_time(served, &end)).collect();
+        for _ in 0..moves {
+            guest.move_on()?;
+        }
+        end.store(true, Ordering::SeqCst);
+        for caller in callers {
+            let calls = caller
+                .join()
+                .map_err(|_| anyhow::anyhow!("a caller panicked"))??;
+            ensure!(calls > 0, "nobody called");
+        }
+        for (kind, stream) in &mut clients {
+            if kind.is_empty() {
+                stream.write_all(b"x")?;
+            }
+        }
+        guest
+            .tell("check")
+            .with_context(|| format!("after {moves} kills"))?;
+        for (kind, stream) in &mut clients {
+            let mut heard = String::new();
+            stream
+                .read_to_string(&mut heard)
+                .with_context(|| format!("client {kind:?}"))?;
+            same("answer", heard.as_str(), "accepted\n")?;
+        }
+    }
+    guest.stop()
+}
+
+/// Connections one after the other until `end`, each served to its end; how many.
+fn call_all_the_time(
+    address: SocketAddr,
+    end: &Arc<AtomicBool>,
+) -> std::thread::JoinHandle<Result<u32>> {
+    let end = Arc::clone(end);
+    std::thread::spawn(move || {
+        let mut calls = 0;
+        loop {
+            let mut heard = String::new();
+            let call =
+                connect(address).and_then(|mut stream| Ok(stream.read_to_string(&mut heard)?));
+            call.with_context(|| format!("call {calls}"))?;
+            same("served", heard.as_str(), "served\n")?;
+            calls += 1;
+            if end.load(Ordering::SeqCst) {
+                return Ok(calls);
+            }
+        }
+    })
+}
+
+#[test]
+fn connections_to_outside_go_on() -> Result<()> {
+    let guest = Guest::start("outward", &[])?;
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, guest.address().port() + 1))?;
+    // It ends with the test's process; every connection has a thread of its own.
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            std::thread::spawn(move || echo(stream));
+        }
+    });
+    guest.go_through_all()
+}
+
+fn echo(stream: std::io::Result<TcpStream>) -> std::io::Result<u64> {
+    let mut stream = stream?;
+    std::io::copy(&mut stream.try_clone()?, &mut stream)
+}
+
+#[test]
+fn unix_sockets_keep_their_queues_and_names() -> Result<()> {
+    let mut guest = Guest::start("unix", &[])?;
+    let log = UnixDatagram::bind(guest.directory().join("log"))?;
+    log.set_read_timeout(Some(PATIENCE))?;
+    let checks = guest.set_up_and_check()?;
+    let mut buffer = [0; 100];
+    for number in 0..checks {
+        let count = log.recv(&mut buffer)?;
+        let expected = format!("line {number}");
+        same_bytes("a line of the log", &buffer[..count], expected.as_bytes())?;
+    }
+    log.set_nonblocking(true)?;
+    ensure!(log.recv(&mut buffer).is_err(), "a line came twice");
+    guest.stop()
+}

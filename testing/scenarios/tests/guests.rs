@@ -1,0 +1,64 @@
+//! One guest a kind of kernel object (testing/guests): it sets its objects up, is moved to the
+//! replica by a kill, and then moved again, to a replica of the replica.
+
+mod guest;
+
+use anyhow::Result;
+use guest::{moved, moved_with};
+
+/// A test of its own for each guest, so that they have names and run in parallel.
+macro_rules! guests {
+    ($($test:ident: $program:literal,)*) => {
+        $(
+            #[test]
+            fn $test() -> Result<()> {
+                moved($program)
+            }
+        )*
+    };
+}
+
+guests! {
+    files_keep_position_flags_and_locks: "file",
+    a_directory_is_read_on: "directory",
+    devices_are_what_they_were: "device",
+    duplicates_share_what_they_shared: "dup",
+    pipes_keep_content_borders_and_who_waits: "pipe",
+    event_counters_keep_their_counts: "eventfd",
+    timer_descriptors_keep_their_deadlines: "timerfd",
+    signal_descriptors_keep_what_waits: "signalfd",
+    epoll_sets_report_the_same: "epoll",
+    memory_is_what_it_was_page_by_page: "memory",
+    the_heap_ends_where_it_ended: "heap",
+    stacks_keep_every_frame: "stack",
+    mapped_files_are_still_mapped: "mapped_file",
+    shared_memory_is_still_shared: "shared_memory",
+    signal_actions_and_stacks_are_in_force: "signals",
+    pending_signals_wait_in_order: "pending",
+    timers_fire_when_they_should: "timers",
+    clocks_never_go_back: "clock",
+    vector_registers_hold_their_values: "vector",
+    threads_are_who_they_were: "threads",
+    a_process_is_what_it_was: "process",
+    what_is_denied_stays_denied: "denied",
+    datagrams_wait_to_be_read: "udp",
+}
+
+#[test]
+fn a_service_without_rights_gets_none() -> Result<()> {
+    moved_with("credentials", &["--user", "nobody"])
+}
+
+/// A guest that no test starts proves nothing.
+#[test]
+fn every_guest_has_a_test() -> Result<()> {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let tests = [include_str!("guests.rs"), include_str!("guest/network.rs")].concat();
+    for entry in std::fs::read_dir(root.join("../guests/src/bin"))? {
+        let path = entry?.path();
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        let quoted = format!("\"{name}\"");
+        anyhow::ensure!(tests.contains(&quoted), "no test starts the guest {name}");
+    }
+    Ok(())
+}
