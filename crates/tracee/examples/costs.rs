@@ -61,7 +61,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut line = String::new();
     let output = child.stdout.take().ok_or("no output")?;
     std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line)?;
-    affinity::make_urgent(0, 10)?;
+    affinity::set_urgent(true)?;
     measure(child.id() as i32)?;
     child.kill()?;
     Ok(())
