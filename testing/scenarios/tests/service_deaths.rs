@@ -109,16 +109,17 @@ fn an_upload_through_five_kills() -> Result<()> {
     transfer_through_kills(bulk::Direction::Upload)
 }
 
-/// Transfers follow one another until all kills have been made, so each kill meets one.
+/// A gigabyte at the speed of the loopback device; should it arrive before all kills have been
+/// made, others follow, so that each kill meets one.
 fn transfer_through_kills(direction: bulk::Direction) -> Result<()> {
-    const TRANSFER_BYTES: u64 = 64 << 20;
+    const TRANSFER_BYTES: u64 = 1 << 30;
     let mut random = host()?;
     let (service, address) = own_server("bulk-server")?;
     let plan = KillPlan::new(Target::Service, 5);
     std::thread::scope(|scope| -> Result<()> {
         let kills = scope.spawn(|| service.kill_repeatedly(&plan, &mut random, |_| {}));
         while !kills.is_finished() {
-            clean(&bulk::start(address, direction, 2, TRANSFER_BYTES)?.wait())?;
+            clean(&bulk::start(address, direction, 1, TRANSFER_BYTES)?.wait())?;
         }
         match kills.join() {
             Ok(kills) => ensure!(kills?.len() == plan.times),
