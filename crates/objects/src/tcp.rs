@@ -8,11 +8,13 @@ mod capture;
 mod closed;
 mod closing;
 mod packets;
+mod quiet;
 mod restore;
 
 pub use capture::{Fingerprint, Tracker, capture, capture_accepted, fingerprint};
 pub use closing::{capture_closing, has_words_left, is_said};
 pub use packets::{Inject, Resend};
+pub use quiet::is_quiet;
 pub use restore::{Live, Prepared, View, prepare};
 
 use unbroken_image::object::TcpPhase;

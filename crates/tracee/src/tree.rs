@@ -318,6 +318,11 @@ impl Tree {
         }
     }
 
+    /// How many threads there are, whatever they do.
+    pub(crate) fn threads_known(&self) -> usize {
+        self.index.len()
+    }
+
     pub(crate) fn knows(&self, tid: HostTid) -> bool {
         self.index.contains_key(&tid)
     }

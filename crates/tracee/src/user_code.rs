@@ -17,6 +17,14 @@ const MOMENT: Duration = Duration::from_micros(2);
 impl Stopped<'_> {
     /// Brings threads out of the vDSO and of restartable sequences.
     pub(crate) fn settle_user_code(&mut self) -> Result<(), TraceError> {
+        while !self.settle_each()? {}
+        Ok(())
+    }
+
+    /// False when threads came or went meanwhile, which only those that were let run a moment can
+    /// have brought about: then not all may have been looked at.
+    fn settle_each(&mut self) -> Result<bool, TraceError> {
+        let known = self.tree.threads_known();
         for process in 0..self.tree.processes.len() {
             for thread in 0..self.tree.processes[process].threads.len() {
                 let process = &self.tree.processes[process];
@@ -28,10 +36,13 @@ impl Stopped<'_> {
                         Err(TraceError::Died { .. }) => {}
                         result => result?,
                     }
+                    if self.tree.threads_known() != known {
+                        return Ok(false);
+                    }
                 }
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn settle_thread(

@@ -16,7 +16,7 @@ mod threads;
 
 use crate::clock::now_ns;
 use crate::config::Config;
-use crate::primary::line::Line;
+use crate::primary::line::{Activity, Line};
 use crate::record::{Cause, Record};
 use crate::stage::announcement::Announcement;
 use crate::stage::notifier::Announcements;
@@ -56,6 +56,7 @@ pub struct Capture {
     delta: ObjectsDelta,
     followed: Option<Followed>,
     link: Option<Link>,
+    activity: Activity,
     description: Vec<u8>,
     verify: bool,
 }
@@ -81,6 +82,7 @@ impl Capture {
             delta: ObjectsDelta::default(),
             followed: None,
             link: None,
+            activity: Activity::default(),
             description: Vec::new(),
             verify: config.verify,
         })
@@ -281,6 +283,7 @@ impl Capture {
         self.hear(is_new);
         let mut process = self.read_process(stopped, is_new)?;
         let input_position = line.handshake.wait_drained();
+        line.swap_activity(&mut self.activity);
         self.delta.clear();
         self.read_objects()?;
         process
@@ -342,7 +345,7 @@ impl Capture {
             self.objects.survey(vec![source], closings, delta)
         } else {
             self.objects
-                .update(&due.descriptors, due.map, closings, delta)
+                .update(&due.descriptors, due.map, &self.activity, closings, delta)
         }
     }
 

@@ -3,11 +3,12 @@
 
 use super::CaptureError;
 use super::closed::{self, Closed};
-use crate::primary::line::ConnectionChange;
+use crate::clock::now_ns;
+use crate::primary::line::{Activity, ConnectionChange};
 use crate::stage::closings::Closings;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd};
-use unbroken_image::object::{TcpConnection, UdpSocket, UnixSocket};
+use unbroken_image::object::{TcpConnection, TcpPhase, UdpSocket, UnixSocket};
 use unbroken_image::{DescriptorChange, Object, ObjectId, Pid};
 use unbroken_objects::table::{Announcement, Changes, Mirror, Source};
 use unbroken_objects::tcp::Tracker;
@@ -19,12 +20,21 @@ use unbroken_wire::Tuple;
 struct Connection {
     state: TcpConnection,
     tracker: Tracker,
+    /// Since when no look has shown anything new.
+    calm_since_ns: u64,
+    /// It is not looked at before a packet or a call concerns it.
+    quiet: bool,
 }
+
+/// A connection may become quiet when it has been calm for so long. Whatever a look at the right
+/// moment cannot show (a timer that is about to send) shows in packets until then.
+const CALM_NS: u64 = 50_000_000;
 
 pub(super) struct Objects {
     mirror: Mirror,
     changes: Changes,
     connections: BTreeMap<ObjectId, Connection>,
+    by_tuple: HashMap<Tuple, ObjectId>,
     datagrams: BTreeMap<ObjectId, UdpSocket>,
     local: BTreeMap<ObjectId, UnixSocket>,
     /// Asks the kernel about Unix sockets of the service's network namespace; opened with the
@@ -80,6 +90,7 @@ impl Objects {
             mirror: Mirror::new(outputs, ObjectId(1))?,
             changes: Changes::default(),
             connections: BTreeMap::new(),
+            by_tuple: HashMap::new(),
             datagrams: BTreeMap::new(),
             local: BTreeMap::new(),
             diag: None,
@@ -99,6 +110,7 @@ impl Objects {
     ) -> Result<(), CaptureError> {
         self.tuples.clear();
         self.connections.clear();
+        self.by_tuple.clear();
         self.datagrams.clear();
         self.local.clear();
         self.changes.clear();
@@ -114,6 +126,7 @@ impl Objects {
         &mut self,
         announcements: &[Announcement],
         memory_unmapped: bool,
+        activity: &Activity,
         closings: &Closings,
         delta: &mut ObjectsDelta,
     ) -> Result<(), CaptureError> {
@@ -122,12 +135,32 @@ impl Objects {
         if memory_unmapped {
             self.read_memory_files_again();
         }
+        self.wake(activity);
         self.collect(delta)?;
         self.bring_to_their_end(closings, false, delta)
     }
 
-    /// Connections that the service has closed and that have words left; then the connections of
-    /// the whole epoch, as the wire names them.
+    /// Looks again at quiet connections that packets concern.
+    fn wake(&mut self, activity: &Activity) {
+        if activity.anywhere {
+            for (&id, connection) in &mut self.connections {
+                if std::mem::take(&mut connection.quiet) {
+                    self.mirror.mark_active(id);
+                }
+            }
+            return;
+        }
+        for tuple in &activity.connections {
+            if let Some(id) = self.by_tuple.get(tuple)
+                && let Some(connection) = self.connections.get_mut(id)
+                && std::mem::take(&mut connection.quiet)
+            {
+                self.mirror.mark_active(*id);
+            }
+        }
+    }
+
+    /// Connections that the service has closed and that have words left.
     fn bring_to_their_end(
         &mut self,
         closings: &Closings,
@@ -139,12 +172,8 @@ impl Objects {
             gone: &self.left,
             is_new,
         };
-        let standing = &self.connections;
-        let stands = |connection: &TcpConnection| {
-            let tuple = Tuple::from(connection);
-            let mut others = standing.values();
-            others.any(|other| Tuple::from(&other.state) == tuple)
-        };
+        let standing = &self.by_tuple;
+        let stands = |connection: &TcpConnection| standing.contains_key(&Tuple::from(connection));
         let mirror = &mut self.mirror;
         self.closed
             .update(&context, stands, || mirror.number_unlisted(), delta)
@@ -185,7 +214,15 @@ impl Objects {
 
     /// I7: compares the mirror with the kernel.
     pub fn verify(&mut self) -> Result<(), CaptureError> {
-        let differences = self.mirror.verify()?;
+        let mut differences = self.mirror.verify()?;
+        for (&id, connection) in self.connections.iter().filter(|(_, other)| other.quiet) {
+            let descriptor = self.mirror.duplicate(id)?;
+            let found = tcp::fingerprint(descriptor.as_fd())?;
+            if found != *connection.tracker.fingerprint() {
+                let tuple = Tuple::from(&connection.state);
+                differences.push(format!("quiet connection {tuple:?} moved: {found:?}"));
+            }
+        }
         if differences.is_empty() {
             return Ok(());
         }
@@ -202,7 +239,11 @@ impl Objects {
         self.left.clear();
         for &id in &self.changes.gone {
             if let Some(Connection { state, .. }) = self.connections.remove(&id) {
-                self.left.push((id, Tuple::from(&state)));
+                let tuple = Tuple::from(&state);
+                if self.by_tuple.get(&tuple) == Some(&id) {
+                    self.by_tuple.remove(&tuple);
+                }
+                self.left.push((id, tuple));
             }
             self.datagrams.remove(&id);
             self.local.remove(&id);
@@ -262,7 +303,17 @@ impl Objects {
         }
         let (state, tracker) = tcp::capture(socket)?;
         let object = Object::TcpConnection(state.clone());
-        self.connections.insert(id, Connection { state, tracker });
+        if state.phase != TcpPhase::Closed {
+            self.by_tuple.insert(Tuple::from(&state), id);
+        }
+        let connection = Connection {
+            state,
+            tracker,
+            calm_since_ns: now_ns(),
+            quiet: false,
+        };
+        self.connections.insert(id, connection);
+        self.mirror.mark_active(id);
         Ok(object)
     }
 
@@ -281,10 +332,16 @@ impl Objects {
         }
         let descriptor = self.mirror.duplicate(id)?;
         let socket = descriptor.as_fd();
-        if let Some(Connection { state, tracker }) = self.connections.get_mut(&id) {
+        if let Some(connection) = self.connections.get_mut(&id) {
+            let Connection { state, tracker, .. } = connection;
             if tracker.look(socket, state)? {
                 delta.moved.push(id);
                 delta.moved_bytes += state.send_queue.len() + state.receive_queue.len();
+                connection.calm_since_ns = now_ns();
+            } else if now_ns() - connection.calm_since_ns > CALM_NS && tcp::is_quiet(socket, state)?
+            {
+                connection.quiet = true;
+                self.mirror.mark_quiet(id);
             }
         } else if let Some(state) = self.datagrams.get_mut(&id) {
             if udp::capture_into(socket, state, false)? {

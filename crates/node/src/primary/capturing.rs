@@ -167,6 +167,7 @@ impl Primary {
             self.seal()?;
         }
         self.traffic.mark();
+        self.traffic.take_activity(&self.line);
         let connections = self.traffic.take_connections(sealing);
         self.capturing.accepted.clone_from(&connections.accepted);
         self.line.leave_connections(connections);

@@ -7,7 +7,7 @@ use crate::handshake::Handshake;
 use crate::primary::tracer::End;
 use crate::record::{Cause, Connections};
 use rustix::event::{EventfdFlags, eventfd};
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -56,6 +56,15 @@ pub enum Report {
     Broken(String),
 }
 
+/// Where packets went, either way. A connection without any has not moved (HAZARDS 125).
+#[derive(Clone, Debug, Default)]
+pub struct Activity {
+    pub connections: HashSet<Tuple>,
+    /// Others may have moved too: packets were lost on the way to the wire, or have not all been
+    /// read.
+    pub anywhere: bool,
+}
+
 /// How an epoch changed the connections that stand.
 #[derive(Clone, Debug, Default)]
 pub struct ConnectionChange {
@@ -81,6 +90,7 @@ pub struct Line {
     command_came: Condvar,
     publication: Mutex<Option<Publication>>,
     connections: Mutex<Connections>,
+    activity: Mutex<Activity>,
     change: Mutex<ConnectionChange>,
     reports: Mutex<VecDeque<Report>>,
     main_bell: OwnedFd,
@@ -94,6 +104,7 @@ impl Line {
             command_came: Condvar::new(),
             publication: Mutex::default(),
             connections: Mutex::default(),
+            activity: Mutex::default(),
             change: Mutex::default(),
             reports: Mutex::default(),
             main_bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
@@ -144,6 +155,12 @@ impl Line {
     /// Tracer, after the step `Drained`: takes it.
     pub fn take_connections(&self) -> Connections {
         std::mem::take(&mut lock(&self.connections))
+    }
+
+    /// Main, before the step `Drained`: where packets went since the last mark. Gives back an old
+    /// one to be filled again.
+    pub fn swap_activity(&self, activity: &mut Activity) {
+        std::mem::swap(&mut *lock(&self.activity), activity);
     }
 
     /// Tracer, before the step `Published`: how the epoch changed the connections that stand.

@@ -3,21 +3,25 @@
 use super::Common;
 use crate::clock::now_ns;
 use crate::log;
-use crate::primary::line::ConnectionChange;
+use crate::primary::line::{Activity, ConnectionChange, Line};
 use crate::record::Connections;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use unbroken_core::role::Role;
+use unbroken_wire::Tuple;
 use unbroken_wire::commit::Committed;
 use unbroken_wire::flows::{Flows, LatePacket, NamedConnection, TableChange};
 use unbroken_wire::gate::{Gate, OutputKind};
 use unbroken_wire::log::InputLogWriter;
+use unbroken_wire::packet::Packet;
 use unbroken_wire::tun::{ClientSide, ServiceSide};
 
 /// A frame is at most 64 KiB of packet behind its virtio header.
 const FRAME_BYTES_MAX: usize = 65_536 + 64;
 /// Output that may wait for one commit; more stays in the kernel's queues.
 const GATE_BYTES: usize = 32 << 20;
+/// What the service's TUN device queues at least (drivers/net/tun.c, TUN_READQ_SIZE).
+const SERVICE_QUEUE_FRAMES: usize = 500;
 /// Frames carried one way before the other way has its turn.
 const FRAMES_PER_TURN: usize = 64;
 
@@ -40,6 +44,11 @@ pub(super) struct Traffic {
     /// The number that the next input frame gets.
     input_position: u64,
     buffer: Vec<u8>,
+    activity: Activity,
+    /// Frames of the service since the last mark.
+    output_frames: usize,
+    /// Whether the last mark found everything read.
+    drained: bool,
 }
 
 impl Traffic {
@@ -63,6 +72,9 @@ impl Traffic {
             log: None,
             input_position: input.position,
             buffer: vec![0; FRAME_BYTES_MAX],
+            activity: Activity::default(),
+            output_frames: 0,
+            drained: true,
         })
     }
 
@@ -127,6 +139,7 @@ impl Traffic {
                 ));
             }
             self.flows.input(self.input_position, frame, now);
+            note(&mut self.activity, frame, Direction::ToService);
             self.input_position += 1;
             // A network may lose a packet; its sender brings it again.
             let _ = self.service.write(frame)?;
@@ -139,7 +152,7 @@ impl Traffic {
     /// no more: the drain of a capture.
     pub fn collect_output(&mut self, all: bool) -> io::Result<bool> {
         let now = now_ns();
-        let mut count = 0;
+        let (mut count, mut empty) = (0, false);
         while (all || count < FRAMES_PER_TURN) && self.gate.has_room(FRAME_BYTES_MAX) {
             let service = &self.service;
             let read = |room: &mut [u8]| service.read(room);
@@ -147,11 +160,19 @@ impl Traffic {
                 .gate
                 .hold_with(OutputKind::Packet, now, FRAME_BYTES_MAX, read)?
             {
-                Some(frame) => self.flows.output(frame, now),
-                None => break,
+                Some(frame) => {
+                    self.flows.output(frame, now);
+                    note(&mut self.activity, frame, Direction::ToClient);
+                }
+                None => {
+                    empty = true;
+                    break;
+                }
             }
             count += 1;
         }
+        self.output_frames += count;
+        self.drained = empty;
         for (number, kind) in [
             (0, OutputKind::StandardOutput),
             (1, OutputKind::StandardError),
@@ -201,6 +222,17 @@ impl Traffic {
     /// The mark of an epoch: everything read so far belongs to it.
     pub fn mark(&mut self) {
         self.gate.close_epoch();
+    }
+
+    /// Leaves where packets went since the last mark on `line`; to be called at each.
+    pub fn take_activity(&mut self, line: &Line) {
+        // Fewer frames than its queue takes cannot have overrun it, if it was empty before.
+        self.activity.anywhere |= !self.drained || self.output_frames >= SERVICE_QUEUE_FRAMES;
+        let unread = !self.drained;
+        line.swap_activity(&mut self.activity);
+        self.activity.connections.clear();
+        self.activity.anywhere = unread;
+        self.output_frames = 0;
     }
 
     /// Takes the mark back: the epoch was not made.
@@ -296,6 +328,28 @@ impl Traffic {
     /// Begins the epochs of a new standby.
     pub fn restart_gate(&mut self, term: u64) {
         self.gate.restart(term);
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    ToService,
+    ToClient,
+}
+
+/// Notes whose packet it is.
+fn note(activity: &mut Activity, frame: &[u8], direction: Direction) {
+    match Packet::parse(frame) {
+        Packet::Tcp(segment) => {
+            let (from, to) = (segment.source, segment.destination);
+            activity.connections.insert(match direction {
+                Direction::ToService => Tuple::new(to, from),
+                Direction::ToClient => Tuple::new(from, to),
+            });
+        }
+        // ICMP may speak of any connection.
+        _ if direction == Direction::ToService => activity.anywhere = true,
+        _ => {}
     }
 }
 

@@ -136,10 +136,14 @@ pub fn changes(
         | libc::SYS_listen
         | libc::SYS_connect
         | libc::SYS_shutdown
+        | libc::SYS_sendto
+        | libc::SYS_sendmsg
+        | libc::SYS_sendmmsg
         | libc::SYS_setsockopt
         | libc::SYS_timerfd_settime
         | libc::SYS_signalfd
         | libc::SYS_signalfd4 => Change::Object(fd(a)),
+        libc::SYS_splice => Change::Object(fd(c)),
         libc::SYS_epoll_ctl => Change::Epoll(EpollChange {
             epoll: fd(a),
             operation: b as i32,

@@ -74,7 +74,32 @@ const INET: u32 = libc::AF_INET as u32;
 const INET6: u32 = libc::AF_INET6 as u32;
 const NETLINK: u32 = libc::AF_NETLINK as u32;
 
+/// Data that stays in the socket although it could be sent: MSG_MORE, and MSG_ZEROCOPY for its
+/// notifications (linux/socket.h).
+const KEEPING_SEND: u32 = 0x8000 | 0x0400_0000;
+const SPLICE_F_MORE: u32 = 4;
+
 pub const RULES: &[Rule] = &[
+    Rule {
+        call: "sendto",
+        cases: &[(AnyBit(3, KEEPING_SEND), Announced)],
+        otherwise: Free,
+    },
+    Rule {
+        call: "sendmsg",
+        cases: &[(AnyBit(2, KEEPING_SEND), Announced)],
+        otherwise: Free,
+    },
+    Rule {
+        call: "sendmmsg",
+        cases: &[(AnyBit(3, KEEPING_SEND), Announced)],
+        otherwise: Free,
+    },
+    Rule {
+        call: "splice",
+        cases: &[(AnyBit(5, SPLICE_F_MORE), Announced)],
+        otherwise: Free,
+    },
     Rule {
         call: "socket",
         cases: &[
