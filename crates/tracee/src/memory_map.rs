@@ -386,13 +386,12 @@ fn add_range(ranges: &mut Vec<AddressRange>, range: AddressRange) {
 /// Compares a map that was kept up to date with the kernel's; the first difference is returned.
 /// For tests: it takes a survey.
 ///
-/// That a mapping is not for huge pages is not compared: `mmap(MAP_STACK)` says so since Linux 6.7,
-/// for the stack of every new thread, and only a survey would show it. It changes no content, and
-/// is not worth a walk through all page tables in the pause of an epoch.
+/// Hints are not compared ([`Advice::without_hints`]): `mmap(MAP_STACK)` gives one since Linux 6.7,
+/// for the stack of every new thread, and memory where an arena of the allocator was has another.
 pub fn verify(process: &Process, kept: &[Mapping]) -> Result<Option<String>, TraceError> {
     let mut now = Vec::new();
     MapReader::default().survey(process, &mut now)?;
-    let (kept, now) = (without_small_pages(kept), without_small_pages(&now));
+    let (kept, now) = (without_hints(kept), without_hints(&now));
     let mut pairs = kept.iter().zip(&now);
     if let Some((kept, now)) = pairs.find(|(kept, now)| kept != now) {
         return Ok(Some(format!("kept {kept:?}, is {now:?}")));
@@ -400,12 +399,12 @@ pub fn verify(process: &Process, kept: &[Mapping]) -> Result<Option<String>, Tra
     Ok((kept.len() != now.len()).then(|| format!("kept {}, are {}", kept.len(), now.len())))
 }
 
-/// The map as if nobody had asked for small pages: what differed in that alone is one mapping.
-fn without_small_pages(map: &[Mapping]) -> Vec<Mapping> {
+/// The map as if nobody had given hints: what differed in those alone is one mapping.
+fn without_hints(map: &[Mapping]) -> Vec<Mapping> {
     let mut merged = Vec::with_capacity(map.len());
     for mapping in map {
         let mut mapping = mapping.clone();
-        mapping.advice.no_huge_page = false;
+        mapping.advice = mapping.advice.without_hints();
         push_merged(&mut merged, mapping);
     }
     merged
@@ -416,13 +415,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn small_pages_alone_make_no_difference_and_other_advice_does() {
+    fn hints_alone_make_no_difference_and_other_advice_does() {
         let text = "1000-2000 ---p 00000000 00:00 0 \nVmFlags: mr mw me nh\n\
                     2000-3000 ---p 00000000 00:00 0 \nVmFlags: mr mw me\n\
                     3000-4000 ---p 00000000 00:00 0 \nVmFlags: mr mw me lo\n";
         let map = parsed(text).unwrap();
         assert_eq!(map.len(), 3);
-        let ends: Vec<u64> = without_small_pages(&map)
+        let ends: Vec<u64> = without_hints(&map)
             .iter()
             .map(|mapping| mapping.range.end)
             .collect();
