@@ -93,6 +93,19 @@ pub struct Advice {
     pub no_reserve: bool,
 }
 
+impl Advice {
+    /// What matters of it: not that there is to be no huge page, and no reservation. Those are
+    /// given by flags of `mmap` that nearly every thread's memory carries, they change neither
+    /// content nor behaviour, and only a walk through all page tables shows them.
+    pub fn without_hints(self) -> Advice {
+        Advice {
+            no_huge_page: false,
+            no_reserve: false,
+            ..self
+        }
+    }
+}
+
 /// A run of addresses with one backing and one set of attributes. Adjacent mappings that continue
 /// each other are one `Mapping`, whatever the kernel's own division is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -215,6 +215,28 @@ fn epoll_follows_calls_closes_and_moves() {
 }
 
 #[test]
+fn a_one_shot_that_fires_in_the_epoch_of_its_call_is_seen() {
+    let mut scene = Scene::new();
+    let epoll = scene.create(libc::SYS_epoll_create1, &[&0]);
+    let event = scene.create(libc::SYS_eventfd2, &[&0, &0]);
+    // Something is there to read, so that it fires at the first wait.
+    let ready = scene.create(libc::SYS_eventfd2, &[&1, &0]);
+    scene.epoch();
+    let events = libc::EPOLLIN | libc::EPOLLONESHOT;
+    for operation in [libc::EPOLL_CTL_ADD, libc::EPOLL_CTL_MOD] {
+        scene.epoll(epoll, operation, ready, events, 7);
+        let fired = scene
+            .guest
+            .must(libc::SYS_epoll_wait, &[&epoll, &"bytes:64", &4, &0]);
+        assert_eq!(fired, 1);
+        // The scene compares with the kernel.
+        scene.epoch();
+    }
+    scene.epoll(epoll, libc::EPOLL_CTL_ADD, event, events, 8);
+    scene.epoch();
+}
+
+#[test]
 fn a_fired_oneshot_entry_is_found_without_an_announcement() {
     let mut scene = Scene::new();
     let epoll = scene.create(libc::SYS_epoll_create1, &[&0]);

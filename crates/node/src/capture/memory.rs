@@ -3,7 +3,7 @@
 
 use super::CaptureError;
 use super::announcements::Due;
-use unbroken_image::{AddressRange, Backing, Mapping, MemoryDelta, PAGE_SIZE, PageRun};
+use unbroken_image::{AddressRange, Advice, Backing, Mapping, MemoryDelta, PAGE_SIZE, PageRun};
 use unbroken_tracee::dirty::DirtyTracker;
 use unbroken_tracee::memory_map::{self, MapReader};
 use unbroken_tracee::{HostTid, Process, Stopped, shared_content};
@@ -118,7 +118,7 @@ impl Memory {
         delta: &mut MemoryDelta,
     ) -> Result<(), CaptureError> {
         std::mem::swap(&mut self.map, &mut self.before);
-        if due.advice {
+        if due.advice || self.advice_is_in_doubt(&due.voided) {
             self.reader.survey(process, &mut self.map)?;
         } else {
             self.reader.read(process, &self.before, &mut self.map)?;
@@ -146,6 +146,20 @@ impl Memory {
         }
         self.make_room_for_stacks();
         Ok(())
+    }
+
+    /// A call has replaced, moved or emptied memory that had advice or was locked. Between surveys
+    /// a mapping is taken to have the advice of what was at its place before, which is wrong for
+    /// one that only came to lie there, and a lock that nobody asked for can fail a takeover.
+    fn advice_is_in_doubt(&self, voided: &[AddressRange]) -> bool {
+        let mut advised = self
+            .before
+            .iter()
+            .filter(|mapping| mapping.advice.without_hints() != Advice::default());
+        advised.any(|mapping| {
+            let mut ranges = voided.iter();
+            ranges.any(|range| range.intersection(mapping.range).is_some())
+        })
     }
 
     /// Shared memory keeps its content when a mapping of it lets go of pages (`MADV_DONTNEED`),

@@ -62,12 +62,21 @@ impl Mirror {
             .collect();
         self.doubt_moved_targets(before, changes, &mut doubtful);
         self.follow_calls(announcements, before, duplicated, changes, &mut doubtful);
+        // An entry that was armed by a followed call can have fired since, and an instance that is
+        // named as touched gets no other look in this epoch.
+        let touched = changes.touched.iter().copied();
+        doubtful.extend(touched.filter(|id| self.entries_may_fire(*id)));
         for id in doubtful {
             if self.read_epoll(id)? {
                 changes.touch(id);
             }
         }
         Ok(())
+    }
+
+    fn entries_may_fire(&self, id: ObjectId) -> bool {
+        let entry = self.objects.get(&id);
+        entry.is_some_and(|entry| entry.kind == Kind::Epoll && entry.is_volatile())
     }
 
     /// An object that counts as gone may only have moved to another slot, where it counts as new:

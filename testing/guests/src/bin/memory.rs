@@ -29,6 +29,8 @@ struct Memory {
     moved: Area,
     huge: Area,
     locked: Area,
+    /// Not for children, but for a page that is mapped anew in every round.
+    replaced: Area,
     guards: bool,
 }
 
@@ -38,6 +40,8 @@ impl Guest for Memory {
         huge.advise(0, HUGE_PAGES, libc::MADV_HUGEPAGE)?;
         let locked = Area::private(4)?;
         locked.lock()?;
+        let replaced = Area::private(6)?;
+        replaced.advise(0, 6, libc::MADV_DONTFORK)?;
         let moved = Area::private(10)?;
         let mut memory = Self {
             round: 0,
@@ -45,6 +49,7 @@ impl Guest for Memory {
             moved,
             huge,
             locked,
+            replaced,
             guards: false,
         };
         memory.arm()?;
@@ -79,7 +84,16 @@ impl Guest for Memory {
             "no longer locked: {flags}"
         );
         same_bytes("locked", &self.locked.read(0, PAGE), &self.content(5, PAGE))?;
+        if self.round > 0 {
+            for (page, expected) in [(0, true), (2, false), (5, true)] {
+                let flags = self.replaced.smaps(page, "VmFlags")?;
+                let found = flags.split(' ').any(|flag| flag == "dc");
+                same(&format!("page {page} not for children"), found, expected)?;
+            }
+        }
         self.round += 1;
+        // In an epoch of its own: what was advised before is known by then.
+        self.replaced.renew(2, 1)?;
         self.arm()
     }
 }
