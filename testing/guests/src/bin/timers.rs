@@ -61,13 +61,17 @@ impl Guest for Timers {
     fn check(&mut self) -> Result<()> {
         self.interval().context("interval")?;
         self.once().context("once")?;
-        let (left_ns, interval_ns) = self.silent.left()?;
+        let (_, interval_ns) = self.silent.left()?;
         same("interval of the silent timer", interval_ns, 5 * FAR_NS)?;
-        self.deadline("the silent timer", left_ns, self.silent_due_ns)?;
+        self.deadline("the silent timer", self.silent_due_ns, || {
+            Ok(self.silent.left()?.0)
+        })?;
         same("the disarmed timer", self.disarmed.left()?, (0, 0))?;
         let real = itimer(libc::ITIMER_REAL)?;
         same("interval of ITIMER_REAL", real.interval_us, 0)?;
-        self.deadline("ITIMER_REAL", real.left_us * 1000, self.real_due_ns)?;
+        self.deadline("ITIMER_REAL", self.real_due_ns, || {
+            Ok(itimer(libc::ITIMER_REAL)?.left_us * 1000)
+        })?;
         let profiling = itimer(libc::ITIMER_PROF)?;
         same(
             "interval of ITIMER_PROF",
@@ -165,9 +169,13 @@ impl Timers {
     }
 
     /// A rest that was restored as a rest would move the deadline with each takeover.
-    fn deadline(&self, name: &str, left_ns: u64, due_ns: u64) -> Result<()> {
-        let found_ns = monotonic_ns()? + left_ns;
-        let off_ns = found_ns.abs_diff(due_ns);
+    /// Reading clock and rest is no one step: on a busy machine the nearest of several is right.
+    fn deadline(&self, name: &str, due_ns: u64, left_ns: impl Fn() -> Result<u64>) -> Result<()> {
+        let mut off_ns = u64::MAX;
+        for _ in 0..100 {
+            let found_ns = monotonic_ns()? + left_ns()?;
+            off_ns = off_ns.min(found_ns.abs_diff(due_ns));
+        }
         ensure!(
             off_ns < PATIENCE.as_nanos() as u64 / 1000,
             "{name} moved by {off_ns} ns"
