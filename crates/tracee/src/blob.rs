@@ -125,9 +125,7 @@ impl Stopped<'_> {
         }
         let threads: Vec<HostTid> = process.threads().map(|thread| thread.host_tid).collect();
         for thread in threads {
-            while UNFILTERED.contains(self.registers(thread)?.rip) {
-                self.run_a_moment(thread)?;
-            }
+            self.run_while(thread, |now| UNFILTERED.contains(now.rip))?;
         }
         Ok(true)
     }

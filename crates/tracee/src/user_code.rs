@@ -11,8 +11,11 @@ use std::time::Duration;
 use unbroken_image::{AddressRange, Registers};
 use unbroken_sys::{memory, ptrace};
 
-/// Time enough for the few dozen instructions of a vDSO call.
+/// Time enough for the few dozen instructions of a vDSO call, if the thread gets its core at once.
 const MOMENT: Duration = Duration::from_micros(2);
+/// It may not: an urgent tracer's sleep ends to the microsecond, before the thread ran at all, and
+/// others want the core too. So each moment is twice as long as the one before, up to this.
+const LONG_MOMENT: Duration = Duration::from_millis(1);
 
 impl Stopped<'_> {
     /// Brings threads out of the vDSO and of restartable sequences.
@@ -52,9 +55,8 @@ impl Stopped<'_> {
     ) -> Result<(), TraceError> {
         let is_in_vdso = |rip| vdso.is_some_and(|range| range.contains(rip));
         let mut registers = self.registers(tid)?;
-        while is_in_user_code(&registers) && is_in_vdso(registers.rip) {
-            self.run_a_moment(tid)?;
-            registers = self.registers(tid)?;
+        if is_in_user_code(&registers) && is_in_vdso(registers.rip) {
+            registers = self.run_while(tid, |now| is_in_user_code(now) && is_in_vdso(now.rip))?;
         }
         // No sequence contains a system call, so a thread in one is in none.
         if is_in_user_code(&registers) && self.abort_restartable_sequence(tid, &mut registers)? {
@@ -63,12 +65,30 @@ impl Stopped<'_> {
         Ok(())
     }
 
+    /// Lets one thread of a stopped tree run for moments until `stays` is false of its registers,
+    /// which it returns.
+    pub(crate) fn run_while(
+        &mut self,
+        tid: HostTid,
+        stays: impl Fn(&Registers) -> bool,
+    ) -> Result<Registers, TraceError> {
+        let mut moment = MOMENT;
+        loop {
+            let registers = self.registers(tid)?;
+            if !stays(&registers) {
+                return Ok(registers);
+            }
+            self.run_a_moment(tid, moment)?;
+            moment = LONG_MOMENT.min(moment * 2);
+        }
+    }
+
     /// Lets one thread of a stopped tree run for a moment. Other cores see nothing of it, but on
     /// this one an interrupt right after the continue would stop it before its first instruction.
-    pub(crate) fn run_a_moment(&mut self, tid: HostTid) -> Result<(), TraceError> {
+    fn run_a_moment(&mut self, tid: HostTid, moment: Duration) -> Result<(), TraceError> {
         self.tree.set_state(tid, State::Running);
         ptrace::resume(tid.0, 0).map_err(TraceError::of_thread("continue", tid))?;
-        std::thread::sleep(MOMENT);
+        std::thread::sleep(moment);
         ptrace::interrupt(tid.0).map_err(TraceError::of_thread("interrupt", tid))?;
         self.tree.settle()
     }
