@@ -58,6 +58,7 @@ pub struct Capture {
     link: Option<Link>,
     activity: Activity,
     description: Vec<u8>,
+    may_be_urgent: bool,
     verify: bool,
 }
 
@@ -84,8 +85,14 @@ impl Capture {
             link: None,
             activity: Activity::default(),
             description: Vec::new(),
+            may_be_urgent: config.service_core != config.spare_core,
             verify: config.verify,
         })
+    }
+
+    /// Whether the thread that captures has a core that main does not need meanwhile.
+    pub fn may_be_urgent(&self) -> bool {
+        self.may_be_urgent
     }
 
     pub fn is_linked(&self) -> bool {

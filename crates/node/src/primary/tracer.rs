@@ -91,8 +91,9 @@ impl Tracer {
     /// that copies memory by the megabyte must not be.
     fn next_event(&mut self) -> Result<Option<Event>, TraceError> {
         let filling = self.capture.is_filling();
-        if self.urgent == filling {
-            self.urgent = !filling;
+        let urgent = !filling && self.capture.may_be_urgent();
+        if self.urgent != urgent {
+            self.urgent = urgent;
             // Without the right to it pauses are longer under load, and that is all.
             let _ = affinity::set_urgent(self.urgent);
         }
