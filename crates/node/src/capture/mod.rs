@@ -427,3 +427,6 @@ fn refuse_lost_relatives(process: &Process) -> Result<(), CaptureError> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
