@@ -2,11 +2,13 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::process::{Command, Stdio};
 use std::time::Duration;
+use unbroken_sys::ptrace;
 use unbroken_sys::shared::{Consumer, Producer, RingMemory};
+use unbroken_sys::wait::wait;
 
 /// A small generator (splitmix64): the tests need cheap, seeded variety and nothing else.
 struct Random(u64);
@@ -214,4 +216,64 @@ fn a_producer_killed_at_any_moment_leaves_whole_records() {
         }
         assert!(consumer.peek().unwrap().is_none());
     }
+}
+
+const STEPPED_RING: &str = "UNBROKEN_TEST_STEPPED_RING";
+const STEPPED_BYTES: usize = 1000;
+
+/// Not a test by itself: publishes one record when it is told to.
+#[test]
+fn stepped_producer() {
+    let Ok(path) = std::env::var(STEPPED_RING) else {
+        return;
+    };
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    let ring = RingMemory::from_fd(file.into()).unwrap();
+    let mut producer = ring.producer().unwrap();
+    let mut reservation = producer.reserve(STEPPED_BYTES).unwrap();
+    let length = length_of(0, STEPPED_BYTES);
+    let own = std::fs::read_link("/proc/thread-self").unwrap();
+    println!("\nthread {}", own.file_name().unwrap().display());
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+    fill(0, &mut reservation[..length]);
+    reservation.publish(length);
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+}
+
+/// Killed after any instruction, it would leave what the consumer sees here: all or nothing.
+#[test]
+fn a_record_shows_by_one_instruction() {
+    let ring = RingMemory::create("unbroken-ring-test", 1 << 16).unwrap();
+    let mut consumer = ring.consumer().unwrap();
+    let descriptor = ring.as_fd().as_raw_fd();
+    let path = format!("/proc/{}/fd/{descriptor}", std::process::id());
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "stepped_producer", "--nocapture"])
+        .env(STEPPED_RING, path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let thread: i32 = lines
+        .find_map(|line| line.unwrap().strip_prefix("thread ")?.parse().ok())
+        .unwrap();
+    ptrace::seize(thread, 0).unwrap();
+    ptrace::interrupt(thread).unwrap();
+    wait(thread).unwrap();
+    child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    let shown_after = (1..1_000_000).find(|_| {
+        ptrace::single_step(thread, 0).unwrap();
+        wait(thread).unwrap();
+        consume_one(&mut consumer, 0, STEPPED_BYTES)
+    });
+    // It had to fill the record first.
+    assert!(
+        shown_after.is_some_and(|steps| steps > STEPPED_BYTES / 2),
+        "{shown_after:?}"
+    );
+    // A process whose traced thread nobody waits for has not ended.
+    ptrace::detach(thread, 0).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
