@@ -4,7 +4,7 @@
 mod guest;
 
 use anyhow::Result;
-use guest::{moved, moved_with};
+use guest::{Guest, moved, moved_with};
 
 /// A test of its own for each guest, so that they have names and run in parallel.
 macro_rules! guests {
@@ -47,6 +47,18 @@ guests! {
 #[test]
 fn a_service_without_rights_gets_none() -> Result<()> {
     moved_with("credentials", &["--user", "nobody"])
+}
+
+/// An epoch that is larger than the journal goes in parts. The primary dies with some of them sent:
+/// the replica is what it was before them (I2).
+#[test]
+fn half_an_epoch_is_never_applied() -> Result<()> {
+    let mut guest = Guest::start("large", &[])?;
+    guest.tell("set up")?;
+    guest.tell("check")?;
+    guest.tell_while_the_primary_dies("check")?;
+    guest.tell("check")?;
+    guest.stop()
 }
 
 /// A guest that no test starts proves nothing.

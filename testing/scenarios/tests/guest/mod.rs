@@ -5,9 +5,12 @@ mod network;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use unbroken_harness::{KillPlan, Launch, PATIENCE, Random, Scratch, Service, Target};
+use unbroken_harness::{
+    KillPlan, Launch, PATIENCE, Random, Scratch, Service, Signal, Target, send,
+};
 use unbroken_scenarios::{PORT, host};
 
 /// A protected guest, and the one connection over which everything is said to it.
@@ -110,6 +113,31 @@ impl Guest {
                 .with_context(|| format!("check {number}, after {kills} kills more"))?;
         }
         Ok(rows.len())
+    }
+
+    /// Says `words`, of which the answer needs an epoch that does not get through to a stopped
+    /// standby; kills the primary meanwhile, and hears `ok` from the replica.
+    pub fn tell_while_the_primary_dies(&mut self, words: &str) -> Result<()> {
+        /// Time enough to send what there is room for, too short for the standby to be given up.
+        const STUCK: Duration = Duration::from_secs(2);
+        let before = self.service.kill(Target::Standby, Signal::SIGSTOP)?;
+        let stream = self.conversation.get_ref();
+        writeln!(&*stream, "{words}")?;
+        stream.set_read_timeout(Some(STUCK))?;
+        let early = stream.peek(&mut [0]);
+        stream.set_read_timeout(Some(PATIENCE))?;
+        ensure!(early.is_err(), "an answer came past a stopped standby");
+        self.service.kill(Target::Primary, Signal::SIGKILL)?;
+        if let Some(standby) = before.standby_pid {
+            send(standby, Signal::SIGCONT)?;
+        }
+        let mut answer = String::new();
+        self.conversation.read_line(&mut answer)?;
+        ensure!(answer == "ok\n", "after {words:?}: {answer}");
+        self.service.wait_for("the takeover", |status| {
+            status.is_protected() && status.takeovers > before.takeovers
+        })?;
+        Ok(())
     }
 
     /// All that a guest goes through which needs nothing of the host.
