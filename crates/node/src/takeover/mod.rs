@@ -83,7 +83,10 @@ impl Following {
             (&service, &clients),
         )?;
         bind_threads(&tree, self.config.service_core)?;
-        tree.stop()?.resume()?;
+        let mut stopped = tree.stop()?;
+        // A stub dies with its standby. A service outlives its primary while it is unprotected.
+        stopped.set_exit_kill(false)?;
+        stopped.resume()?;
         packets::resend(&clients, &restored.resends)?;
         let took_ns = now_ns() - started_ns;
         log!("the replica lives after {} us", took_ns / 1000);
