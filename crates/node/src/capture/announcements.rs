@@ -3,7 +3,6 @@
 use crate::stage::announcement::{Announcement as Heard, Change, EpollChange};
 use unbroken_image::{AddressRange, PAGE_SIZE, Pid};
 use unbroken_objects::table::{Announced, Announcement};
-use unbroken_tracee::{HostTid, Stopped};
 
 /// What is to be looked at in one process tree. The buffers are used again.
 #[derive(Default)]
@@ -103,40 +102,5 @@ impl Due {
             thread: announcement.thread,
             what,
         });
-    }
-}
-
-/// Forgets calls that have not been made: the stop met their threads between the announcement and
-/// the call, which they make, and announce, again. Taken for made, an epoll entry would stand in
-/// the image before it stands in the kernel.
-pub(super) fn drop_unmade(heard: &mut Vec<Heard>, stopped: &Stopped<'_>) {
-    let is_unmade = |last: &Heard| {
-        let registers = stopped.registers(HostTid(last.thread.cast_signed()));
-        registers.is_ok_and(|registers| {
-            // ERESTARTSYS to ERESTARTNOHAND: kernel/seccomp.c, an interrupted notification.
-            registers.orig_rax == last.call as u64
-                && (-514..=-512).contains(&(registers.rax as i64))
-        })
-    };
-    // Backwards: the first one met of a thread is of its last call.
-    let mut seen: Vec<(u32, u64, bool)> = Vec::new();
-    let mut index = heard.len();
-    while index > 0 {
-        index -= 1;
-        let announcement = heard[index];
-        let known = seen
-            .iter()
-            .find(|(thread, ..)| *thread == announcement.thread);
-        let (last, unmade) = match known {
-            Some(&(_, last, unmade)) => (last, unmade),
-            None => {
-                let unmade = is_unmade(&announcement);
-                seen.push((announcement.thread, announcement.id, unmade));
-                (announcement.id, unmade)
-            }
-        };
-        if unmade && announcement.id == last {
-            heard.remove(index);
-        }
     }
 }

@@ -287,7 +287,7 @@ impl Capture {
         stopped: &mut Stopped<'_>,
         line: &Line,
     ) -> Result<Reading<'journal>, CaptureError> {
-        self.hear(is_new, stopped);
+        self.hear(is_new);
         let mut process = self.read_process(stopped, is_new)?;
         let input_position = line.handshake.wait_drained();
         line.swap_activity(&mut self.activity);
@@ -317,10 +317,9 @@ impl Capture {
     }
 
     /// Takes what was announced since the last epoch.
-    fn hear(&mut self, is_new: bool, stopped: &Stopped<'_>) {
+    fn hear(&mut self, is_new: bool) {
         self.due.clear();
         let complete = self.announcements.take(&mut self.heard);
-        announcements::drop_unmade(&mut self.heard, stopped);
         self.due.advice = !complete;
         self.due.everything = !complete || is_new;
         if let Some(followed) = &self.followed {

@@ -8,10 +8,6 @@ use unbroken_image::{AddressRange, Fd};
 pub struct Announcement {
     /// The calling thread, in the pid namespace of the notifier.
     pub thread: u32,
-    /// The call: each that is made, or made again, has a number of its own.
-    pub id: u64,
-    /// Its number in the table of system calls.
-    pub call: i32,
     pub change: Change,
 }
 

@@ -116,12 +116,7 @@ pub fn serve(
         for change in announcement::changes(call, notification.arguments, read) {
             let Some(change) = change else { continue };
             announcements.closings().note(thread, &change);
-            announcements.append(Announcement {
-                thread,
-                id: notification.id,
-                call: notification.call,
-                change,
-            });
+            announcements.append(Announcement { thread, change });
         }
         match seccomp::let_continue(listener, notification.id) {
             Ok(()) => {}
@@ -141,8 +136,6 @@ mod tests {
     fn the_queue_is_bounded_and_says_so() {
         let announcement = Announcement {
             thread: 1,
-            id: 1,
-            call: 0,
             change: Change::Timers,
         };
         let announcements = Announcements::default();
