@@ -220,6 +220,8 @@ impl Capture {
         line: &Line,
     ) -> Result<(), CaptureError> {
         let started_ns = now_ns();
+        let announcements = self.announcements.clone();
+        let calls = announcements.hold_calls();
         let mut stopped = tree.stop()?;
         if line.handshake.stopped() {
             line.wake_main();
@@ -227,6 +229,7 @@ impl Capture {
         let next = link.journal.next_epoch();
         let is_new = link.is_new;
         let reading = self.read(&mut link.journal, is_new, &mut stopped, line);
+        drop(calls);
         // A process that is killed meanwhile goes on to its end under our eyes: what was read then
         // may be of one that is half gone, and so may be an error.
         if stopped.is_broken() {

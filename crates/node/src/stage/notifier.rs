@@ -30,6 +30,8 @@ pub struct Announcements(Arc<Shared>);
 struct Shared {
     queue: Mutex<Queue>,
     closings: Closings,
+    /// Held from the announcement of a call until its thread is let go.
+    calls: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -70,6 +72,12 @@ impl Announcements {
             queue.list.clear();
         }
         queue.list.push(announcement);
+    }
+
+    /// While this is held no call stands announced and not let go: a stop then finds each either
+    /// made, or neither announced nor made.
+    pub fn hold_calls(&self) -> MutexGuard<'_, ()> {
+        self.0.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What connections that were closed have left to say, whether recording is on or not.
@@ -113,6 +121,7 @@ pub fn serve(
         let read =
             |address, buffer: &mut [u8]| seccomp::read_caller(thread, address, buffer).is_ok();
         let call = i64::from(notification.call);
+        let _call = announcements.hold_calls();
         for change in announcement::changes(call, notification.arguments, read) {
             let Some(change) = change else { continue };
             announcements.closings().note(thread, &change);
