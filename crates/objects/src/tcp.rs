@@ -17,7 +17,7 @@ pub use packets::{Inject, Resend};
 pub use quiet::is_quiet;
 pub use restore::{Live, Prepared, View, prepare};
 
-use unbroken_image::object::TcpPhase;
+use unbroken_image::object::{TcpConnection, TcpPhase};
 use unbroken_sys::tcp::state;
 
 /// How errors call a socket of this module.
@@ -54,4 +54,10 @@ fn peer_fin_arrived(phase: TcpPhase) -> bool {
         phase,
         TcpPhase::CloseWait | TcpPhase::LastAck | TcpPhase::Closing
     )
+}
+
+/// Both ends are in the service's namespace: their packets do not cross the wire.
+fn is_inside(connection: &TcpConnection) -> bool {
+    let remote = connection.remote.ip().to_canonical();
+    remote.is_loopback() || remote == connection.local.ip().to_canonical()
 }

@@ -60,6 +60,8 @@ pub struct Tracker {
     send_base: u32,
     receive_base: u32,
     max_window: u32,
+    /// The numbers above are those that the handshake chose.
+    handshake_done: bool,
     fingerprint: Fingerprint,
 }
 
@@ -82,6 +84,13 @@ pub fn capture_accepted(
 }
 
 fn capture_with(
+    fd: BorrowedFd<'_>,
+    inherited: Option<&[SocketOption]>,
+) -> Result<(TcpConnection, Tracker), SocketError> {
+    undisturbed(|| capture_once(fd, inherited))
+}
+
+fn capture_once(
     fd: BorrowedFd<'_>,
     inherited: Option<&[SocketOption]>,
 ) -> Result<(TcpConnection, Tracker), SocketError> {
@@ -121,6 +130,7 @@ fn capture_with(
         send_base: 0,
         receive_base: 0,
         max_window: 0,
+        handshake_done: is_connected(phase),
         fingerprint,
     };
     match inherited {
@@ -134,7 +144,40 @@ fn capture_with(
         tracker.synchronise(fd, &info, &mut connection)?;
     }
     tracker.read(fd, &info, &mut connection)?;
+    expect_unmoved(fd, &info)?;
     Ok((connection, tracker))
+}
+
+/// Reads anew until nothing moved meanwhile. Packets that the wire gave before a stop may still
+/// wait for the kernel (ksoftirqd), and of a connection that is being closed the peer speaks on.
+fn undisturbed<T>(mut read: impl FnMut() -> Result<T, SocketError>) -> Result<T, SocketError> {
+    const TRIES: usize = 32;
+    for _ in 1..TRIES {
+        match read() {
+            Err(SocketError::Changed { .. }) => {}
+            result => return result,
+        }
+    }
+    read()
+}
+
+fn is_connected(phase: TcpPhase) -> bool {
+    !matches!(phase, TcpPhase::SynSent | TcpPhase::Closed)
+}
+
+/// What was read belongs together if no packet came in between: queues and sequence numbers are
+/// read one after the other.
+fn expect_unmoved(fd: BorrowedFd<'_>, before: &Info) -> Result<(), SocketError> {
+    let now = tcp::info(fd).context("read TCP_INFO", SUBJECT)?;
+    let numbers = |info: &Info| (info.state, info.bytes_acked, info.bytes_received);
+    if numbers(&now) == numbers(before) {
+        return Ok(());
+    }
+    Err(SocketError::Changed {
+        what: "sequence numbers of a TCP connection",
+        expected_bytes: (before.bytes_acked + before.bytes_received) as usize,
+        found_bytes: (now.bytes_acked + now.bytes_received) as usize,
+    })
 }
 
 impl Tracker {
@@ -148,9 +191,11 @@ impl Tracker {
         connection: &mut TcpConnection,
         attributes_changed: bool,
     ) -> Result<(), SocketError> {
-        let info = tcp::info(fd).context("read TCP_INFO", SUBJECT)?;
-        let fingerprint = fingerprint_from(fd, &info)?;
-        self.take(fd, &info, fingerprint, connection, attributes_changed)
+        undisturbed(|| {
+            let info = tcp::info(fd).context("read TCP_INFO", SUBJECT)?;
+            let fingerprint = fingerprint_from(fd, &info)?;
+            self.take(fd, &info, fingerprint, connection, attributes_changed)
+        })
     }
 
     /// As [`Tracker::capture_into`] without attributes, if anything moved; says whether it did.
@@ -164,7 +209,10 @@ impl Tracker {
         if fingerprint == self.fingerprint {
             return Ok(false);
         }
-        self.take(fd, &info, fingerprint, connection, false)?;
+        match self.take(fd, &info, fingerprint, connection, false) {
+            Err(SocketError::Changed { .. }) => self.capture_into(fd, connection, false)?,
+            result => result?,
+        }
         Ok(true)
     }
 
@@ -183,8 +231,9 @@ impl Tracker {
         if attributes_changed {
             read_attributes(fd, connection)?;
         }
-        let was = std::mem::replace(&mut connection.phase, phase);
-        if was == TcpPhase::SynSent && phase != TcpPhase::SynSent && phase != TcpPhase::Closed {
+        connection.phase = phase;
+        let completes = !self.handshake_done && is_connected(phase);
+        if completes {
             // The handshake chose sequence numbers and options.
             connection.options = u32::from(info.options);
             connection.send_window_scale = info.send_scale();
@@ -192,7 +241,10 @@ impl Tracker {
             self.synchronise(fd, info, connection)?;
         }
         self.fingerprint = fingerprint;
-        self.read(fd, info, connection)
+        self.read(fd, info, connection)?;
+        expect_unmoved(fd, info)?;
+        self.handshake_done |= completes;
+        Ok(())
     }
 
     /// The fingerprint at the last capture: while [`fingerprint`] gives an equal one, another

@@ -2,7 +2,7 @@
 //! no descriptor reaches: it brings the rest of the data and the FIN to the client. A replica must
 //! do the same, so what the orphan will have to say is read before.
 
-use super::{SUBJECT, capture_accepted, fingerprint};
+use super::{SUBJECT, capture_accepted, is_inside};
 use crate::socket::{Context, SocketError};
 use std::os::fd::BorrowedFd;
 use unbroken_image::object::{SocketOption, TcpConnection, TcpPhase};
@@ -20,33 +20,12 @@ pub fn capture_closing(fd: BorrowedFd<'_>) -> Result<Option<TcpConnection>, Sock
     if !has_words_left(info.state) {
         return Ok(None);
     }
-    let connection = read_undisturbed(fd)?;
-    let inside = connection.remote.ip().to_canonical();
-    if inside.is_loopback() || inside == connection.local.ip().to_canonical() {
+    let (connection, _) = capture_accepted(fd, &options(fd)?)?;
+    if is_inside(&connection) {
         // The other end is the service's own and has everything already.
         return Ok(None);
     }
     Ok(Some(connection))
-}
-
-/// Reads the connection while its peer goes on to speak: anew until nothing moved meanwhile.
-fn read_undisturbed(fd: BorrowedFd<'_>) -> Result<TcpConnection, SocketError> {
-    const TRIES: usize = 32;
-    let options = options(fd)?;
-    for _ in 0..TRIES {
-        match capture_accepted(fd, &options) {
-            Ok((connection, tracker)) if fingerprint(fd)? == *tracker.fingerprint() => {
-                return Ok(connection);
-            }
-            Ok(_) | Err(SocketError::Changed { .. }) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Err(SocketError::Changed {
-        what: "state of a connection that is being closed",
-        expected_bytes: 0,
-        found_bytes: 0,
-    })
 }
 
 /// Whether a connection in `state` (`TCP_INFO`) still has data or a FIN to bring to its peer, or

@@ -1,6 +1,6 @@
 //! When a connection need not be looked at until a packet or an announced call concerns it.
 
-use super::SUBJECT;
+use super::{SUBJECT, is_inside};
 use crate::socket::{Context, SocketError};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
@@ -44,10 +44,4 @@ fn is_unpaced(connection: &TcpConnection) -> bool {
     };
     let mut options = connection.socket_options.iter();
     !options.any(|option| paces(option.level, option.name, &option.value))
-}
-
-/// Both ends are in the service's namespace: their packets do not cross the wire.
-fn is_inside(connection: &TcpConnection) -> bool {
-    let remote = connection.remote.ip().to_canonical();
-    remote.is_loopback() || remote == connection.local.ip().to_canonical()
 }

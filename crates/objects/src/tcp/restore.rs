@@ -2,7 +2,7 @@
 //! stand, silent, before its network moves to them; only then may any of them speak.
 
 use super::packets::{Inject, Resend, packets};
-use super::{SUBJECT, closed, own_fin_is_open, peer_fin_arrived};
+use super::{SUBJECT, closed, is_inside, own_fin_is_open, peer_fin_arrived};
 use crate::socket::{Context, SocketError};
 use crate::socket_options::{self, Moment};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -234,12 +234,6 @@ fn own_fin(connection: &TcpConnection) -> OwnFin {
     } else {
         OwnFin::Unsent
     }
-}
-
-/// Both ends are in the service's namespace.
-fn is_inside(connection: &TcpConnection) -> bool {
-    let remote = connection.remote.ip().to_canonical();
-    remote.is_loopback() || remote == connection.local.ip().to_canonical()
 }
 
 /// Binds beside the listener and the other connections of the port, which repair mode's forced
