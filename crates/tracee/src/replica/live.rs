@@ -8,6 +8,7 @@ use super::timers;
 use crate::{HostTid, Stopped, blob};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
+use std::time::Instant;
 use unbroken_image::{
     AlternateStack, Credentials, Pid, ProcessState, SignalAction, SignalInfo, ThreadAttributes,
     ThreadState,
@@ -26,18 +27,36 @@ const SECBIT_NO_SETUID_FIXUP: u64 = 1 << 2;
 const SS_DISABLE: i32 = 2;
 const SS_ONSTACK: i32 = 1;
 
+/// The service's `CLOCK_MONOTONIC`, which may have another beginning than ours.
+pub(super) struct Clock {
+    read_ns: u64,
+    at: Instant,
+}
+
+impl Clock {
+    pub(super) fn now_ns(&self) -> u64 {
+        self.read_ns + self.at.elapsed().as_nanos() as u64
+    }
+}
+
 /// Does it for every process, parents first. Leaves all threads stopped, their registers loaded.
 pub(super) fn go_live(
     stopped: &mut Stopped<'_>,
     processes: &BTreeMap<Pid, ProcessReplica>,
     now_ns: u64,
 ) -> Result<(), ReplicaError> {
+    // What is left of a timer is counted from when it is armed, which is milliseconds from now: a
+    // rest as of now would move the deadline with each takeover.
+    let clock = Clock {
+        read_ns: now_ns,
+        at: Instant::now(),
+    };
     for (&pid, process) in processes {
         let state = process.state.as_ref().ok_or(ReplicaError::Incomplete {
             what: "process state",
             tid: unbroken_image::Tid(pid.0),
         })?;
-        go_live_process(stopped, pid, process, state, now_ns)?;
+        go_live_process(stopped, pid, process, state, &clock)?;
     }
     Ok(())
 }
@@ -47,7 +66,7 @@ fn go_live_process(
     pid: Pid,
     process: &ProcessReplica,
     state: &ProcessState,
-    now_ns: u64,
+    clock: &Clock,
 ) -> Result<(), ReplicaError> {
     let standing = stopped.process(pid)?;
     let leader = standing.leader();
@@ -94,7 +113,7 @@ fn go_live_process(
             )
         },
     )?;
-    timers::arm(stopped, leader, state, now_ns)?;
+    timers::arm(stopped, leader, state, clock)?;
     adopt_signals(stopped, pid, leader, state)?;
     for &(tid, thread) in &threads {
         if let Some(extended) = &thread.extended_state {

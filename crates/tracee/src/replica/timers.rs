@@ -2,6 +2,7 @@
 
 use super::ReplicaError;
 use super::calls::{Calls, Expect, for_each};
+use super::live::Clock;
 use crate::{HostTid, Stopped};
 use unbroken_image::{PosixTimer, ProcessState};
 
@@ -93,7 +94,7 @@ pub(super) fn arm(
     stopped: &mut Stopped<'_>,
     leader: HostTid,
     state: &ProcessState,
-    now_ns: u64,
+    clock: &Clock,
 ) -> Result<(), ReplicaError> {
     for_each(stopped, leader, &state.posix_timers, |calls, timer| {
         if timer.expiry_ns == 0 {
@@ -120,7 +121,7 @@ pub(super) fn arm(
         // ITIMER_REAL, the first, has a deadline and the others what is left. What is overdue
         // fires at once: zero would disarm.
         let left_ns = match which {
-            0 => timer.expiry_ns.saturating_sub(now_ns),
+            0 => timer.expiry_ns.saturating_sub(clock.now_ns()),
             _ => timer.expiry_ns,
         };
         let [interval, left] = [timer.interval_ns, left_ns.max(1000)]
