@@ -11,6 +11,7 @@
 //!
 //! Each side moves the step only from the states that are its own, so plain release stores do.
 
+use crate::steps::{EPOCH_STEPS, EpochStep, StepClock};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +49,8 @@ pub struct Handshake {
     pages: AtomicU64,
     bytes: AtomicU64,
     pause_ns: AtomicU64,
+    steps_ns: [AtomicU64; EPOCH_STEPS],
+    committed_at_ns: AtomicU64,
     main_sleeps: AtomicBool,
 }
 
@@ -102,9 +105,14 @@ impl Handshake {
         self.main_sleeps.load(Ordering::SeqCst)
     }
 
-    /// Tracer: the epoch is committed; it has so many pages and bytes.
+    /// Tracer: the epoch is committed; it has so many pages and bytes, and its steps took so long.
     #[must_use = "when it is true the main thread sleeps and must be woken"]
-    pub fn published(&self, pages: u64, bytes: u64) -> bool {
+    pub fn published(&self, (pages, bytes): (u64, u64), clock: &StepClock) -> bool {
+        for (step, lasted_ns) in self.steps_ns.iter().zip(clock.lasted_ns) {
+            step.store(lasted_ns, Ordering::Relaxed);
+        }
+        self.committed_at_ns
+            .store(clock.last_ns(), Ordering::Relaxed);
         self.pages.store(pages, Ordering::Relaxed);
         self.bytes.store(bytes, Ordering::Relaxed);
         self.set(Step::Published);
@@ -134,6 +142,16 @@ impl Handshake {
             self.pages.load(Ordering::Relaxed),
             self.bytes.load(Ordering::Relaxed),
         )
+    }
+
+    /// Main, after `Published`: how long a step took.
+    pub fn step_ns(&self, step: EpochStep) -> u64 {
+        self.steps_ns[step as usize].load(Ordering::Relaxed)
+    }
+
+    /// Main, after `Published`: when the epoch was committed.
+    pub fn committed_at_ns(&self) -> u64 {
+        self.committed_at_ns.load(Ordering::Relaxed)
     }
 
     /// Main: about to sleep while the step is `seen`. False when the step moved meanwhile: do not

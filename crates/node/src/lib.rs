@@ -19,6 +19,7 @@ pub mod publish;
 pub mod record;
 pub mod stage;
 pub mod standby;
+pub mod steps;
 pub mod takeover;
 #[cfg(test)]
 mod test_root;

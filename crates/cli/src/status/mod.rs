@@ -134,6 +134,7 @@ mod samples {
                     p99_ns: 380_000,
                     max_ns: 2_000_000,
                 },
+                steps: Default::default(),
                 unprotected_for_ns: None,
                 unprotected_total_ns: 1_500_000_000,
                 exit: None,

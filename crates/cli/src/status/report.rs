@@ -3,6 +3,7 @@
 use super::Service;
 use serde_json::{Value, json};
 use unbroken_node::board::Percentiles;
+use unbroken_node::steps::EpochStep;
 
 /// One service as an object. What is not there (a standby, a takeover) is null.
 pub fn json(service: &Service) -> Value {
@@ -27,6 +28,7 @@ pub fn json(service: &Service) -> Value {
         "epochs_per_s": board.recent.epochs_per_s,
         "pause_us": percentiles(&board.pause),
         "hold_us": percentiles(&board.hold),
+        "steps_us": steps(&board.steps),
         "dirty_pages_per_epoch": board.recent.dirty_pages_per_epoch,
         "bytes_per_epoch": board.recent.bytes_per_epoch,
         "connections": service.connections,
@@ -40,6 +42,13 @@ pub fn json(service: &Service) -> Value {
 fn percentiles(times: &Percentiles) -> Value {
     let us = |ns: u64| ns as f64 / 1e3;
     json!({ "p50": us(times.p50_ns), "p99": us(times.p99_ns), "max": us(times.max_ns) })
+}
+
+/// The steps of an epoch, by name.
+fn steps(steps: &[Percentiles]) -> Value {
+    let named = EpochStep::ALL.into_iter().zip(steps);
+    let entries = named.map(|(step, times)| (step.name().to_owned(), percentiles(times)));
+    Value::Object(entries.collect())
 }
 
 #[cfg(test)]

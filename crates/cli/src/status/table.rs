@@ -3,6 +3,7 @@
 use super::Service;
 use std::fmt::Write;
 use unbroken_node::board::{Percentiles, State};
+use unbroken_node::steps::EpochStep;
 
 const HEADINGS: [&str; 9] = [
     "NAME",
@@ -145,6 +146,7 @@ pub fn detail(service: &Service, in_colour: bool) -> String {
         ),
         ("pause", times(&board.pause)),
         ("output held", times(&board.hold)),
+        ("epoch steps", steps(&board.steps)),
     ]);
     lines.iter().fold(String::new(), |mut text, (key, value)| {
         let _ = writeln!(text, "{key:<13} {value}");
@@ -159,6 +161,16 @@ fn times(times: &Percentiles) -> String {
     let [p50, p99, max] =
         [times.p50_ns, times.p99_ns, times.max_ns].map(|ns| duration_us(ns / 1000));
     format!("p50 {p50}, p99 {p99}, max {max}")
+}
+
+/// The median of each step of an epoch.
+fn steps(steps: &[Percentiles]) -> String {
+    if steps.iter().all(|lasted| lasted.samples == 0) {
+        return "-".into();
+    }
+    let named = EpochStep::ALL.into_iter().zip(steps);
+    let each = named.map(|(step, lasted)| format!("{} {}", step.name(), lasted.p50_ns / 1000));
+    format!("{} us", each.collect::<Vec<_>>().join(", "))
 }
 
 /// `p50/p99` in microseconds, the unit in which they are promised.

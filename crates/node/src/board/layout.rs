@@ -1,11 +1,12 @@
 //! Where everything stands on the board, in 64-bit words. A change here is a change of `VERSION`.
 
 use super::histogram;
+use crate::steps::EPOCH_STEPS;
 
 /// `unbroken`, as it reads in a dump of the file.
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"unbroken");
 /// Raised with every change of this file: a board of another version is refused, not guessed at.
-pub(super) const VERSION: u64 = 1;
+pub(super) const VERSION: u64 = 2;
 
 /// Single words, by index.
 #[derive(Clone, Copy)]
@@ -94,4 +95,5 @@ pub(super) const SECOND_WORDS: usize = 4;
 
 pub(super) const PAUSE_AT: usize = SECONDS_AT + SECONDS * SECOND_WORDS;
 pub(super) const HOLD_AT: usize = PAUSE_AT + histogram::WORDS;
-pub(super) const WORDS: usize = HOLD_AT + histogram::WORDS;
+pub(super) const STEPS_AT: usize = HOLD_AT + histogram::WORDS;
+pub(super) const WORDS: usize = STEPS_AT + EPOCH_STEPS * histogram::WORDS;

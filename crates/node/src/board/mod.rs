@@ -17,6 +17,7 @@ pub use snapshot::{Recent, Snapshot};
 
 use crate::clock::now_ns;
 use crate::directory::RunDirectory;
+use crate::steps::EpochStep;
 use layout::{TextPlace, Word};
 use std::fs::{self, File};
 use std::io;
@@ -365,7 +366,12 @@ impl Board {
     }
 
     fn holds(&self) -> &[AtomicU64] {
-        &self.words.words()[layout::HOLD_AT..]
+        &self.words.words()[layout::HOLD_AT..layout::STEPS_AT]
+    }
+
+    fn step(&self, step: EpochStep) -> &[AtomicU64] {
+        let start = layout::STEPS_AT + step as usize * histogram::WORDS;
+        &self.words.words()[start..start + histogram::WORDS]
     }
 
     /// Counts one pause: from the first stopped thread to the last one resumed.
@@ -376,6 +382,11 @@ impl Board {
     /// Counts how long one frame of output was held at the gate.
     pub fn record_hold(&self, duration_ns: u64) {
         histogram::record(self.holds(), duration_ns);
+    }
+
+    /// Counts how long one step of an epoch took.
+    pub fn record_step(&self, step: EpochStep, duration_ns: u64) {
+        histogram::record(self.step(step), duration_ns);
     }
 
     /// How the service ended: its exit code, or 128 + the signal's number.

@@ -2,6 +2,7 @@
 
 use super::layout::{self, SECOND_WORDS, SECONDS, TextPlace, Word};
 use super::{Board, Percentiles, State, histogram, text};
+use crate::steps::{EPOCH_STEPS, EpochStep};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Full seconds behind the current one that "recent" means: fewer than the ring holds, so the
@@ -45,6 +46,8 @@ pub struct Snapshot {
     pub recent: Recent,
     pub pause: Percentiles,
     pub hold: Percentiles,
+    /// By step, in their order.
+    pub steps: [Percentiles; EPOCH_STEPS],
     /// How long it is unprotected by now; `None` while it is protected.
     pub unprotected_for_ns: Option<u64>,
     /// All unprotected time, this one included.
@@ -76,6 +79,7 @@ impl Board {
             recent: self.recent(now_ns),
             pause: histogram::read(self.pauses()),
             hold: histogram::read(self.holds()),
+            steps: EpochStep::ALL.map(|step| histogram::read(self.step(step))),
             unprotected_for_ns,
             unprotected_total_ns: self.get(Word::UnprotectedTotalNs)
                 + unprotected_for_ns.unwrap_or(0),

@@ -1,5 +1,6 @@
 use super::*;
 use crate::directory::ServiceName;
+use crate::steps::EpochStep;
 use crate::test_root::TestRoot;
 
 const SECOND_NS: u64 = 1_000_000_000;
@@ -32,6 +33,7 @@ fn another_mapping_reads_what_was_written() {
     board.record_takeover(900);
     board.record_pause(50_000);
     board.record_hold(70_000);
+    board.record_step(EpochStep::Copy, 9_000);
     board.record_epoch(8, 10, 4_000, now_ns());
     let reader = Board::open_to_read(&directory).expect("open");
     let seen = reader.snapshot(now_ns());
@@ -46,6 +48,8 @@ fn another_mapping_reads_what_was_written() {
     assert_eq!((seen.takeovers, seen.last_takeover_us), (1, Some(900)));
     assert_eq!(seen.pause.max_ns, 50_000);
     assert_eq!(seen.hold.p50_ns, 70_000);
+    assert_eq!(seen.steps[EpochStep::Copy as usize].max_ns, 9_000);
+    assert_eq!(seen.steps[EpochStep::Resume as usize].samples, 0);
     assert_eq!(seen.recent.dirty_pages_per_epoch, 10.0);
     assert!(seen.unprotected_for_ns.is_some());
     assert_eq!(seen.exit, None);

@@ -18,6 +18,8 @@ pub(super) struct Due {
     pub process_state: bool,
     /// Threads whose attributes may have changed, by their host numbers.
     pub threads: Vec<u32>,
+    /// So may those of any thread.
+    pub all_threads: bool,
     /// Announcements were lost: look at everything.
     pub everything: bool,
 }
@@ -31,6 +33,7 @@ impl Due {
         self.descriptors.clear();
         self.process_state = false;
         self.threads.clear();
+        self.all_threads = false;
         self.everything = false;
     }
 
@@ -69,6 +72,10 @@ impl Due {
             }
             Change::ThreadAttributes => {
                 self.threads.push(announcement.thread);
+                return;
+            }
+            Change::AnyThreadAttributes => {
+                self.all_threads = true;
                 return;
             }
             Change::Created(count) => Announced::Created { count },

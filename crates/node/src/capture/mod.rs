@@ -20,6 +20,7 @@ use crate::primary::line::{Activity, Line};
 use crate::record::{Cause, Record};
 use crate::stage::announcement::Announcement;
 use crate::stage::notifier::Announcements;
+use crate::steps::{EpochStep, StepClock};
 use announcements::Due;
 pub use error::CaptureError;
 use fill::Fill;
@@ -220,15 +221,17 @@ impl Capture {
         line: &Line,
     ) -> Result<(), CaptureError> {
         let started_ns = now_ns();
+        let mut clock = StepClock::start();
         let announcements = self.announcements.clone();
         let calls = announcements.hold_calls();
         let mut stopped = tree.stop()?;
         if line.handshake.stopped() {
             line.wake_main();
         }
+        clock.done(EpochStep::Stop);
         let next = link.journal.next_epoch();
         let is_new = link.is_new;
-        let reading = self.read(&mut link.journal, is_new, &mut stopped, line);
+        let reading = self.read(&mut link.journal, is_new, &mut stopped, line, &mut clock);
         drop(calls);
         // A process that is killed meanwhile goes on to its end under our eyes: what was read then
         // may be of one that is half gone, and so may be an error.
@@ -237,7 +240,8 @@ impl Capture {
         }
         let reading = reading?;
         stopped.resume()?;
-        if line.handshake.resumed(now_ns() - started_ns) {
+        clock.done(EpochStep::Resume);
+        if line.handshake.resumed(clock.last_ns() - started_ns) {
             line.wake_main();
         }
         let Reading {
@@ -261,6 +265,7 @@ impl Capture {
         };
         self.description.clear();
         encode_into(&record, &mut self.description);
+        clock.done(EpochStep::Encode);
         let bulk_bytes = (pages * PAGE_SIZE) as usize;
         let epoch_bytes = bulk_bytes + self.description.len();
         let publication = match bulk {
@@ -275,7 +280,9 @@ impl Capture {
         };
         line.leave_change(std::mem::take(&mut self.delta.connections));
         line.leave_publication(publication);
-        if line.handshake.published(pages, epoch_bytes as u64) {
+        clock.done(EpochStep::Commit);
+        let size = (pages, epoch_bytes as u64);
+        if line.handshake.published(size, &clock) {
             line.wake_main();
         }
         let _ = link.journal.wake_reader();
@@ -289,13 +296,16 @@ impl Capture {
         is_new: bool,
         stopped: &mut Stopped<'_>,
         line: &Line,
+        clock: &mut StepClock,
     ) -> Result<Reading<'journal>, CaptureError> {
         self.hear(is_new);
-        let mut process = self.read_process(stopped, is_new)?;
+        let mut process = self.read_process(stopped, is_new, clock)?;
         let input_position = line.handshake.wait_drained();
         line.swap_activity(&mut self.activity);
+        clock.done(EpochStep::Drain);
         self.delta.clear();
-        self.read_objects()?;
+        self.read_objects(clock)?;
+        clock.done(EpochStep::Objects);
         process
             .descriptors
             .extend(self.delta.slots.drain(..).map(|(_, change)| change));
@@ -312,6 +322,7 @@ impl Capture {
         let memory_file = stopped.process(followed.pid)?.memory();
         let (tracker, pages) = (followed.memory.tracker(), &process.memory.pages);
         tracker.read_pages(memory_file, pages, bulk.target(bulk_bytes))?;
+        clock.done(EpochStep::Copy);
         Ok(Reading {
             process,
             input_position,
@@ -334,6 +345,7 @@ impl Capture {
         &mut self,
         stopped: &mut Stopped<'_>,
         is_new: bool,
+        clock: &mut StepClock,
     ) -> Result<ProcessDelta, CaptureError> {
         let followed = self.followed.as_mut().ok_or(CaptureError::ProcessGone)?;
         if only_process(stopped)?.0 != followed.pid {
@@ -342,10 +354,10 @@ impl Capture {
         if is_new {
             followed.threads.forget();
         }
-        followed.read(stopped, &mut self.due, is_new)
+        followed.read(stopped, &mut self.due, is_new, clock)
     }
 
-    fn read_objects(&mut self) -> Result<(), CaptureError> {
+    fn read_objects(&mut self, clock: &mut StepClock) -> Result<(), CaptureError> {
         let followed = self.followed.as_ref().ok_or(CaptureError::ProcessGone)?;
         let closings = self.announcements.closings();
         let _sockets = closings.hold_sockets();
@@ -355,7 +367,7 @@ impl Capture {
             self.objects.survey(vec![source], closings, delta)
         } else {
             self.objects
-                .update(&due.descriptors, due.map, &self.activity, closings, delta)
+                .update(due, &self.activity, closings, delta, clock)
         }
     }
 

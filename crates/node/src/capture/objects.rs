@@ -2,15 +2,17 @@
 //! every epoch.
 
 use super::CaptureError;
+use super::announcements::Due;
 use super::closed::{self, Closed};
 use crate::clock::now_ns;
 use crate::primary::line::{Activity, ConnectionChange};
 use crate::stage::closings::Closings;
+use crate::steps::{EpochStep, StepClock};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd};
 use unbroken_image::object::{TcpConnection, TcpPhase, UdpSocket, UnixSocket};
 use unbroken_image::{DescriptorChange, Object, ObjectId, Pid};
-use unbroken_objects::table::{Announcement, Changes, Mirror, Source};
+use unbroken_objects::table::{Changes, Mirror, Source};
 use unbroken_objects::tcp::Tracker;
 use unbroken_objects::{Kind, listener, tcp, udp, unix};
 use unbroken_sys::unix::Diag;
@@ -120,19 +122,20 @@ impl Objects {
         self.bring_to_their_end(closings, true, delta)
     }
 
-    /// Reads what may have changed since the last capture; `memory_unmapped`: so may memfds that
-    /// were mapped in between. The caller holds `closings`' sockets.
+    /// Reads what may have changed since the last capture. The caller holds `closings`' sockets.
     pub fn update(
         &mut self,
-        announcements: &[Announcement],
-        memory_unmapped: bool,
+        due: &Due,
         activity: &Activity,
         closings: &Closings,
         delta: &mut ObjectsDelta,
+        clock: &mut StepClock,
     ) -> Result<(), CaptureError> {
         self.changes.clear();
-        self.mirror.update(announcements, &mut self.changes)?;
-        if memory_unmapped {
+        self.mirror.update(&due.descriptors, &mut self.changes)?;
+        clock.done(EpochStep::Descriptors);
+        // Memfds that were mapped in between may have changed without a trace.
+        if due.map {
             self.read_memory_files_again();
         }
         self.wake(activity);

@@ -4,6 +4,7 @@ use super::CaptureError;
 use super::announcements::Due;
 use super::memory::Memory;
 use super::threads::Threads;
+use crate::steps::{EpochStep, StepClock};
 use unbroken_image::{Pid, ProcessDelta, ProcessState, SignalInfo};
 use unbroken_tracee::{HostPid, HostTid, Stopped};
 
@@ -37,6 +38,7 @@ impl Followed {
         stopped: &mut Stopped<'_>,
         due: &mut Due,
         is_new: bool,
+        clock: &mut StepClock,
     ) -> Result<ProcessDelta, CaptureError> {
         let mut shared_pending = std::mem::take(&mut self.shared_pending);
         shared_pending.clear();
@@ -51,9 +53,11 @@ impl Followed {
         self.threads
             .capture(stopped, process, &shared_pending, awaited, &mut threads)?;
         self.shared_pending = shared_pending;
+        clock.done(EpochStep::Registers);
         let memory = self
             .memory
             .capture(stopped.process(self.pid)?, due, is_new)?;
+        clock.done(EpochStep::Scan);
         let mut delta = ProcessDelta {
             pid: self.pid,
             parent: Pid(1),
@@ -63,6 +67,7 @@ impl Followed {
             descriptors: Vec::new(),
         };
         self.read_attributes(stopped, due, is_new, &mut delta)?;
+        clock.done(EpochStep::Registers);
         Ok(delta)
     }
 
@@ -101,7 +106,7 @@ impl Followed {
             let Some(host_tid) = stopped.host_tid(thread.tid) else {
                 continue;
             };
-            let announced = due.threads.contains(&host_tid.0.cast_unsigned());
+            let announced = due.all_threads || due.threads.contains(&host_tid.0.cast_unsigned());
             if is_new || due.everything || announced || self.threads.is_new(thread.tid) {
                 thread.attributes = Some(stopped.survey_thread(host_tid)?);
             }

@@ -4,6 +4,7 @@ use super::Primary;
 use super::line::Report;
 use crate::clock::now_ns;
 use crate::handshake::Step;
+use crate::steps::EpochStep;
 use std::io;
 use unbroken_core::pacing::{Pacing, PacingLimits};
 use unbroken_core::role::{Event, State};
@@ -219,6 +220,10 @@ impl Primary {
         };
         let (pages, bytes) = self.line.handshake.size();
         let position = self.line.handshake.input_position();
+        let committed_at_ns = self.line.handshake.committed_at_ns();
+        if !self.capturing.sealing {
+            self.record_steps();
+        }
         self.line.handshake.finish();
         let sequence = publication.epoch().sequence;
         let committed = publication.committed_in_shared_memory();
@@ -231,9 +236,22 @@ impl Primary {
         } else if let Err(error) = self.traffic.release(&self.role, committed) {
             crate::log!("{error}");
             return self.replace_standby();
+        } else {
+            self.send_released()?;
+            let lasted_ns = now_ns().saturating_sub(committed_at_ns);
+            self.common.board.record_step(EpochStep::Release, lasted_ns);
         }
         self.common.board.record_epoch(sequence, pages, bytes, now);
         self.hand_over_if_asked()
+    }
+
+    fn record_steps(&self) {
+        for step in EpochStep::ALL {
+            if step != EpochStep::Release {
+                let lasted_ns = self.line.handshake.step_ns(step);
+                self.common.board.record_step(step, lasted_ns);
+            }
+        }
     }
 
     fn capture_failed(&mut self) -> io::Result<()> {

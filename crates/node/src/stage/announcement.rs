@@ -44,9 +44,11 @@ pub enum Change {
     /// Of the announcing thread: alternate stack, robust list, tid address, rseq, name and
     /// whatever else prctl sets.
     ThreadAttributes,
+    /// As above, of any threads: a call may name another one, or all of a process, group or user.
+    AnyThreadAttributes,
     Timers,
     Credentials,
-    /// Directories, limits, umask, session, priority, personality, and prctl of the process.
+    /// Directories, limits, umask, session, personality, and prctl of the process.
     ProcessState,
 }
 
@@ -155,6 +157,7 @@ pub fn changes(
         | libc::SYS_set_tid_address
         | libc::SYS_set_robust_list
         | libc::SYS_rseq => Change::ThreadAttributes,
+        libc::SYS_setpriority => Change::AnyThreadAttributes,
         libc::SYS_prctl => return [Some(Change::ThreadAttributes), Some(Change::ProcessState)],
         libc::SYS_alarm
         | libc::SYS_setitimer
@@ -245,6 +248,11 @@ mod tests {
             (libc::SYS_signalfd4, &[0xffff_ffff], Change::Created(1)),
             (libc::SYS_signalfd4, &[5], Change::Object(Fd(5))),
             (libc::SYS_umask, &[5], Change::ProcessState),
+            (
+                libc::SYS_setpriority,
+                &[0, 7, 5],
+                Change::AnyThreadAttributes,
+            ),
         ] {
             assert_eq!(
                 one(call, arguments),
@@ -283,7 +291,6 @@ mod tests {
             "chroot",
             "setrlimit",
             "prlimit64",
-            "setpriority",
             "setsid",
             "setpgid",
             "personality",
