@@ -11,7 +11,7 @@ mod packets;
 mod quiet;
 mod restore;
 
-pub use capture::{Fingerprint, Tracker, capture, capture_accepted, fingerprint};
+pub use capture::{Fingerprint, Tracker, capture, capture_accepted, fingerprint, has_send_queue};
 pub use closing::{capture_closing, has_words_left, is_said};
 pub use packets::{Inject, Resend};
 pub use quiet::is_quiet;

@@ -304,7 +304,7 @@ impl Capture {
         line.swap_activity(&mut self.activity);
         clock.done(EpochStep::Drain);
         self.delta.clear();
-        self.read_objects(clock)?;
+        self.read_objects(line, clock)?;
         clock.done(EpochStep::Objects);
         process
             .descriptors
@@ -357,7 +357,7 @@ impl Capture {
         followed.read(stopped, &mut self.due, is_new, clock)
     }
 
-    fn read_objects(&mut self, clock: &mut StepClock) -> Result<(), CaptureError> {
+    fn read_objects(&mut self, line: &Line, clock: &mut StepClock) -> Result<(), CaptureError> {
         let followed = self.followed.as_ref().ok_or(CaptureError::ProcessGone)?;
         let closings = self.announcements.closings();
         let _sockets = closings.hold_sockets();
@@ -367,7 +367,7 @@ impl Capture {
             self.objects.survey(vec![source], closings, delta)
         } else {
             self.objects
-                .update(due, &self.activity, closings, delta, clock)
+                .update(due, &self.activity, &line.sent(), closings, delta, clock)
         }
     }
 

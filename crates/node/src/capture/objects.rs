@@ -17,6 +17,7 @@ use unbroken_objects::tcp::Tracker;
 use unbroken_objects::{Kind, listener, tcp, udp, unix};
 use unbroken_sys::unix::Diag;
 use unbroken_wire::Tuple;
+use unbroken_wire::sent::SentBytes;
 
 /// What the primary remembers of one TCP connection.
 struct Connection {
@@ -117,7 +118,7 @@ impl Objects {
         self.local.clear();
         self.changes.clear();
         self.mirror.survey(sources, &mut self.changes)?;
-        self.collect(delta)?;
+        self.collect(&SentBytes::default(), delta)?;
         unix::check(self.local.values())?;
         self.bring_to_their_end(closings, true, delta)
     }
@@ -127,6 +128,7 @@ impl Objects {
         &mut self,
         due: &Due,
         activity: &Activity,
+        sent: &SentBytes,
         closings: &Closings,
         delta: &mut ObjectsDelta,
         clock: &mut StepClock,
@@ -139,7 +141,7 @@ impl Objects {
             self.read_memory_files_again();
         }
         self.wake(activity);
-        self.collect(delta)?;
+        self.collect(sent, delta)?;
         self.bring_to_their_end(closings, false, delta)
     }
 
@@ -218,12 +220,23 @@ impl Objects {
     /// I7: compares the mirror with the kernel.
     pub fn verify(&mut self) -> Result<(), CaptureError> {
         let mut differences = self.mirror.verify()?;
-        for (&id, connection) in self.connections.iter().filter(|(_, other)| other.quiet) {
+        for (&id, connection) in &self.connections {
+            let Connection {
+                state,
+                tracker,
+                quiet,
+                ..
+            } = connection;
+            if !*quiet && state.send_queue.is_empty() {
+                continue;
+            }
             let descriptor = self.mirror.duplicate(id)?;
-            let found = tcp::fingerprint(descriptor.as_fd())?;
-            if found != *connection.tracker.fingerprint() {
-                let tuple = Tuple::from(&connection.state);
+            let (socket, tuple) = (descriptor.as_fd(), Tuple::from(state));
+            let found = tcp::fingerprint(socket)?;
+            if *quiet && found != *tracker.fingerprint() {
                 differences.push(format!("quiet connection {tuple:?} moved: {found:?}"));
+            } else if !*quiet && !tcp::has_send_queue(socket, state, tracker)? {
+                differences.push(format!("send queue of {tuple:?} is another: {found:?}"));
             }
         }
         if differences.is_empty() {
@@ -232,7 +245,7 @@ impl Objects {
         Err(CaptureError::Mirror(differences.join("; ")))
     }
 
-    fn collect(&mut self, delta: &mut ObjectsDelta) -> Result<(), CaptureError> {
+    fn collect(&mut self, sent: &SentBytes, delta: &mut ObjectsDelta) -> Result<(), CaptureError> {
         delta.slots.append(&mut self.changes.slots);
         let mut named = std::mem::take(&mut self.changes.appeared);
         named.append(&mut self.changes.touched);
@@ -257,7 +270,7 @@ impl Objects {
         for index in 0..self.volatile.len() {
             let (id, kind) = self.volatile[index];
             if !named.contains(&id) {
-                self.look(id, kind, delta)?;
+                self.look(id, kind, sent, delta)?;
             }
         }
         named.clear();
@@ -325,6 +338,7 @@ impl Objects {
         &mut self,
         id: ObjectId,
         kind: Kind,
+        sent: &SentBytes,
         delta: &mut ObjectsDelta,
     ) -> Result<(), CaptureError> {
         if !kind.is_socket() {
@@ -337,7 +351,9 @@ impl Objects {
         let socket = descriptor.as_fd();
         if let Some(connection) = self.connections.get_mut(&id) {
             let Connection { state, tracker, .. } = connection;
-            if tracker.look(socket, state)? {
+            let tuple = Tuple::from(&*state);
+            let bytes = |first, length, into: &mut Vec<u8>| sent.copy(tuple, first, length, into);
+            if tracker.look(socket, state, bytes)? {
                 delta.moved.push(id);
                 delta.moved_bytes += state.send_queue.len() + state.receive_queue.len();
                 connection.calm_since_ns = now_ns();

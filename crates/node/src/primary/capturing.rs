@@ -168,7 +168,7 @@ impl Primary {
             self.seal()?;
         }
         self.traffic.mark();
-        self.traffic.take_activity(&self.line);
+        self.traffic.take_activity();
         let connections = self.traffic.take_connections(sealing);
         self.capturing.accepted.clone_from(&connections.accepted);
         self.line.leave_connections(connections);

@@ -10,13 +10,14 @@ use rustix::event::{EventfdFlags, eventfd};
 use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use unbroken_image::object::{TcpConnection, TcpPhase};
 use unbroken_tracee::Bell;
 use unbroken_wire::Tuple;
 use unbroken_wire::commit::Publication;
 use unbroken_wire::flows::NamedConnection;
 use unbroken_wire::log::JournalWriter;
+use unbroken_wire::sent::SentBytes;
 
 /// From main to the tracer.
 pub enum Command {
@@ -92,6 +93,7 @@ pub struct Line {
     connections: Mutex<Connections>,
     activity: Mutex<Activity>,
     change: Mutex<ConnectionChange>,
+    sent: Mutex<SentBytes>,
     reports: Mutex<VecDeque<Report>>,
     main_bell: OwnedFd,
 }
@@ -106,6 +108,7 @@ impl Line {
             connections: Mutex::default(),
             activity: Mutex::default(),
             change: Mutex::default(),
+            sent: Mutex::default(),
             reports: Mutex::default(),
             main_bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         }))
@@ -163,6 +166,11 @@ impl Line {
         std::mem::swap(&mut *lock(&self.activity), activity);
     }
 
+    /// What the service has sent: main writes as it carries packets, the tracer reads in a capture.
+    pub fn sent(&self) -> MutexGuard<'_, SentBytes> {
+        lock(&self.sent)
+    }
+
     /// Tracer, before the step `Published`: how the epoch changed the connections that stand.
     pub fn leave_change(&self, change: ConnectionChange) {
         *lock(&self.change) = change;
@@ -203,6 +211,6 @@ impl Line {
 }
 
 /// A queue is whole between any two of its operations, so a panic elsewhere does not spoil it.
-fn lock<T>(queue: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(queue: &Mutex<T>) -> MutexGuard<'_, T> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -128,7 +128,7 @@ impl Primary {
             host_pid,
             input,
         } = service;
-        let traffic = Traffic::new(&common, tun, outputs, input, role.term())?;
+        let traffic = Traffic::new(&common, tun, outputs, input, Arc::clone(&line), role.term())?;
         for source in traffic.sources() {
             watch(&epoll, source, Source::Traffic)?;
         }

@@ -7,6 +7,7 @@ use crate::primary::line::{Activity, ConnectionChange, Line};
 use crate::record::Connections;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use unbroken_core::role::Role;
 use unbroken_wire::Tuple;
 use unbroken_wire::commit::Committed;
@@ -45,6 +46,7 @@ pub(super) struct Traffic {
     input_position: u64,
     buffer: Vec<u8>,
     activity: Activity,
+    line: Arc<Line>,
     /// Frames of the service since the last mark.
     output_frames: usize,
     /// Whether the last mark found everything read.
@@ -57,6 +59,7 @@ impl Traffic {
         tun: OwnedFd,
         texts: [Option<OwnedFd>; 2],
         input: Input,
+        line: Arc<Line>,
         term: u64,
     ) -> io::Result<Traffic> {
         Ok(Traffic {
@@ -73,6 +76,7 @@ impl Traffic {
             input_position: input.position,
             buffer: vec![0; FRAME_BYTES_MAX],
             activity: Activity::default(),
+            line,
             output_frames: 0,
             drained: true,
         })
@@ -139,7 +143,7 @@ impl Traffic {
                 ));
             }
             self.flows.input(self.input_position, frame, now);
-            note(&mut self.activity, frame, Direction::ToService);
+            note(&mut self.activity, &self.line, frame, Direction::ToService);
             self.input_position += 1;
             // A network may lose a packet; its sender brings it again.
             let _ = self.service.write(frame)?;
@@ -162,7 +166,7 @@ impl Traffic {
             {
                 Some(frame) => {
                     self.flows.output(frame, now);
-                    note(&mut self.activity, frame, Direction::ToClient);
+                    note(&mut self.activity, &self.line, frame, Direction::ToClient);
                 }
                 None => {
                     empty = true;
@@ -224,12 +228,12 @@ impl Traffic {
         self.gate.close_epoch();
     }
 
-    /// Leaves where packets went since the last mark on `line`; to be called at each.
-    pub fn take_activity(&mut self, line: &Line) {
+    /// Leaves where packets went since the last mark on the line; to be called at each.
+    pub fn take_activity(&mut self) {
         // Fewer frames than its queue takes cannot have overrun it, if it was empty before.
         self.activity.anywhere |= !self.drained || self.output_frames >= SERVICE_QUEUE_FRAMES;
         let unread = !self.drained;
-        line.swap_activity(&mut self.activity);
+        self.line.swap_activity(&mut self.activity);
         self.activity.connections.clear();
         self.activity.anywhere = unread;
         self.output_frames = 0;
@@ -337,15 +341,20 @@ enum Direction {
     ToClient,
 }
 
-/// Notes whose packet it is.
-fn note(activity: &mut Activity, frame: &[u8], direction: Direction) {
+/// Notes whose packet it is, and what it says of the service's bytes under way.
+fn note(activity: &mut Activity, line: &Line, frame: &[u8], direction: Direction) {
     match Packet::parse(frame) {
         Packet::Tcp(segment) => {
             let (from, to) = (segment.source, segment.destination);
-            activity.connections.insert(match direction {
+            let tuple = match direction {
                 Direction::ToService => Tuple::new(to, from),
                 Direction::ToClient => Tuple::new(from, to),
-            });
+            };
+            activity.connections.insert(tuple);
+            match direction {
+                Direction::ToService => line.sent().input(tuple, &segment),
+                Direction::ToClient => line.sent().output(tuple, &segment),
+            }
         }
         // ICMP may speak of any connection.
         _ if direction == Direction::ToService => activity.anywhere = true,

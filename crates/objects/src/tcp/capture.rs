@@ -199,21 +199,69 @@ impl Tracker {
     }
 
     /// As [`Tracker::capture_into`] without attributes, if anything moved; says whether it did.
+    ///
+    /// `sent` appends the bytes that the service has sent from a sequence number on, if they are so
+    /// many and end where all that it sent does. Without it the kernel is asked for them.
     pub fn look(
         &mut self,
         fd: BorrowedFd<'_>,
         connection: &mut TcpConnection,
+        sent: impl Fn(u32, usize, &mut Vec<u8>) -> bool,
     ) -> Result<bool, SocketError> {
         let info = tcp::info(fd).context("read TCP_INFO", SUBJECT)?;
         let fingerprint = fingerprint_from(fd, &info)?;
         if fingerprint == self.fingerprint {
             return Ok(false);
         }
+        if self.take_from_outside(&info, fingerprint, connection, sent) {
+            return Ok(true);
+        }
         match self.take(fd, &info, fingerprint, connection, false) {
             Err(SocketError::Changed { .. }) => self.capture_into(fd, connection, false)?,
             result => result?,
         }
         Ok(true)
+    }
+
+    /// Takes in what moved without another look at the socket; false when that cannot be done.
+    ///
+    /// `info` was read before the lengths of the queues, and a packet may have come in between. It
+    /// shows: bytes that arrived are unread, and bytes that were acknowledged make the send queue
+    /// end before the last byte that was sent.
+    fn take_from_outside(
+        &mut self,
+        info: &Info,
+        fingerprint: Fingerprint,
+        connection: &mut TcpConnection,
+        sent: impl Fn(u32, usize, &mut Vec<u8>) -> bool,
+    ) -> bool {
+        let Some(phase) = phase_of(info.state) else {
+            return false;
+        };
+        let settled = self.handshake_done && is_connected(phase);
+        if !settled || info.not_sent_bytes != 0 || fingerprint.unread_bytes != 0 {
+            return false;
+        }
+        let fin = u32::from(own_fin_is_open(phase));
+        let Some(queued) = fingerprint.unacknowledged_bytes.checked_sub(fin) else {
+            return false;
+        };
+        let first = self.send_base.wrapping_add(info.bytes_acked as u32);
+        connection.send_queue.clear();
+        let known = match queued {
+            0 => info.unacked == fin,
+            _ => sent(first, queued as usize, &mut connection.send_queue),
+        };
+        if !known {
+            return false;
+        }
+        connection.phase = phase;
+        connection.fin_sent = fin == 1;
+        connection.sent_bytes = queued;
+        connection.receive_queue.clear();
+        self.fingerprint = fingerprint;
+        self.read_sequences(info, connection);
+        true
     }
 
     fn take(
@@ -391,6 +439,24 @@ impl Tracker {
             tcp::select_queue(fd, Queue::Send).context("select send queue", SUBJECT)?;
             peek_send_queue(fd, &mut connection.send_queue, queued)
         })
+    }
+}
+
+/// I7: whether the kernel has the send queue that was captured, unless packets moved it since.
+pub fn has_send_queue(
+    fd: BorrowedFd<'_>,
+    connection: &TcpConnection,
+    tracker: &Tracker,
+) -> Result<bool, SocketError> {
+    let mut found = Vec::new();
+    let read = in_repair(fd, reuses_address(connection), || {
+        tcp::select_queue(fd, Queue::Send).context("select send queue", SUBJECT)?;
+        peek_send_queue(fd, &mut found, connection.send_queue.len())
+    });
+    match read {
+        Ok(()) if found == connection.send_queue => Ok(true),
+        Ok(()) | Err(SocketError::Changed { .. }) => Ok(fingerprint(fd)? != tracker.fingerprint),
+        Err(error) => Err(error),
     }
 }
 
