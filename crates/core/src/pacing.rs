@@ -4,7 +4,8 @@
 /// What pacing keeps to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PacingLimits {
-    /// The share of time that the service may spend stopped, in thousandths; 1 to 1000.
+    /// The share of its working time that the service may spend stopped, in thousandths; 1 to
+    /// 1000. A pause that finds it waiting takes nothing from it and does not count.
     pub paused_permille: u32,
     /// State that changed without giving output is in an epoch this soon.
     pub dirty_interval_ns: u64,
@@ -73,9 +74,14 @@ impl Pacing {
         self.stopped = true;
     }
 
-    /// The service runs again after `pause_ns`.
-    pub fn resumed(&mut self, now_ns: u64, pause_ns: u64) {
+    /// The service runs again after `pause_ns`. `was_working`: it was stopped in its work, and not
+    /// while all of it waited for something.
+    pub fn resumed(&mut self, now_ns: u64, pause_ns: u64, was_working: bool) {
         self.stopped = false;
+        if !was_working {
+            self.earliest_ns = now_ns;
+            return;
+        }
         let share = u128::from(self.limits.paused_permille);
         let rest_ns = (u128::from(pause_ns) * (1000 - share)).div_ceil(share);
         let rest_ns = u64::try_from(rest_ns).unwrap_or(u64::MAX);
@@ -131,7 +137,7 @@ mod tests {
         assert_eq!(pacing.next_start(), None);
         pacing.output_waits(5);
         pacing.epoch_started(5);
-        pacing.resumed(60, 50);
+        pacing.resumed(60, 50, true);
         pacing.committed(70);
         assert_eq!(pacing.next_start(), None);
     }
@@ -149,7 +155,7 @@ mod tests {
     fn the_next_epoch_waits_for_the_commit_and_for_the_budget() {
         let mut pacing = Pacing::new(PacingLimits::default());
         pacing.epoch_started(1000);
-        pacing.resumed(1050, 50);
+        pacing.resumed(1050, 50, true);
         pacing.output_waits(1060);
         assert_eq!(pacing.next_start(), None);
         pacing.committed(1070);
@@ -157,11 +163,21 @@ mod tests {
     }
 
     #[test]
+    fn a_pause_that_took_nothing_from_the_service_is_free() {
+        let mut pacing = Pacing::new(PacingLimits::default());
+        pacing.epoch_started(1000);
+        pacing.resumed(1050, 50, false);
+        pacing.output_waits(1060);
+        pacing.committed(1070);
+        assert_eq!(pacing.next_start(), Some(1060));
+    }
+
+    #[test]
     fn an_abandoned_epoch_is_asked_for_again() {
         let mut pacing = Pacing::new(PacingLimits::default());
         pacing.output_waits(10);
         pacing.epoch_started(10);
-        pacing.resumed(20, 10);
+        pacing.resumed(20, 10, true);
         pacing.abandoned(20);
         assert_eq!(pacing.next_start(), Some(60));
         pacing.reset();
@@ -175,6 +191,7 @@ mod tests {
         output: bool,
         input: bool,
         pause_ns: u64,
+        was_working: bool,
         commit_after_ns: u64,
     }
 
@@ -184,14 +201,16 @@ mod tests {
             any::<bool>(),
             any::<bool>(),
             1..2_000_000u64,
+            any::<bool>(),
             0..500_000u64,
         )
             .prop_map(
-                |(passes_ns, output, input, pause_ns, commit_after_ns)| Step {
+                |(passes_ns, output, input, pause_ns, was_working, commit_after_ns)| Step {
                     passes_ns,
                     output,
                     input,
                     pause_ns,
+                    was_working,
                     commit_after_ns,
                 },
             )
@@ -226,8 +245,10 @@ mod tests {
                 pacing.epoch_started(now_ns);
                 prop_assert_eq!(pacing.next_start(), None);
                 now_ns += step.pause_ns;
-                paused_ns += u128::from(step.pause_ns);
-                pacing.resumed(now_ns, step.pause_ns);
+                if step.was_working {
+                    paused_ns += u128::from(step.pause_ns);
+                }
+                pacing.resumed(now_ns, step.pause_ns, step.was_working);
                 now_ns += step.commit_after_ns;
                 pacing.committed(now_ns);
             }

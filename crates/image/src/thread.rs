@@ -39,7 +39,7 @@ pub struct Registers {
 /// A queued signal: the 128 bytes of `siginfo_t`, as `PTRACE_PEEKSIGINFO` gives and
 /// `rt_tgsigqueueinfo` takes them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SignalInfo(pub Vec<u8>);
+pub struct SignalInfo(#[serde(with = "serde_bytes")] pub Vec<u8>);
 
 impl SignalInfo {
     /// `si_signo`, the first field of `siginfo_t`.
@@ -107,6 +107,7 @@ pub struct ThreadState {
     pub tid: Tid,
     pub registers: Registers,
     /// The `NT_X86_XSTATE` register set; `None` when it is as in the epoch before.
+    #[serde(with = "serde_bytes")]
     pub extended_state: Option<Vec<u8>>,
     pub signal_mask: u64,
     /// Signals queued for this thread alone.

@@ -49,6 +49,8 @@ pub struct Handshake {
     pages: AtomicU64,
     bytes: AtomicU64,
     pause_ns: AtomicU64,
+    was_working: AtomicBool,
+    requested_at_ns: AtomicU64,
     steps_ns: [AtomicU64; EPOCH_STEPS],
     committed_at_ns: AtomicU64,
     main_sleeps: AtomicBool,
@@ -66,7 +68,8 @@ impl Handshake {
     }
 
     /// Main: asks for a capture. Ring the tracer's bell after this.
-    pub fn request(&self) {
+    pub fn request(&self, now_ns: u64) {
+        self.requested_at_ns.store(now_ns, Ordering::Relaxed);
         self.set(Step::Requested);
     }
 
@@ -79,6 +82,11 @@ impl Handshake {
     /// Main: the result has been taken; the next capture may be requested.
     pub fn finish(&self) {
         self.set(Step::Idle);
+    }
+
+    /// Tracer: when main asked for the capture under way.
+    pub fn requested_at_ns(&self) -> u64 {
+        self.requested_at_ns.load(Ordering::Relaxed)
     }
 
     /// Tracer: every thread of the service stands.
@@ -97,10 +105,12 @@ impl Handshake {
         self.input_position.load(Ordering::Relaxed)
     }
 
-    /// Tracer: the service runs again after a pause of `pause_ns`.
+    /// Tracer: the service runs again after a pause of `pause_ns`, which found it working or
+    /// waiting.
     #[must_use = "when it is true the main thread sleeps and must be woken"]
-    pub fn resumed(&self, pause_ns: u64) -> bool {
+    pub fn resumed(&self, pause_ns: u64, was_working: bool) -> bool {
         self.pause_ns.store(pause_ns, Ordering::Relaxed);
+        self.was_working.store(was_working, Ordering::Relaxed);
         self.set(Step::Resumed);
         self.main_sleeps.load(Ordering::SeqCst)
     }
@@ -129,6 +139,11 @@ impl Handshake {
     /// Main, after `Resumed`: how long the service stood.
     pub fn pause_ns(&self) -> u64 {
         self.pause_ns.load(Ordering::Relaxed)
+    }
+
+    /// Main, after `Resumed`: whether the service was stopped in its work.
+    pub fn was_working(&self) -> bool {
+        self.was_working.load(Ordering::Relaxed)
     }
 
     /// Main, from `Drained` on: what it had given the service by then.

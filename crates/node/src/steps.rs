@@ -2,10 +2,12 @@
 
 use crate::clock::now_ns;
 
-/// What is done for one epoch, in this order. The service stands from the first to `Resume`.
+/// What is done for one epoch, in this order. The service stands from `Stop` to `Resume`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum EpochStep {
+    /// The thread that captures hears that an epoch is wanted.
+    Wake,
     /// Every thread is brought to stand.
     Stop,
     /// Registers, signals, and what rarely changes of threads and processes.
@@ -34,7 +36,8 @@ pub enum EpochStep {
 pub const EPOCH_STEPS: usize = EpochStep::ALL.len();
 
 impl EpochStep {
-    pub const ALL: [EpochStep; 11] = [
+    pub const ALL: [EpochStep; 12] = [
+        EpochStep::Wake,
         EpochStep::Stop,
         EpochStep::Registers,
         EpochStep::Scan,
@@ -51,6 +54,7 @@ impl EpochStep {
     /// As `status --json` names it.
     pub fn name(self) -> &'static str {
         match self {
+            EpochStep::Wake => "wake",
             EpochStep::Stop => "stop",
             EpochStep::Registers => "registers",
             EpochStep::Scan => "scan",
@@ -74,9 +78,10 @@ pub struct StepClock {
 }
 
 impl StepClock {
-    pub fn start() -> StepClock {
+    /// Started when the epoch was asked for.
+    pub fn started_at(requested_at_ns: u64) -> StepClock {
         StepClock {
-            last_ns: now_ns(),
+            last_ns: requested_at_ns,
             lasted_ns: [0; EPOCH_STEPS],
         }
     }
@@ -107,8 +112,8 @@ mod tests {
 
     #[test]
     fn the_steps_fill_the_time() {
-        let mut clock = StepClock::start();
-        let begun_ns = clock.last_ns();
+        let begun_ns = now_ns();
+        let mut clock = StepClock::started_at(begun_ns);
         for step in [EpochStep::Stop, EpochStep::Copy, EpochStep::Stop] {
             clock.done(step);
         }

@@ -117,6 +117,19 @@ impl DirtyTracker {
         self.find(Look::Written, map, whole, pages)
     }
 
+    /// As [`DirtyTracker::scan`], but looks only at `ranges`, which ascend.
+    pub fn scan_ranges(
+        &mut self,
+        map: &[Mapping],
+        ranges: &[AddressRange],
+        pages: &mut Vec<PageRun>,
+    ) -> Result<(), TraceError> {
+        for range in ranges {
+            self.find(Look::Written, map, *range, pages)?;
+        }
+        Ok(())
+    }
+
     /// Finds every page of `range` that holds anything, written or not, and starts over for those
     /// that are tracked. Appends runs to `pages`, ascending.
     pub fn scan_present(

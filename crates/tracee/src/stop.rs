@@ -10,6 +10,8 @@ use unbroken_sys::ptrace::{self, RseqConfiguration, SIGNAL_INFO_BYTES};
 /// does; only that one can say that it failed.
 pub struct Stopped<'tree> {
     pub(crate) tree: &'tree mut Tree,
+    /// See [`Stopped::was_working`].
+    pub(crate) was_working: bool,
     resumed: bool,
 }
 
@@ -17,6 +19,7 @@ impl<'tree> Stopped<'tree> {
     pub(crate) fn new(tree: &'tree mut Tree) -> Self {
         Stopped {
             tree,
+            was_working: false,
             resumed: false,
         }
     }
@@ -44,6 +47,11 @@ impl<'tree> Stopped<'tree> {
     /// The tracer's number of a thread of the service.
     pub fn host_tid(&self, tid: Tid) -> Option<HostTid> {
         self.tree.host_tid(tid)
+    }
+
+    /// Whether this stop met a thread in its work: in user code, or in a call that did not wait.
+    pub fn was_working(&self) -> bool {
+        self.was_working
     }
 
     /// The general registers, read from the kernel once in each stop.

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 pub struct SocketOption {
     pub level: i32,
     pub name: i32,
+    #[serde(with = "serde_bytes")]
     pub value: Vec<u8>,
 }
 
@@ -49,6 +50,7 @@ pub struct TcpConnection {
     /// Sequence number of the first byte of `send_queue` (`snd_una`).
     pub send_sequence: u32,
     /// Everything the program wrote that the peer has not acknowledged.
+    #[serde(with = "serde_bytes")]
     pub send_queue: Vec<u8>,
     /// How many bytes of `send_queue` the kernel had handed to the network (`snd_nxt`).
     pub sent_bytes: u32,
@@ -58,6 +60,7 @@ pub struct TcpConnection {
     /// Sequence number of the first byte of `receive_queue`.
     pub receive_sequence: u32,
     /// Bytes that the kernel acknowledged and the program has not read.
+    #[serde(with = "serde_bytes")]
     pub receive_queue: Vec<u8>,
     pub window: TcpWindow,
     /// `TCPI_OPT_*` negotiated.
@@ -119,6 +122,7 @@ pub enum UnixAddress {
 /// One queued message; a stream is one message an skb, borders not kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnixMessage {
+    #[serde(with = "serde_bytes")]
     pub bytes: Vec<u8>,
 }
 

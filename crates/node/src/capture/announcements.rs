@@ -15,6 +15,8 @@ pub(super) struct Due {
     /// The lowest end of the heap that a call asked for.
     pub lowest_break: Option<u64>,
     pub descriptors: Vec<Announcement>,
+    /// Among them files.
+    pub files_opened: bool,
     pub process_state: bool,
     /// Threads whose attributes may have changed, by their host numbers.
     pub threads: Vec<u32>,
@@ -31,6 +33,7 @@ impl Due {
         self.voided.clear();
         self.lowest_break = None;
         self.descriptors.clear();
+        self.files_opened = false;
         self.process_state = false;
         self.threads.clear();
         self.all_threads = false;
@@ -77,6 +80,10 @@ impl Due {
             Change::AnyThreadAttributes => {
                 self.all_threads = true;
                 return;
+            }
+            Change::Opened => {
+                self.files_opened = true;
+                Announced::Created { count: 1 }
             }
             Change::Created(count) => Announced::Created { count },
             Change::CreatedFrom(minimum) => Announced::CreatedFrom { minimum },

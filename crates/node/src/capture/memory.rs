@@ -3,7 +3,9 @@
 
 use super::CaptureError;
 use super::announcements::Due;
-use unbroken_image::{AddressRange, Advice, Backing, Mapping, MemoryDelta, PAGE_SIZE, PageRun};
+use unbroken_image::{
+    AddressRange, Advice, Backing, Mapping, MemoryDelta, PAGE_SIZE, PageRun, Sharing,
+};
 use unbroken_tracee::dirty::DirtyTracker;
 use unbroken_tracee::memory_map::{self, MapReader};
 use unbroken_tracee::{HostTid, Process, Stopped, shared_content};
@@ -21,6 +23,10 @@ pub(super) struct Memory {
     map: Vec<Mapping>,
     /// `map` with room for stacks to grow into: what scans go by.
     scanned: Vec<Mapping>,
+    /// The parts of `scanned` that change without an announced call.
+    volatile: Vec<AddressRange>,
+    /// Somebody may write past the protection of pages (`/proc/PID/mem`).
+    unprotected: bool,
     /// The map before the last reading.
     before: Vec<Mapping>,
     changed: Vec<AddressRange>,
@@ -41,6 +47,8 @@ impl Memory {
             reader: MapReader::default(),
             map: Vec::new(),
             scanned: Vec::new(),
+            volatile: Vec::new(),
+            unprotected: false,
             before: Vec::new(),
             changed: Vec::new(),
             released: Vec::new(),
@@ -98,7 +106,14 @@ impl Memory {
         if due.map || due.everything || whole_map {
             self.read_map(process, due, &mut delta)?;
         }
-        self.tracker.scan(&self.scanned, &mut self.pages)?;
+        // What was writable until a moment ago may have been written until then.
+        let map_changed = due.map || due.everything || whole_map;
+        if map_changed || due.files_opened || self.unprotected {
+            self.tracker.scan(&self.scanned, &mut self.pages)?;
+        } else {
+            let (map, ranges) = (&self.scanned, &self.volatile);
+            self.tracker.scan_ranges(map, ranges, &mut self.pages)?;
+        }
         if self.a_stack_grew() {
             self.read_map(process, due, &mut delta)?;
         }
@@ -224,6 +239,13 @@ impl Memory {
             }
             below = mapping.range.end;
         }
+        find_volatile(&self.scanned, &mut self.volatile);
+    }
+
+    /// The service has the memory of a process open as a file. What it writes there needs no
+    /// writable mapping, and no call of it is announced.
+    pub fn expect_writes_anywhere(&mut self) {
+        self.unprotected = true;
     }
 
     fn a_stack_grew(&self) -> bool {
@@ -271,6 +293,33 @@ impl Memory {
     }
 }
 
+/// Finds what can change without an announced call: everything but the text and constants of
+/// programs and libraries, which are most of what a small service has resident. To look over a
+/// few pages too many costs less than another call.
+fn find_volatile(map: &[Mapping], ranges: &mut Vec<AddressRange>) {
+    const PAGES_WORTH_A_CALL: u64 = 16;
+    ranges.clear();
+    let mut passed_pages = 0;
+    for mapping in map {
+        let is_constant = match mapping.backing {
+            Backing::Vdso | Backing::Vvar | Backing::Vsyscall => true,
+            Backing::File { .. } => {
+                mapping.sharing == Sharing::Private && !mapping.protection.write
+            }
+            _ => false,
+        };
+        if is_constant {
+            passed_pages += mapping.range.pages();
+            continue;
+        }
+        match ranges.last_mut() {
+            Some(last) if passed_pages <= PAGES_WORTH_A_CALL => last.end = mapping.range.end,
+            _ => ranges.push(mapping.range),
+        }
+        passed_pages = 0;
+    }
+}
+
 /// Takes `ranges` out of `pages`, so that no page stands twice.
 fn cut_out(pages: &mut Vec<PageRun>, ranges: &[AddressRange]) {
     for range in ranges {
@@ -297,6 +346,52 @@ fn cut_out(pages: &mut Vec<PageRun>, ranges: &[AddressRange]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use unbroken_image::{FileIdentity, Protection};
+
+    #[test]
+    fn constants_are_passed_over_and_small_ones_looked_at() {
+        let mapping = |start: u64, pages: u64, write, is_file| Mapping {
+            range: AddressRange {
+                start,
+                end: start + pages * PAGE_SIZE,
+            },
+            protection: Protection {
+                read: true,
+                write,
+                execute: false,
+            },
+            sharing: Sharing::Private,
+            backing: match is_file {
+                false => Backing::Anonymous,
+                true => Backing::File {
+                    path: "/lib/x".to_owned(),
+                    identity: FileIdentity {
+                        device: 1,
+                        inode: 2,
+                    },
+                    offset_bytes: 0,
+                    writable: false,
+                },
+            },
+            grows_down: false,
+            advice: Advice::default(),
+        };
+        let map = [
+            mapping(0x10_0000, 100, false, true),
+            mapping(0x20_0000, 2, true, true),
+            mapping(0x20_2000, 16, false, true),
+            mapping(0x21_2000, 1, false, false),
+            mapping(0x30_0000, 17, false, true),
+            mapping(0x40_0000, 1, true, false),
+        ];
+        let mut ranges = Vec::new();
+        find_volatile(&map, &mut ranges);
+        let found: Vec<(u64, u64)> = ranges
+            .iter()
+            .map(|range| (range.start, range.end))
+            .collect();
+        assert_eq!(found, [(0x20_0000, 0x21_3000), (0x40_0000, 0x40_1000)]);
+    }
 
     #[test]
     fn void_ranges_are_cut_out_of_runs() {

@@ -220,11 +220,13 @@ impl Capture {
         tree: &mut Tree,
         line: &Line,
     ) -> Result<(), CaptureError> {
-        let started_ns = now_ns();
-        let mut clock = StepClock::start();
+        let mut clock = StepClock::started_at(line.handshake.requested_at_ns());
+        clock.done(EpochStep::Wake);
+        let started_ns = clock.last_ns();
         let announcements = self.announcements.clone();
         let calls = announcements.hold_calls();
         let mut stopped = tree.stop()?;
+        let was_working = stopped.was_working();
         if line.handshake.stopped() {
             line.wake_main();
         }
@@ -241,7 +243,10 @@ impl Capture {
         let reading = reading?;
         stopped.resume()?;
         clock.done(EpochStep::Resume);
-        if line.handshake.resumed(clock.last_ns() - started_ns) {
+        if line
+            .handshake
+            .resumed(clock.last_ns() - started_ns, was_working)
+        {
             line.wake_main();
         }
         let Reading {
@@ -305,6 +310,11 @@ impl Capture {
         clock.done(EpochStep::Drain);
         self.delta.clear();
         self.read_objects(line, clock)?;
+        if self.delta.opens_memory()
+            && let Some(followed) = &mut self.followed
+        {
+            followed.memory.expect_writes_anywhere();
+        }
         clock.done(EpochStep::Objects);
         process
             .descriptors

@@ -78,6 +78,16 @@ impl ObjectsDelta {
         self.connections.gone.clear();
     }
 
+    /// Whether a file among them is the memory of a process.
+    pub fn opens_memory(&self) -> bool {
+        self.objects.iter().any(|(_, object)| match object {
+            Object::RegularFile(file) => {
+                file.path.starts_with("/proc/") && file.path.ends_with("/mem")
+            }
+            _ => false,
+        })
+    }
+
     /// Bytes that it puts into a description, at most: little but what sockets and pipes hold.
     pub fn description_bound(&self) -> usize {
         let whole = self.objects.iter();

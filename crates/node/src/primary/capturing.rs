@@ -109,7 +109,7 @@ impl Primary {
         self.capturing.pacing.epoch_started(now);
         self.capturing.started_ns = now;
         self.capturing.seen = Step::Requested;
-        self.line.handshake.request();
+        self.line.handshake.request(now);
         self.bell.ring();
     }
 
@@ -200,7 +200,9 @@ impl Primary {
     fn resumed(&mut self) {
         let pause = self.line.handshake.pause_ns();
         self.capturing.seen = Step::Resumed;
-        self.capturing.pacing.resumed(now_ns(), pause);
+        let was_working = self.line.handshake.was_working();
+        let pacing = &mut self.capturing.pacing;
+        pacing.resumed(now_ns(), pause, was_working);
         if !self.capturing.sealing {
             self.common.board.record_pause(pause);
         }
@@ -257,7 +259,7 @@ impl Primary {
     fn capture_failed(&mut self) -> io::Result<()> {
         let marked = matches!(self.capturing.seen, Step::Drained | Step::Resumed);
         if self.capturing.seen != Step::Resumed {
-            self.capturing.pacing.resumed(now_ns(), 0);
+            self.capturing.pacing.resumed(now_ns(), 0, false);
         }
         self.capturing.seen = Step::Idle;
         if marked {

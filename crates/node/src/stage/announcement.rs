@@ -22,6 +22,8 @@ pub enum Change {
     MemoryVoid(AddressRange),
     /// The end of the heap moves here; what lay above is void.
     Break(u64),
+    /// A file is opened in the lowest free slot.
+    Opened,
     /// Up to this many descriptors appear in the lowest free slots.
     Created(u32),
     /// One descriptor appears in the lowest free slot at or above this one.
@@ -105,8 +107,8 @@ pub fn changes(
         | libc::SYS_openat
         | libc::SYS_openat2
         | libc::SYS_open_by_handle_at
-        | libc::SYS_creat
-        | libc::SYS_socket
+        | libc::SYS_creat => Change::Opened,
+        libc::SYS_socket
         | libc::SYS_accept
         | libc::SYS_accept4
         | libc::SYS_epoll_create

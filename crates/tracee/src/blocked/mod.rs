@@ -114,6 +114,12 @@ impl Tree {
         }
     }
 
+    /// Whether thread `tid` stands in a call that it makes again.
+    fn waits(&self, tid: HostTid) -> bool {
+        let thread = self.thread(tid);
+        thread.is_some_and(|(_, thread)| thread.waiting.get().wait.is_some())
+    }
+
     /// Sees to the call that thread `tid` of a stopped tree waits in, if any.
     fn settle_call(&mut self, tid: HostTid, registers: &Registers) -> io::Result<()> {
         match self.finding(tid, registers) {
@@ -267,6 +273,13 @@ fn is_before_call(now: &Registers, again: &Registers) -> bool {
     now.orig_rax == u64::MAX && view(now) == view(again)
 }
 
+/// Whether the stop ended a call that slept: the kernel then leaves `EINTR`, or one of its four
+/// ways to restart (include/linux/errno.h), for the way back to the program.
+fn was_in_wait(registers: &Registers) -> bool {
+    let result = registers.rax as i64;
+    registers.orig_rax != u64::MAX && matches!(result, -4 | -516 | -514..=-512)
+}
+
 impl Stopped<'_> {
     /// Sees to the calls that this stop has ended.
     pub(crate) fn settle_calls(&mut self) -> Result<(), TraceError> {
@@ -279,6 +292,8 @@ impl Stopped<'_> {
                 let tid = thread.host_tid;
                 let registers = self.registers(tid)?;
                 let result = self.tree.settle_call(tid, &registers);
+                let waits = was_in_wait(&registers) || self.tree.waits(tid);
+                self.was_working |= !waits;
                 crate::tree::tolerate_death("settle a blocked call", tid, result)?;
             }
         }

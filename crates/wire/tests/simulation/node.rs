@@ -235,7 +235,7 @@ impl Primary {
             closed,
             input_position,
         });
-        self.pacing.resumed(now_ns, 50_000);
+        self.pacing.resumed(now_ns, 50_000, true);
         Stage::Captured(archive.len() - 1)
     }
 
