@@ -7,6 +7,11 @@ pub struct PacingLimits {
     /// The share of its working time that the service may spend stopped, in thousandths; 1 to
     /// 1000. A pause that finds it waiting takes nothing from it and does not count.
     pub paused_permille: u32,
+    /// However long a pause was, the next epoch waits no longer than this for its sake. A pause that
+    /// is far from what epochs cost is the machine's doing (a primary that was stopped, a virtual
+    /// machine that stood still); an epoch that waits four times as long makes it worse, for output
+    /// waits with it, and a standby that is almost filled does.
+    pub rest_max_ns: u64,
     /// State that changed without giving output is in an epoch this soon.
     pub dirty_interval_ns: u64,
     /// How many epochs may be started and not yet committed.
@@ -17,6 +22,7 @@ impl Default for PacingLimits {
     fn default() -> Self {
         Self {
             paused_permille: 200,
+            rest_max_ns: 250_000_000,
             dirty_interval_ns: 20_000_000,
             under_way: 1,
         }
@@ -85,7 +91,7 @@ impl Pacing {
         let share = u128::from(self.limits.paused_permille);
         let rest_ns = (u128::from(pause_ns) * (1000 - share)).div_ceil(share);
         let rest_ns = u64::try_from(rest_ns).unwrap_or(u64::MAX);
-        self.earliest_ns = now_ns.saturating_add(rest_ns);
+        self.earliest_ns = now_ns.saturating_add(rest_ns.min(self.limits.rest_max_ns));
     }
 
     /// The oldest epoch under way is safe.
@@ -173,6 +179,18 @@ mod tests {
     }
 
     #[test]
+    fn a_pause_of_the_machines_making_is_not_made_longer() {
+        let limits = PacingLimits::default();
+        let mut pacing = Pacing::new(limits);
+        let pause_ns = 20_000 * MILLISECOND_NS;
+        pacing.epoch_started(0);
+        pacing.resumed(pause_ns, pause_ns, true);
+        pacing.committed(pause_ns);
+        pacing.output_waits(pause_ns);
+        assert_eq!(pacing.next_start(), Some(pause_ns + limits.rest_max_ns));
+    }
+
+    #[test]
     fn an_abandoned_epoch_is_asked_for_again() {
         let mut pacing = Pacing::new(PacingLimits::default());
         pacing.output_waits(10);
@@ -223,7 +241,11 @@ mod tests {
             paused_permille in 1u32..=1000,
             steps in proptest::collection::vec(any_step(), 1..200),
         ) {
-            let limits = PacingLimits { paused_permille, ..PacingLimits::default() };
+            let limits = PacingLimits {
+                paused_permille,
+                rest_max_ns: u64::MAX,
+                ..PacingLimits::default()
+            };
             let mut pacing = Pacing::new(limits);
             let (mut now_ns, mut paused_ns) = (0, 0u128);
             let mut first_start_ns = None;
