@@ -1,10 +1,11 @@
 //! The notifier: hears every announced call of the service, notes what it is about to change, and
 //! lets it go on.
 //!
-//! A call runs only after its announcement stands in the queue, so a capture that stops all
-//! threads and then takes the queue misses nothing. A thread that the stop meets between the two
-//! makes its call again afterwards, and announces it again: so does one that was blocked in
-//! `accept(2)`, whose connection may come epochs later.
+//! A capture holds calls while it stops all threads and takes the queue, so it misses nothing that
+//! was let go, and finds nothing there that was not. A thread that the stop meets before it was let
+//! go makes its call again afterwards, and announces it again: so does one that was blocked in
+//! `accept(2)`, whose connection may come epochs later. What it announced before the stop counts
+//! for nothing: the notifier may have taken that, and the next capture come before the second time.
 //!
 //! When a notifier dies, calls wait for the next holder of the listener. One that the dead
 //! notifier had taken and not answered waits until its thread is interrupted, which the next
@@ -122,13 +123,16 @@ pub fn serve(
             |address, buffer: &mut [u8]| seccomp::read_caller(thread, address, buffer).is_ok();
         let call = i64::from(notification.call);
         let _call = announcements.hold_calls();
-        for change in announcement::changes(call, notification.arguments, read) {
-            let Some(change) = change else { continue };
-            announcements.closings().note(thread, &change);
-            announcements.append(Announcement { thread, change });
+        let changes = announcement::changes(call, notification.arguments, read);
+        for change in changes.iter().flatten() {
+            announcements.closings().note(thread, change);
         }
         match seccomp::let_continue(listener, notification.id) {
-            Ok(()) => {}
+            Ok(()) => {
+                for change in changes.into_iter().flatten() {
+                    announcements.append(Announcement { thread, change });
+                }
+            }
             // The caller died or was interrupted; in the latter case it asks again.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
             Err(error) => return Err(failed(error)),

@@ -24,6 +24,7 @@ use objects::Restored;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid as HostPid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -52,18 +53,23 @@ impl Following {
         if let State::Failed(failure) = self.role.state() {
             return Ok((Outcome::Failed { failure, cause }, None));
         }
-        affinity::bind(0, &[self.config.service_core])?;
         log!(
             "taking over from epoch {}: {cause:?}, {actions:?}",
             self.image.sequence
         );
+        let mut laps = Laps::new(started_ns);
+        laps.done("begin");
         let restored = self.restore_objects()?;
+        laps.done("objects");
         await_end(&self.predecessor.stage)?;
+        laps.done("end of the old service");
         objects::take_files_over(&self.image.objects, &restored.descriptors)?;
         objects::seal_memory_files(&self.image.objects, &restored.descriptors);
         self.install_descriptors(&restored)?;
+        laps.done("descriptors");
         let Following { replica, .. } = self;
         let mut tree = replica.go_live(now_ns())?;
+        laps.done("threads");
         let announcements = Announcements::default();
         let notify = Arc::new(self.notify);
         start_notifier(
@@ -72,6 +78,7 @@ impl Following {
             self.config.service_core,
         )?;
         epolls::restore(&mut tree, &self.image)?;
+        laps.done("epoll");
         let service = ServiceSide::new(self.stage.tun().try_clone_to_owned()?);
         packets::prime_listeners(&service, &self.image.objects, &self.config.addresses)?;
         packets::inject(&service, &restored.injects)?;
@@ -82,14 +89,18 @@ impl Following {
             &restored,
             (&service, &clients),
         )?;
+        laps.done("input");
+        // Until here the core of the old service may be busy with its end.
+        affinity::bind(0, &[self.config.service_core])?;
         bind_threads(&tree, self.config.service_core)?;
         let mut stopped = tree.stop()?;
         // A stub dies with its standby. A service outlives its primary while it is unprotected.
         stopped.set_exit_kill(false)?;
         stopped.resume()?;
         packets::resend(&clients, &restored.resends)?;
+        laps.done("resume");
         let took_ns = now_ns() - started_ns;
-        log!("the replica lives after {} us", took_ns / 1000);
+        log!("the replica lives after {} us: {laps}", took_ns / 1000);
         let mut later = self.role.apply(Event::TakeoverDone, now_ns());
         let Restored {
             outputs,
@@ -300,6 +311,37 @@ fn replay(
         }
     }
     Ok(())
+}
+
+/// How long each part of a takeover took, for the log.
+struct Laps {
+    last_ns: u64,
+    parts: Vec<(&'static str, u64)>,
+}
+
+impl Laps {
+    fn new(started_ns: u64) -> Laps {
+        Laps {
+            last_ns: started_ns,
+            parts: Vec::with_capacity(8),
+        }
+    }
+
+    fn done(&mut self, part: &'static str) {
+        let now = now_ns();
+        self.parts.push((part, now - self.last_ns));
+        self.last_ns = now;
+    }
+}
+
+impl fmt::Display for Laps {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (part, lasted_ns)) in self.parts.iter().enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            write!(formatter, "{comma}{part} {}", lasted_ns / 1000)?;
+        }
+        Ok(())
+    }
 }
 
 fn event_of(cause: &Cause) -> Event {
