@@ -145,8 +145,6 @@ impl Capture {
         journal: JournalWriter,
     ) -> Result<(), CaptureError> {
         self.unlink();
-        let announcements = self.announcements.clone();
-        let calls = announcements.hold_calls();
         let mut stopped = tree.stop()?;
         let (pid, host_pid, leader) = only_process(&stopped)?;
         // Before anything is sent for nothing: is there something that no replica can have?
@@ -162,7 +160,6 @@ impl Capture {
             .survey(vec![source], closings, &mut self.delta)?;
         drop(sockets);
         self.announcements.set_recording(true);
-        drop(calls);
         let memory = Memory::install(&mut stopped, leader)?;
         stopped.resume()?;
         self.followed = Some(Followed::new(pid, host_pid, leader, memory));
