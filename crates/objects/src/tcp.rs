@@ -7,14 +7,16 @@
 mod capture;
 mod closed;
 mod closing;
+mod fingerprint;
 mod packets;
 mod quiet;
 mod restore;
 
-pub use capture::{Fingerprint, Tracker, capture, capture_accepted, fingerprint, has_send_queue};
+pub use capture::{Tracker, capture, capture_accepted, has_send_queue};
 pub use closing::{capture_closing, has_words_left, is_said};
+pub use fingerprint::{Fingerprint, Seen, fingerprint};
 pub use packets::{Inject, Resend};
-pub use quiet::is_quiet;
+pub use quiet::{is_quiet, may_be_quiet};
 pub use restore::{Live, Prepared, View, prepare};
 
 use unbroken_image::object::{TcpConnection, TcpPhase};

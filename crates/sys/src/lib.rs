@@ -7,6 +7,7 @@
 
 pub mod account;
 pub mod affinity;
+pub mod bpf;
 pub mod channel;
 pub mod claim_lock;
 pub mod clock;

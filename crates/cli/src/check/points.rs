@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use unbroken_node::directory::RUN_ROOT;
+use unbroken_sys::bpf::SocketProgram;
 use unbroken_sys::probe;
 
 /// Capabilities that root has and a restricted root may lack, by their bit (linux/capability.h).
@@ -90,7 +91,7 @@ pub(super) fn all() -> Vec<Finding> {
     let restricted = rights.verdict != Verdict::Ok;
     let mut findings = vec![rights, kernel()];
     findings.extend(PROBES.map(|probe| try_probe(probe, restricted)));
-    findings.extend([ptrace_scope(), run_directory(), cores(), nft()]);
+    findings.extend([ptrace_scope(), run_directory(), cores(), sockets(), nft()]);
     findings
 }
 
@@ -243,6 +244,22 @@ fn cores() -> Finding {
             "allow a second core: pauses and latency grow without one",
         ),
         count => ok(format!("processor cores ({count})")),
+    }
+}
+
+fn sockets() -> Finding {
+    let subject = "reading of all connections at once (BPF iterators)";
+    let own_thread = std::process::id().cast_signed();
+    let tried = SocketProgram::load()
+        .and_then(|program| program.reader(own_thread))
+        .and_then(|reader| reader.read(&mut Vec::new()));
+    match tried {
+        Ok(()) => ok(subject),
+        Err(error) => warning(
+            subject,
+            error.to_string(),
+            "works without, with longer pauses when many connections are active",
+        ),
     }
 }
 

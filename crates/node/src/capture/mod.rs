@@ -12,6 +12,7 @@ mod fill;
 mod memory;
 mod objects;
 mod process;
+mod sockets;
 mod threads;
 
 use crate::clock::now_ns;
@@ -80,7 +81,7 @@ impl Capture {
             announcements,
             heard: Vec::new(),
             due: Due::default(),
-            objects: Objects::new(&inodes)?,
+            objects: Objects::new(&inodes, config.spare_core)?,
             delta: ObjectsDelta::default(),
             followed: None,
             link: None,

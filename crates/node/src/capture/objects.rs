@@ -4,6 +4,7 @@
 use super::CaptureError;
 use super::announcements::Due;
 use super::closed::{self, Closed};
+use super::sockets::Sockets;
 use crate::clock::now_ns;
 use crate::primary::line::{Activity, ConnectionChange};
 use crate::stage::closings::Closings;
@@ -13,7 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use unbroken_image::object::{TcpConnection, TcpPhase, UdpSocket, UnixSocket};
 use unbroken_image::{DescriptorChange, Object, ObjectId, Pid};
 use unbroken_objects::table::{Changes, Mirror, Source};
-use unbroken_objects::tcp::Tracker;
+use unbroken_objects::tcp::{Seen, Tracker};
 use unbroken_objects::{Kind, listener, tcp, udp, unix};
 use unbroken_sys::unix::Diag;
 use unbroken_wire::Tuple;
@@ -44,6 +45,7 @@ pub(super) struct Objects {
     /// first of them.
     diag: Option<Diag>,
     volatile: Vec<(ObjectId, Kind)>,
+    sockets: Sockets,
     closed: Closed,
     /// Connections that left the table in this capture.
     left: Vec<(ObjectId, Tuple)>,
@@ -97,8 +99,9 @@ impl ObjectsDelta {
 }
 
 impl Objects {
-    /// `outputs`: inodes of the pipes whose read ends are ours, with the stream each carries.
-    pub fn new(outputs: &[(u64, u8)]) -> Result<Objects, CaptureError> {
+    /// `outputs`: inodes of the pipes whose read ends are ours, with the stream each carries. What
+    /// can be done aside is done on `spare_core`.
+    pub fn new(outputs: &[(u64, u8)], spare_core: usize) -> Result<Objects, CaptureError> {
         Ok(Objects {
             mirror: Mirror::new(outputs, ObjectId(1))?,
             changes: Changes::default(),
@@ -108,6 +111,7 @@ impl Objects {
             local: BTreeMap::new(),
             diag: None,
             volatile: Vec::new(),
+            sockets: Sockets::new(spare_core),
             closed: Closed::default(),
             left: Vec::new(),
             tuples: BTreeMap::new(),
@@ -127,6 +131,9 @@ impl Objects {
         self.datagrams.clear();
         self.local.clear();
         self.changes.clear();
+        if let [source] = &*sources {
+            self.sockets.follow(source.pid, source.host_pid);
+        }
         self.mirror.survey(sources, &mut self.changes)?;
         self.collect(&SentBytes::default(), delta)?;
         unix::check(self.local.values())?;
@@ -277,6 +284,9 @@ impl Objects {
         delta.gone.append(&mut self.changes.gone);
         self.volatile.clear();
         self.volatile.extend(self.mirror.volatile());
+        let is_active = |(id, kind): &&(ObjectId, Kind)| *kind == Kind::Tcp && !named.contains(id);
+        let active = self.volatile.iter().filter(is_active).count();
+        self.sockets.read(&self.mirror, active);
         for index in 0..self.volatile.len() {
             let (id, kind) = self.volatile[index];
             if !named.contains(&id) {
@@ -357,22 +367,12 @@ impl Objects {
             }
             return Ok(());
         }
+        if self.connections.contains_key(&id) {
+            return self.look_at_connection(id, sent, delta);
+        }
         let descriptor = self.mirror.duplicate(id)?;
         let socket = descriptor.as_fd();
-        if let Some(connection) = self.connections.get_mut(&id) {
-            let Connection { state, tracker, .. } = connection;
-            let tuple = Tuple::from(&*state);
-            let bytes = |first, length, into: &mut Vec<u8>| sent.copy(tuple, first, length, into);
-            if tracker.look(socket, state, bytes)? {
-                delta.moved.push(id);
-                delta.moved_bytes += state.send_queue.len() + state.receive_queue.len();
-                connection.calm_since_ns = now_ns();
-            } else if now_ns() - connection.calm_since_ns > CALM_NS && tcp::is_quiet(socket, state)?
-            {
-                connection.quiet = true;
-                self.mirror.mark_quiet(id);
-            }
-        } else if let Some(state) = self.datagrams.get_mut(&id) {
+        if let Some(state) = self.datagrams.get_mut(&id) {
             if udp::capture_into(socket, state, false)? {
                 delta.objects.push((id, Object::UdpSocket(state.clone())));
             }
@@ -384,6 +384,53 @@ impl Objects {
         } else {
             drop(descriptor);
             return self.capture_whole(id, delta);
+        }
+        Ok(())
+    }
+
+    /// A connection that packets may have moved. Its descriptor is taken only when the pass over
+    /// all sockets cannot tell everything of it.
+    fn look_at_connection(
+        &mut self,
+        id: ObjectId,
+        sent: &SentBytes,
+        delta: &mut ObjectsDelta,
+    ) -> Result<(), CaptureError> {
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return Ok(());
+        };
+        let Connection { state, tracker, .. } = connection;
+        let tuple = Tuple::from(&*state);
+        let bytes = |first, length, into: &mut Vec<u8>| sent.copy(tuple, first, length, into);
+        let record = self.sockets.record(id);
+        let seen = record.map_or(Seen::Unclear, |record| {
+            tracker.look_at(record, state, bytes)
+        });
+        let mut descriptor = None;
+        let moved = match seen {
+            Seen::Moved => true,
+            Seen::Unchanged => false,
+            Seen::Unclear => {
+                let socket = descriptor.insert(self.mirror.duplicate(id)?);
+                tracker.look(socket.as_fd(), state, bytes)?
+            }
+        };
+        if moved {
+            delta.moved.push(id);
+            delta.moved_bytes += state.send_queue.len() + state.receive_queue.len();
+            connection.calm_since_ns = now_ns();
+            return Ok(());
+        }
+        if now_ns() - connection.calm_since_ns <= CALM_NS || !tcp::may_be_quiet(state) {
+            return Ok(());
+        }
+        let socket = match descriptor {
+            Some(socket) => socket,
+            None => self.mirror.duplicate(id)?,
+        };
+        if tcp::is_quiet(socket.as_fd(), state)? {
+            connection.quiet = true;
+            self.mirror.mark_quiet(id);
         }
         Ok(())
     }

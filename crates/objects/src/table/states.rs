@@ -22,6 +22,12 @@ impl Mirror {
         self.processes.get(&pid)?.slots.get(fd)
     }
 
+    /// How many descriptors a process has open.
+    pub fn open_slots(&self, pid: Pid) -> usize {
+        let process = self.processes.get(&pid);
+        process.map_or(0, |process| process.slots.all().len())
+    }
+
     /// All objects and their kinds.
     pub fn objects(&self) -> impl Iterator<Item = (ObjectId, Kind)> + '_ {
         self.objects.iter().map(|(id, entry)| (*id, entry.kind))

@@ -1,54 +1,19 @@
 //! Reading a connection from our own duplicate of its descriptor, while the service is stopped and
 //! its input held.
 
+use super::fingerprint::{Fingerprint, Seen, fingerprint, fingerprint_from};
 use super::{SUBJECT, own_fin_is_open, peer_fin_arrived, phase_of};
 use crate::socket::{Context, SocketError};
 use crate::socket_options;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 use unbroken_image::object::{SocketOption, TcpConnection, TcpPhase, TcpWindow};
+use unbroken_sys::bpf::Record;
 use unbroken_sys::tcp::{self, Info, Queue, Repair, negotiated};
 use unbroken_sys::{socket, sockopt};
 
 /// The most that a segment can hold of a queue's front that is acknowledged already.
 const LARGEST_SEGMENT_BYTES: usize = 65536;
-
-/// What must be equal for a connection to be as it was: everything that packets, reads and writes
-/// move. Options are not part of it; their changes are announced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fingerprint {
-    state: u8,
-    bytes_acked: u64,
-    bytes_received: u64,
-    bytes_sent: u64,
-    bytes_retransmitted: u64,
-    not_sent_bytes: u32,
-    send_window: u32,
-    receive_window: u32,
-    unread_bytes: u32,
-    unacknowledged_bytes: u32,
-}
-
-/// Reads a fingerprint without repair mode (about a microsecond).
-pub fn fingerprint(fd: BorrowedFd<'_>) -> Result<Fingerprint, SocketError> {
-    let info = tcp::info(fd).context("read TCP_INFO", SUBJECT)?;
-    fingerprint_from(fd, &info)
-}
-
-fn fingerprint_from(fd: BorrowedFd<'_>, info: &Info) -> Result<Fingerprint, SocketError> {
-    Ok(Fingerprint {
-        state: info.state,
-        bytes_acked: info.bytes_acked,
-        bytes_received: info.bytes_received,
-        bytes_sent: info.bytes_sent,
-        bytes_retransmitted: info.bytes_retransmitted,
-        not_sent_bytes: info.not_sent_bytes,
-        send_window: info.send_window,
-        receive_window: info.receive_window,
-        unread_bytes: socket::unread_bytes(fd).context("read SIOCINQ", SUBJECT)?,
-        unacknowledged_bytes: socket::unacknowledged_bytes(fd).context("read SIOCOUTQ", SUBJECT)?,
-    })
-}
 
 /// What the primary remembers of one connection between captures. It belongs to one kernel socket
 /// and means nothing for another.
@@ -213,7 +178,7 @@ impl Tracker {
         if fingerprint == self.fingerprint {
             return Ok(false);
         }
-        if self.take_from_outside(&info, fingerprint, connection, sent) {
+        if self.take_from_outside(fingerprint, info.unacked, connection, sent) {
             return Ok(true);
         }
         match self.take(fd, &info, fingerprint, connection, false) {
@@ -223,33 +188,62 @@ impl Tracker {
         Ok(true)
     }
 
+    /// As [`Tracker::look`] without a descriptor, from what a pass over all sockets said of this
+    /// one; `Unclear` when the socket itself has to be asked.
+    pub fn look_at(
+        &mut self,
+        record: &Record,
+        connection: &mut TcpConnection,
+        sent: impl Fn(u32, usize, &mut Vec<u8>) -> bool,
+    ) -> Seen {
+        let send_base = record
+            .send_unacknowledged
+            .wrapping_sub(record.bytes_acked as u32);
+        let receive_base = record
+            .receive_next
+            .wrapping_sub(record.bytes_received as u32);
+        // Another number base is another connection: the socket was connected anew.
+        let is_known = (send_base, receive_base) == (self.send_base, self.receive_base);
+        if !is_known || !record.is_settled() || record.has_urgent_data() {
+            return Seen::Unclear;
+        }
+        let fingerprint = Fingerprint::from(record);
+        if fingerprint == self.fingerprint {
+            return Seen::Unchanged;
+        }
+        match self.take_from_outside(fingerprint, record.packets_out, connection, sent) {
+            true => Seen::Moved,
+            false => Seen::Unclear,
+        }
+    }
+
     /// Takes in what moved without another look at the socket; false when that cannot be done.
     ///
-    /// `info` was read before the lengths of the queues, and a packet may have come in between. It
-    /// shows: bytes that arrived are unread, and bytes that were acknowledged make the send queue
-    /// end before the last byte that was sent.
+    /// Read by calls, the lengths of the queues come after the rest, and a packet may have come in
+    /// between. It shows: bytes that arrived are unread, and bytes that were acknowledged make the
+    /// send queue end before the last byte that was sent.
     fn take_from_outside(
         &mut self,
-        info: &Info,
         fingerprint: Fingerprint,
+        packets_out: u32,
         connection: &mut TcpConnection,
         sent: impl Fn(u32, usize, &mut Vec<u8>) -> bool,
     ) -> bool {
-        let Some(phase) = phase_of(info.state) else {
+        let Some(phase) = phase_of(fingerprint.state) else {
             return false;
         };
         let settled = self.handshake_done && is_connected(phase);
-        if !settled || info.not_sent_bytes != 0 || fingerprint.unread_bytes != 0 {
+        if !settled || fingerprint.not_sent_bytes != 0 || fingerprint.unread_bytes != 0 {
             return false;
         }
         let fin = u32::from(own_fin_is_open(phase));
         let Some(queued) = fingerprint.unacknowledged_bytes.checked_sub(fin) else {
             return false;
         };
-        let first = self.send_base.wrapping_add(info.bytes_acked as u32);
+        let first = self.send_base.wrapping_add(fingerprint.bytes_acked as u32);
         connection.send_queue.clear();
         let known = match queued {
-            0 => info.unacked == fin,
+            0 => packets_out == fin,
             _ => sent(first, queued as usize, &mut connection.send_queue),
         };
         if !known {
@@ -260,7 +254,7 @@ impl Tracker {
         connection.sent_bytes = queued;
         connection.receive_queue.clear();
         self.fingerprint = fingerprint;
-        self.read_sequences(info, connection);
+        self.read_sequences(connection);
         true
     }
 
@@ -363,26 +357,27 @@ impl Tracker {
             _ => {}
         }
         self.read_send_queue(fd, info, connection)?;
-        self.read_sequences(info, connection);
+        self.read_sequences(connection);
         Ok(())
     }
 
-    fn read_sequences(&mut self, info: &Info, connection: &mut TcpConnection) {
-        connection.send_sequence = self.send_base.wrapping_add(info.bytes_acked as u32);
-        let receive_next = self.receive_base.wrapping_add(info.bytes_received as u32);
+    fn read_sequences(&mut self, connection: &mut TcpConnection) {
+        let now = self.fingerprint;
+        connection.send_sequence = self.send_base.wrapping_add(now.bytes_acked as u32);
+        let receive_next = self.receive_base.wrapping_add(now.bytes_received as u32);
         let fin = u32::from(peer_fin_arrived(connection.phase));
         connection.receive_sequence = receive_next
             .wrapping_sub(fin)
             .wrapping_sub(connection.receive_queue.len() as u32);
-        self.max_window = self.max_window.max(info.send_window);
+        self.max_window = self.max_window.max(now.send_window);
         // snd_wl1 may lie past a hole, where TCP_REPAIR_WINDOW refuses it, and rcv_wup needs
         // repair mode to read. At rcv_nxt both are legal: the peer's next segment may update the
         // window, and the offered window ends at most one unsent acknowledgement further right.
         connection.window = TcpWindow {
             snd_wl1: receive_next,
-            snd_wnd: info.send_window,
+            snd_wnd: now.send_window,
             max_window: self.max_window,
-            rcv_wnd: info.receive_window,
+            rcv_wnd: now.receive_window,
             rcv_wup: receive_next,
         };
     }

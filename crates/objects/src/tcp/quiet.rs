@@ -15,7 +15,17 @@ const UNPACED: [&[u8]; 2] = [b"cubic", b"reno"];
 /// empty, so reads change nothing, and whatever is written goes out at once (HAZARDS 125). The
 /// caller has just read `connection`, or found it as it was.
 pub fn is_quiet(fd: BorrowedFd<'_>, connection: &TcpConnection) -> Result<bool, SocketError> {
-    let calm = matches!(
+    if !may_be_quiet(connection) {
+        return Ok(false);
+    }
+    // Urgent data, an error: read without a packet.
+    let ready = socket::poll(fd, libc::POLLPRI, Duration::ZERO).context("poll", SUBJECT)?;
+    Ok(ready & (libc::POLLPRI | libc::POLLERR) == 0)
+}
+
+/// The part of [`is_quiet`] that needs no descriptor: false here is false there.
+pub fn may_be_quiet(connection: &TcpConnection) -> bool {
+    matches!(
         connection.phase,
         TcpPhase::Established | TcpPhase::CloseWait | TcpPhase::FinWait2
     ) && connection.send_queue.is_empty()
@@ -23,13 +33,7 @@ pub fn is_quiet(fd: BorrowedFd<'_>, connection: &TcpConnection) -> Result<bool, 
         && connection.window.snd_wnd >= connection.mss_clamp
         && !connection.corked
         && is_unpaced(connection)
-        && !is_inside(connection);
-    if !calm {
-        return Ok(false);
-    }
-    // Urgent data, an error: read without a packet.
-    let ready = socket::poll(fd, libc::POLLPRI, Duration::ZERO).context("poll", SUBJECT)?;
-    Ok(ready & (libc::POLLPRI | libc::POLLERR) == 0)
+        && !is_inside(connection)
 }
 
 /// Options are captured where they differ from their default.

@@ -3,12 +3,13 @@
 use super::{Family, Net, packet, stream};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::{Arc, LazyLock};
 use std::thread;
 use std::time::Duration;
 use unbroken_image::object::{TcpConnection, TcpPhase};
-use unbroken_objects::tcp;
+use unbroken_objects::tcp::{self, Seen, Tracker};
+use unbroken_sys::bpf::{Record, SocketProgram};
 
 /// Stands for "for ever": a stalled connection fails the test instead of hanging it.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -174,7 +175,31 @@ pub fn capture_checked(end: &TcpStream) -> TcpConnection {
         state.receive_queue == again.receive_queue,
         "the receive queues differ"
     );
+    expect_the_pass_to_agree(end, &state, tracker);
     state
+}
+
+/// What a pass over all sockets says of a connection is what was captured of it, or is left open.
+fn expect_the_pass_to_agree(end: &TcpStream, state: &TcpConnection, mut tracker: Tracker) {
+    static PROGRAM: LazyLock<SocketProgram> = LazyLock::new(|| SocketProgram::load().unwrap());
+    let reader = PROGRAM.reader(std::process::id().cast_signed()).unwrap();
+    let mut records = Vec::new();
+    reader.read(&mut records).unwrap();
+    let own = |record: &&Record| record.descriptor() == end.as_raw_fd();
+    let record = records.iter().find(own).unwrap();
+    let before = *tracker.fingerprint();
+    let seen = tracker.look_at(record, &mut state.clone(), |_, _, _| false);
+    // A kernel timer may have sent something since, and what has not shaken hands is not taken.
+    let now = tcp::fingerprint(end.as_fd()).unwrap();
+    let must_be_known = state.phase != TcpPhase::SynSent
+        && state.phase != TcpPhase::Closed
+        && !record.has_urgent_data()
+        && record.is_settled()
+        && now == before;
+    assert!(
+        seen == Seen::Unchanged || !must_be_known,
+        "{seen:?} of {record:?}, captured {before:?}"
+    );
 }
 
 /// Restores all in the replica's place, moves the network there, then lets them speak.

@@ -1,0 +1,123 @@
+//! The numbers of all TCP connections of the service in one pass, where the kernel lets us have
+//! them so. Whoever finds nothing here asks the socket itself.
+
+use std::io;
+use std::thread::JoinHandle;
+use unbroken_image::{Fd, ObjectId, Pid};
+use unbroken_objects::table::Mirror;
+use unbroken_sys::affinity;
+use unbroken_sys::bpf::{Record, SocketProgram, SocketReader};
+
+/// What reading one connection by calls costs, what a pass costs whatever it finds, and what each
+/// open descriptor adds to it; `crates/sys/examples/socket_reading.rs` measures them.
+const CALLS_NS: usize = 4_000;
+const PASS_NS: usize = 7_000;
+const DESCRIPTOR_NS: usize = 250;
+
+/// The program takes milliseconds to make. Another thread does it, and until then calls serve.
+enum Program {
+    Unasked,
+    Loading(JoinHandle<io::Result<SocketProgram>>),
+    Ready(SocketProgram),
+    /// This kernel has no such thing, or it failed.
+    Absent,
+}
+
+pub(super) struct Sockets {
+    program: Program,
+    spare_core: usize,
+    /// The process, by its number in the service and in ours.
+    process: Option<(Pid, i32)>,
+    reader: Option<SocketReader>,
+    records: Vec<Record>,
+    /// Which record is which object's, ascending.
+    found: Vec<(ObjectId, usize)>,
+}
+
+impl Sockets {
+    pub fn new(spare_core: usize) -> Sockets {
+        Sockets {
+            program: Program::Unasked,
+            spare_core,
+            process: None,
+            reader: None,
+            records: Vec::new(),
+            found: Vec::new(),
+        }
+    }
+
+    /// From now on this process is read.
+    pub fn follow(&mut self, pid: Pid, host_pid: i32) {
+        self.process = Some((pid, host_pid));
+        self.reader = None;
+        self.found.clear();
+        if matches!(self.program, Program::Unasked) {
+            self.program = load_on(self.spare_core);
+        }
+    }
+
+    /// Reads all connections, when that is cheaper than asking those `active` ones of them that
+    /// have to be looked at. `mirror` agrees with the table of descriptors, and the service stands.
+    pub fn read(&mut self, mirror: &Mirror, active: usize) {
+        self.found.clear();
+        let Some((pid, host_pid)) = self.process else {
+            return;
+        };
+        if active * CALLS_NS <= PASS_NS + mirror.open_slots(pid) * DESCRIPTOR_NS {
+            return;
+        }
+        if let Err(error) = self.pass(host_pid) {
+            crate::log!("sockets are read one by one from now on: {error}");
+            self.reader = None;
+            self.program = Program::Absent;
+            return;
+        }
+        for (index, record) in self.records.iter().enumerate() {
+            if let Some(slot) = mirror.slot(pid, Fd(record.descriptor())) {
+                self.found.push((slot.object, index));
+            }
+        }
+        self.found.sort_unstable();
+    }
+
+    /// What the last pass said of a connection.
+    pub fn record(&self, id: ObjectId) -> Option<&Record> {
+        let place = self.found.binary_search_by_key(&id, |(found, _)| *found);
+        self.records.get(self.found[place.ok()?].1)
+    }
+
+    /// Leaves `records` empty while there is no program.
+    fn pass(&mut self, host_pid: i32) -> io::Result<()> {
+        self.records.clear();
+        if let Program::Loading(thread) = &self.program
+            && thread.is_finished()
+        {
+            self.program = take_loaded(std::mem::replace(&mut self.program, Program::Absent))?;
+        }
+        let Program::Ready(program) = &self.program else {
+            return Ok(());
+        };
+        let reader = match self.reader.take() {
+            Some(reader) => reader,
+            None => program.reader(host_pid)?,
+        };
+        self.reader.insert(reader).read(&mut self.records)
+    }
+}
+
+fn load_on(core: usize) -> Program {
+    let work = move || {
+        affinity::bind(0, &[core])?;
+        SocketProgram::load()
+    };
+    let thread = std::thread::Builder::new().name("sockets".to_owned());
+    thread.spawn(work).map_or(Program::Absent, Program::Loading)
+}
+
+fn take_loaded(program: Program) -> io::Result<Program> {
+    let Program::Loading(thread) = program else {
+        return Ok(program);
+    };
+    let loaded = thread.join().map_err(|_| io::ErrorKind::Other)?;
+    loaded.map(Program::Ready)
+}
