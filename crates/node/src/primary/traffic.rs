@@ -356,7 +356,9 @@ fn note(activity: &mut Activity, line: &Line, frame: &[u8], direction: Direction
                 Direction::ToClient => line.sent().output(tuple, &segment),
             }
         }
-        // ICMP may speak of any connection.
+        // Of no connection of TCP.
+        Packet::Udp(_) => {}
+        // ICMP may speak of any.
         _ if direction == Direction::ToService => activity.anywhere = true,
         _ => {}
     }

@@ -61,9 +61,10 @@ impl Following {
         laps.done("begin");
         let restored = self.restore_objects()?;
         laps.done("objects");
-        await_end(&self.predecessor.stage)?;
-        laps.done("end of the old service");
-        objects::take_files_over(&self.image.objects, &restored.descriptors)?;
+        if self.holds_process_locks() {
+            // Its own process takes such a lock, which the old one holds to its end.
+            await_end(&self.predecessor.stage)?;
+        }
         objects::seal_memory_files(&self.image.objects, &restored.descriptors);
         self.install_descriptors(&restored)?;
         laps.done("descriptors");
@@ -90,6 +91,10 @@ impl Following {
             (&service, &clients),
         )?;
         laps.done("input");
+        // The old service ends while the replica is prepared, on the other core.
+        await_end(&self.predecessor.stage)?;
+        laps.done("end of the old service");
+        objects::take_files_over(&self.image.objects, &restored.descriptors)?;
         // Until here the core of the old service may be busy with its end.
         affinity::bind(0, &[self.config.service_core])?;
         bind_threads(&tree, self.config.service_core)?;
@@ -255,6 +260,14 @@ impl Following {
         })?;
         self.image.objects = objects;
         Ok(restored?)
+    }
+
+    fn holds_process_locks(&self) -> bool {
+        let mut processes = self.image.processes.iter();
+        processes.any(|(&pid, process)| {
+            let table = &process.descriptors;
+            !objects::locks_of_process(pid, table, &self.image.objects).is_empty()
+        })
     }
 
     fn install_descriptors(&mut self, restored: &Restored) -> Result<(), FollowError> {
