@@ -85,6 +85,15 @@ pub struct BlockedCall {
     pub deadline_ns: Option<u64>,
 }
 
+/// How the kernel shares processors out to a thread (sched(7)), besides its nice value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scheduling {
+    /// `SCHED_*`, with `SCHED_RESET_ON_FORK` as it is set.
+    pub policy: i32,
+    /// Of the policies that count in real time; 0 for others.
+    pub priority: i32,
+}
+
 /// What belongs to a thread and changes rarely.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ThreadAttributes {
@@ -99,6 +108,7 @@ pub struct ThreadAttributes {
     pub timer_slack_ns: u64,
     pub no_new_privileges: bool,
     pub nice: i32,
+    pub scheduling: Scheduling,
 }
 
 /// One thread at one stop.

@@ -5,7 +5,7 @@ use crate::{primary, standby};
 use rustix::fs::{Mode, OFlags, open};
 use std::io;
 use std::os::fd::AsFd;
-use unbroken_sys::fdinfo;
+use unbroken_sys::{clone, fdinfo};
 
 /// Receives the bundle that stands at standard input and does what it says; the exit code.
 pub fn main() -> i32 {
@@ -24,6 +24,8 @@ fn run() -> io::Result<()> {
     // while one of it is stopped gets SIGHUP (kernel/exit.c, kill_orphaned_pgrp).
     rustix::process::setsid()?;
     let channel = rustix::stdio::stdin().as_fd().try_clone_to_owned()?;
+    // Whatever else was open in whoever started this is not ours to keep open: locks, ends of pipes.
+    clone::close_all_from(3, channel.as_fd())?;
     let nothing = open("/dev/null", OFlags::RDWR, Mode::empty())?;
     rustix::stdio::dup2_stdin(&nothing)?;
     let bundle = Bundle::receive(channel)?;

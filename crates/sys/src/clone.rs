@@ -137,7 +137,8 @@ pub fn place_descriptor(descriptor: BorrowedFd<'_>, number: RawFd) -> io::Result
 }
 
 /// Closes every descriptor from `first` on, except `kept`. Only for a process that is about to
-/// become another program: owners of these numbers still believe that they are open.
+/// become another program, or has just begun to be one: owners of these numbers would still
+/// believe that they are open.
 pub fn close_all_from(first: RawFd, kept: BorrowedFd<'_>) -> io::Result<()> {
     let kept = kept.as_raw_fd();
     if kept < first {

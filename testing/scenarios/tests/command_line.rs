@@ -1,13 +1,15 @@
 //! The command line is a contract: what it prints, what it gives back, what it leaves behind.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use unbroken_clients::{churn, config};
 use unbroken_harness::{
-    Ended, KillPlan, Launch, Marker, Outcome, PATIENCE, Service, Signal, Status, Target,
-    assert_gone, run_to_end, send, wait_until,
+    Ended, KillPlan, Launch, Marker, Outcome, PATIENCE, Scratch, Service, Signal, Status, Target,
+    assert_gone, program, run_to_end, send, wait_until,
 };
 use unbroken_scenarios::{PORT, host, own_server, survive};
 
@@ -244,6 +246,43 @@ fn detached_it_goes_on_without_us() -> Result<()> {
     })?;
     stream.write_all(b"hello")?;
     stream.read_exact(&mut [0; 5])?;
+    let outcome = run_to_end(&["stop", &name], None)?;
+    ensure!(outcome.code() == Some(0), "{outcome:?}");
+    assert_gone(&name, &marker)
+}
+
+/// A lock, or the end of a pipe, that a shell had open when it started a service would stay so for
+/// as long as the service lives.
+#[test]
+fn nothing_of_whoever_started_it_is_kept_open() -> Result<()> {
+    host()?;
+    let scratch = Scratch::new("open")?;
+    let opened = scratch.path().join("opened");
+    let name = format!("t-open-{}", std::process::id());
+    let marker = Marker::new(&name);
+    let (variable, value) = marker.variable();
+    let started = Command::new("sh")
+        .args(["-c", "exec \"$@\" 9> \"$0\""])
+        .arg(&opened)
+        .arg(program()?)
+        .args(["run", "--name", &name, "--detach", "--"])
+        .args(config::own_program("echo-server", PORT)?)
+        .env(variable, value)
+        .stdout(Stdio::null())
+        .status()?;
+    ensure!(started.success(), "{started}");
+    let status = wait_until("protection", PATIENCE, || {
+        let shown = run_to_end(&["status", &name, "--json"], None)?;
+        let status = Status::parse(&shown.stdout)?;
+        Ok(status.is_protected().then_some(status))
+    })?;
+    let pids = [status.primary_pid, status.standby_pid];
+    for pid in pids.into_iter().flatten().chain(status.service_pids) {
+        for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+            let target = fs::read_link(entry?.path()).unwrap_or_default();
+            ensure!(target != opened, "process {pid} has it open");
+        }
+    }
     let outcome = run_to_end(&["stop", &name], None)?;
     ensure!(outcome.code() == Some(0), "{outcome:?}");
     assert_gone(&name, &marker)

@@ -108,7 +108,13 @@ impl Followed {
             };
             let announced = due.all_threads || due.threads.contains(&host_tid.0.cast_unsigned());
             if is_new || due.everything || announced || self.threads.is_new(thread.tid) {
-                thread.attributes = Some(stopped.survey_thread(host_tid)?);
+                let attributes = stopped.survey_thread(host_tid)?;
+                if attributes.scheduling.policy & !libc::SCHED_RESET_ON_FORK == libc::SCHED_DEADLINE
+                {
+                    let why = "one of its threads has a deadline (SCHED_DEADLINE)";
+                    return Err(CaptureError::Unfit(why.to_owned()));
+                }
+                thread.attributes = Some(attributes);
             }
         }
         if is_new || due.everything || due.process_state || delta.memory.mappings.is_some() {

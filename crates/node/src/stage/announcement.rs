@@ -159,7 +159,10 @@ pub fn changes(
         | libc::SYS_set_tid_address
         | libc::SYS_set_robust_list
         | libc::SYS_rseq => Change::ThreadAttributes,
-        libc::SYS_setpriority => Change::AnyThreadAttributes,
+        libc::SYS_setpriority
+        | libc::SYS_sched_setparam
+        | libc::SYS_sched_setscheduler
+        | libc::SYS_sched_setattr => Change::AnyThreadAttributes,
         libc::SYS_prctl => return [Some(Change::ThreadAttributes), Some(Change::ProcessState)],
         libc::SYS_alarm
         | libc::SYS_setitimer
@@ -296,10 +299,7 @@ mod tests {
             "setsid",
             "setpgid",
             "personality",
-            "sched_setparam",
-            "sched_setscheduler",
             "sched_setaffinity",
-            "sched_setattr",
         ];
         let names = syscalls::names();
         for ((number, verdict), name) in (0i64..).zip(syscalls::verdicts(&names)).zip(names) {

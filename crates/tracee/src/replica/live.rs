@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::time::Instant;
 use unbroken_image::{
-    AlternateStack, Credentials, Pid, ProcessState, SignalAction, SignalInfo, ThreadAttributes,
-    ThreadState,
+    AlternateStack, Credentials, Pid, ProcessState, Scheduling, SignalAction, SignalInfo,
+    ThreadAttributes, ThreadState,
 };
 
 const SIGNAL_SET_BYTES: u64 = 8;
@@ -347,6 +347,17 @@ fn set_attributes(
         i64::from(attributes.nice) as u64,
     ];
     calls.add("setpriority", libc::SYS_setpriority, &nice, Expect::Success)?;
+    let Scheduling { policy, priority } = attributes.scheduling;
+    if policy != libc::SCHED_OTHER {
+        let parameters = calls.words(&[priority as u64])?;
+        let arguments = [0, policy as u64, parameters.0];
+        calls.add(
+            "sched_setscheduler",
+            libc::SYS_sched_setscheduler,
+            &arguments,
+            Expect::Success,
+        )?;
+    }
     let name = calls.string(&attributes.name)?;
     let prctl = |calls: &mut Calls<'_, '_>, option: i32, value: u64| {
         let arguments = [option as u64, value, 0, 0, 0];

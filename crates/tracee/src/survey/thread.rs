@@ -2,7 +2,7 @@
 
 use crate::thread::HostTid;
 use crate::{Stopped, TraceError};
-use unbroken_image::{AlternateStack, RobustList, ThreadAttributes};
+use unbroken_image::{AlternateStack, RobustList, Scheduling, ThreadAttributes};
 use unbroken_sys::process;
 
 /// Bytes of `stack_t`.
@@ -39,13 +39,18 @@ impl Stopped<'_> {
                 &prctl(libc::PR_GET_PDEATHSIG, death_signal.0),
             )?,
         ];
+        let priority = batch.reserve(8)?;
+        let parameters = batch.call(libc::SYS_sched_getparam, &[0, priority.0])?;
+        let policy = batch.call(libc::SYS_sched_getscheduler, &[0])?;
         let slack = batch.call(libc::SYS_prctl, &prctl(libc::PR_GET_TIMERSLACK, 0))?;
         let no_new = batch.call(libc::SYS_prctl, &prctl(libc::PR_GET_NO_NEW_PRIVS, 0))?;
         let results = batch.run()?;
-        let failed = super::call_failed(tid, "sigaltstack or prctl");
+        let failed = super::call_failed(tid, "sigaltstack, prctl or sched_getparam");
         for call in calls {
             results.get(call).map_err(failed)?;
         }
+        results.get(parameters).map_err(failed)?;
+        let policy = results.get(policy).map_err(failed)?;
         let timer_slack_ns = results.get(slack).map_err(failed)?;
         let no_new_privileges = results.get(no_new).map_err(failed)? != 0;
         let name = results.bytes(name, NAME_BYTES);
@@ -66,6 +71,10 @@ impl Stopped<'_> {
             timer_slack_ns,
             no_new_privileges,
             nice,
+            scheduling: Scheduling {
+                policy: policy as i32,
+                priority: results.word(priority) as i32,
+            },
         })
     }
 }

@@ -1,4 +1,4 @@
-//! Eight threads: numbers, names, thread-local values, nice values, mutexes that are held and
+//! Eight threads: numbers, names, thread-local values, nice values, policies, mutexes that are held and
 //! waited for, robust ones whose owner dies after the move.
 
 use std::cell::Cell;
@@ -23,6 +23,7 @@ struct Portrait {
     thread: i64,
     name: String,
     nice: i64,
+    policy: i64,
     own: u64,
 }
 
@@ -70,6 +71,7 @@ impl Guest for Threads {
             worker.last.own += 1;
             same("a thread", now, worker.last.clone())?;
             worker.last.nice += 1;
+            worker.last.policy = policy_after(worker.last.policy);
         }
         // All of them and this one meet: futexes that were waited on before are still the same.
         self.barrier.wait();
@@ -122,6 +124,10 @@ fn worker(number: usize, barrier: &Arc<Barrier>) -> Result<Worker> {
             // Of a thread that is not new, and nothing else of which changes.
             let nicer = (portrait.nice + 1) as u64;
             let _ = call(libc::SYS_setpriority, [0, 0, nicer, 0]);
+            let parameters = [0i32; 2];
+            let policy = policy_after(portrait.policy) as u64;
+            let address = parameters.as_ptr() as u64;
+            let _ = call(libc::SYS_sched_setscheduler, [0, policy, address, 0]);
             if tell.send(portrait).is_err() {
                 return;
             }
@@ -141,12 +147,21 @@ fn worker(number: usize, barrier: &Arc<Barrier>) -> Result<Worker> {
     })
 }
 
+/// Batch and normal in turn.
+fn policy_after(policy: i64) -> i64 {
+    match policy as i32 {
+        libc::SCHED_OTHER => i64::from(libc::SCHED_BATCH),
+        _ => i64::from(libc::SCHED_OTHER),
+    }
+}
+
 fn draw() -> Portrait {
     let name = std::fs::read_to_string("/proc/thread-self/comm").unwrap_or_default();
     Portrait {
         thread: call(libc::SYS_gettid, [0; 4]).unwrap_or(-1),
         name: name.trim_end().to_string(),
         nice: 20 - call(libc::SYS_getpriority, [0, 0, 0, 0]).unwrap_or(-1),
+        policy: call(libc::SYS_sched_getscheduler, [0; 4]).unwrap_or(-1),
         own: OWN.get(),
     }
 }
