@@ -186,6 +186,30 @@ fn connections_that_wait_are_accepted_after_the_move() -> Result<()> {
     guest.stop()
 }
 
+/// A connection that was accepted, used and closed between two captures stands in none, and yet its
+/// client is owed the rest (I4).
+#[test]
+fn what_was_said_before_a_close_is_heard() -> Result<()> {
+    /// As the guest `hasty` has it.
+    const WORDS_BYTES: usize = 400_000;
+    let mut guest = Guest::start("hasty", &[])?;
+    guest.tell("set up")?;
+    let address = SocketAddr::new(guest.address().ip(), guest.address().port() + 1);
+    for moves in 0..=2 {
+        let clients: Vec<TcpStream> = (0..8).map(|_| connect(address)).collect::<Result<_>>()?;
+        for _ in 0..moves {
+            guest.move_on()?;
+        }
+        for mut client in clients {
+            let mut heard = Vec::new();
+            let end = client.read_to_end(&mut heard);
+            end.with_context(|| format!("{} bytes after {moves} kills", heard.len()))?;
+            same_bytes("what was said", &heard, &pattern(5, WORDS_BYTES))?;
+        }
+    }
+    guest.stop()
+}
+
 /// Connections one after the other until `end`, each served to its end; how many.
 fn call_all_the_time(
     address: SocketAddr,
