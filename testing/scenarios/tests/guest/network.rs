@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use unbroken_guests::raw::set_option;
@@ -187,27 +188,54 @@ fn connections_that_wait_are_accepted_after_the_move() -> Result<()> {
 }
 
 /// A connection that was accepted, used and closed between two captures stands in none, and yet its
-/// client is owed the rest (I4).
+/// client is owed the rest (I4): one that reads nothing before the kills are over, and one that reads
+/// all the time, so that the service's kernel goes on sending after the close.
 #[test]
 fn what_was_said_before_a_close_is_heard() -> Result<()> {
-    /// As the guest `hasty` has it.
-    const WORDS_BYTES: usize = 400_000;
     let mut guest = Guest::start("hasty", &[])?;
     guest.tell("set up")?;
     let address = SocketAddr::new(guest.address().ip(), guest.address().port() + 1);
     for moves in 0..=2 {
-        let clients: Vec<TcpStream> = (0..8).map(|_| connect(address)).collect::<Result<_>>()?;
+        let waiting: Vec<TcpStream> = (0..8).map(|_| connect(address)).collect::<Result<_>>()?;
+        let readers: Vec<_> = (0..4)
+            .map(|_| {
+                connect(address).map(|client| std::thread::spawn(move || hear_all(client, PAUSE)))
+            })
+            .collect::<Result<_>>()?;
         for _ in 0..moves {
             guest.move_on()?;
         }
-        for mut client in clients {
-            let mut heard = Vec::new();
-            let end = client.read_to_end(&mut heard);
-            end.with_context(|| format!("{} bytes after {moves} kills", heard.len()))?;
-            same_bytes("what was said", &heard, &pattern(5, WORDS_BYTES))?;
+        for client in waiting {
+            hear_all(client, Duration::ZERO).with_context(|| format!("after {moves} kills"))?;
+        }
+        for reader in readers {
+            let heard = reader
+                .join()
+                .map_err(|_| anyhow::anyhow!("a reader panicked"))?;
+            heard.with_context(|| format!("reading through {moves} kills"))?;
         }
     }
     guest.stop()
+}
+
+/// Between two reads of a client that is slower than the service.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Reads what the guest `hasty` says, to its orderly end.
+fn hear_all(mut client: TcpStream, pause: Duration) -> Result<()> {
+    /// As the guest has it.
+    const WORDS_BYTES: usize = 400_000;
+    let mut heard = Vec::new();
+    let mut piece = [0; 4096];
+    loop {
+        let read = client.read(&mut piece);
+        let length = read.with_context(|| format!("{} bytes heard", heard.len()))?;
+        if length == 0 {
+            return same_bytes("what was said", &heard, &pattern(5, WORDS_BYTES));
+        }
+        heard.extend_from_slice(&piece[..length]);
+        std::thread::sleep(pause);
+    }
 }
 
 /// Connections one after the other until `end`, each served to its end; how many.
