@@ -59,6 +59,10 @@ impl Following {
         );
         let mut laps = Laps::new(started_ns);
         laps.done("begin");
+        if self.image.names_fifo() {
+            // Nobody else may hold one when it is filled, and the old service does until its end.
+            await_end(&self.predecessor.stage)?;
+        }
         let restored = self.restore_objects()?;
         laps.done("objects");
         if self.holds_process_locks() {

@@ -83,14 +83,18 @@ pub fn said_since(connection: &TcpConnection, heard: Option<Heard>) -> TcpConnec
     // The FIN, if it is queued, comes after the last byte.
     let fin = u32::from(own_fin_is_open(connection.phase));
     let end = connection.send_queue.len() as u32 + fin;
-    let mut reach = connection.window.snd_wnd;
+    let mut sent = connection.sent_bytes + u32::from(connection.fin_sent);
+    let mut window_end = connection.window.snd_wnd;
     if let Some(heard) = heard {
         let ahead = heard.acknowledgement.wrapping_sub(connection.send_sequence);
         if ahead <= end {
-            reach = reach.max(ahead.saturating_add(heard.window_bytes(connection)));
+            sent = sent.max(ahead);
+            window_end = window_end.max(ahead.saturating_add(heard.window_bytes(connection)));
         }
     }
-    let sent = (connection.sent_bytes + u32::from(connection.fin_sent)).max(reach.min(end));
+    // A rest of the window that is less than a segment counts, too: the kernel fills it up when a
+    // whole segment comes before it.
+    let sent = sent.max(window_end.min(end));
     now.fin_sent = fin == 1 && sent == end;
     now.sent_bytes = sent - u32::from(now.fin_sent);
     now
