@@ -4,7 +4,7 @@
 use crate::control::Asker;
 use serde::{Deserialize, Serialize};
 use unbroken_image::{Epoch, MemoryDelta, Pid};
-use unbroken_wire::flows::{ClosedConnection, NamedConnection};
+use unbroken_wire::flows::{KnownConnection, NamedConnection};
 
 /// One step of the replica.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,7 +30,7 @@ pub struct Connections {
     pub accepted: Vec<NamedConnection>,
     /// With the epoch that completes a fill: those that have been in a descriptor table. The
     /// service has closed the ones that are not in this epoch's.
-    pub known: Vec<ClosedConnection>,
+    pub known: Vec<KnownConnection>,
 }
 
 /// Why the standby is to take over.

@@ -128,7 +128,9 @@ impl Kind {
             Kind::Tcp => Replicated("listeners and connections in every state"),
             Kind::Udp => Replicated("addresses and options"),
             Kind::Unix => Replicated(
-                "pairs and connections inside the service, listeners, datagram sockets to outside",
+                "pairs and connections inside the service, accepted or not, listeners, datagram \
+                 sockets to outside. Not while descriptors are in flight (SCM_RIGHTS), or bytes \
+                 wait in a connection that is not accepted: unprotected until they are read",
             ),
             Kind::Refused(refusal) => refusal.support(),
         }

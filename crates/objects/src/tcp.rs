@@ -13,11 +13,11 @@ mod quiet;
 mod restore;
 
 pub use capture::{Tracker, capture, capture_accepted, has_send_queue};
-pub use closing::{capture_closing, has_words_left, is_said};
+pub use closing::{capture_closing, has_words_left, is_said, said_since};
 pub use fingerprint::{Fingerprint, Seen, fingerprint};
 pub use packets::{Inject, Resend};
 pub use quiet::{is_quiet, may_be_quiet};
-pub use restore::{Live, Prepared, View, prepare};
+pub use restore::{Heard, Live, Prepared, View, prepare};
 
 use unbroken_image::object::{TcpConnection, TcpPhase};
 use unbroken_sys::tcp::state;

@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::thread;
 use unbroken_image::object::TcpPhase;
 use unbroken_objects::tcp;
-use unbroken_sys::socket;
+use unbroken_sys::{socket, sockopt};
 
 #[test]
 fn a_quiet_connection_goes_on() {
@@ -158,12 +158,49 @@ fn acknowledged_after_the_capture(net: &Net, family: Family, fin_too: bool) {
     net.cut();
     let acknowledged = state.send_sequence.wrapping_add(9_000 + u32::from(fin_too));
     let view = tcp::View {
-        client_acknowledged: Some(acknowledged),
+        heard: Some(tcp::Heard {
+            acknowledgement: acknowledged,
+            window: 512,
+        }),
         ..tcp::View::default()
     };
     pair.service = make_live(net, vec![(state, view)]).remove(0);
     wait_for_phase(&pair.service, TcpPhase::FinWait2);
     pair.finish(true, false);
+}
+
+#[test]
+fn what_was_sent_since_the_reading_is_not_waited_for() {
+    each_family(|net, family| {
+        let (_listener, mut pair) = connect(&net, family);
+        sockopt::set_i32(
+            pair.service.as_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_SNDBUFFORCE,
+            1 << 20,
+        )
+        .unwrap();
+        pair.service_writes(400_000);
+        assert_eq!(pair.service_wrote, 400_000);
+        pair.service.shutdown(Shutdown::Write).unwrap();
+        // Read before the last close, the kernel goes on with it afterwards, as the client reads.
+        let read = capture_checked(&pair.service);
+        pair.client_reads(150_000);
+        net.cut();
+        let later = capture_checked(&pair.service);
+        let heard = Some(tcp::Heard {
+            acknowledgement: later.send_sequence,
+            window: (later.window.snd_wnd >> later.send_window_scale) as u16,
+        });
+        assert!(later.send_sequence.wrapping_sub(read.send_sequence) > read.sent_bytes);
+        let now = tcp::said_since(&read, heard);
+        let view = tcp::View {
+            heard,
+            ..tcp::View::default()
+        };
+        pair.service = make_live(&net, vec![(now, view)]).remove(0);
+        pair.finish(true, false);
+    });
 }
 
 #[test]

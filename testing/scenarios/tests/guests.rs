@@ -24,6 +24,7 @@ guests! {
     devices_are_what_they_were: "device",
     duplicates_share_what_they_shared: "dup",
     pipes_keep_content_borders_and_who_waits: "pipe",
+    fifos_keep_content_and_who_waits: "fifo",
     event_counters_keep_their_counts: "eventfd",
     timer_descriptors_keep_their_deadlines: "timerfd",
     signal_descriptors_keep_what_waits: "signalfd",
@@ -65,7 +66,12 @@ fn half_an_epoch_is_never_applied() -> Result<()> {
 #[test]
 fn every_guest_has_a_test() -> Result<()> {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let tests = [include_str!("guests.rs"), include_str!("guest/network.rs")].concat();
+    let tests = [
+        include_str!("guests.rs"),
+        include_str!("guest/network.rs"),
+        include_str!("guest/passing.rs"),
+    ]
+    .concat();
     for entry in std::fs::read_dir(root.join("../guests/src/bin"))? {
         let path = entry?.path();
         let name = path.file_stem().unwrap_or_default().to_string_lossy();

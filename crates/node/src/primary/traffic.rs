@@ -297,7 +297,7 @@ impl Traffic {
         let mut connections = Connections::default();
         self.flows.take_accepted(&mut connections.accepted);
         if completes_fill {
-            connections.known = self.flows.closed(&[]);
+            connections.known = self.flows.known();
         }
         connections
     }

@@ -13,7 +13,6 @@ use crate::record::{Cause, Connections, Record};
 use crate::stage::launch::{Init, Role as InitRole};
 use crate::stage::{Stage, StageConfig};
 use crate::standby::image::ServiceImage;
-use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
@@ -22,7 +21,6 @@ use unbroken_image::{Epoch, MemoryDelta, Pid, decode};
 use unbroken_sys::affinity;
 use unbroken_sys::shared::RingMemory;
 use unbroken_tracee::replica::{Replica, Stub};
-use unbroken_wire::Tuple;
 use unbroken_wire::flows::{FlowLimits, Flows, TableChange};
 use unbroken_wire::log::{InputLogReader, JournalReader, LogError};
 
@@ -232,16 +230,13 @@ impl Following {
     }
 
     fn commit_flows(&mut self, first: bool, change: &ConnectionChange, connections: Connections) {
-        let Connections {
-            accepted,
-            mut known,
-        } = connections;
+        let Connections { accepted, known } = connections;
         let (input_position, now) = (self.image.input_position, now_ns());
         if first {
             let standing = self.image.connections();
-            let stands: HashSet<Tuple> = standing.iter().map(|named| named.tuple).collect();
-            known.retain(|closed| !stands.contains(&closed.tuple));
-            self.flows.adopt_closed(&known, now);
+            // Of those that stand, too, it is known now what their clients said before this log: a
+            // connection that the service has closed has moved on since it was read.
+            self.flows.adopt_known(&known, now);
             self.flows
                 .commit_survey(&standing, &accepted, input_position, now);
         } else {

@@ -72,6 +72,13 @@ impl ServiceImage {
         slots.map(|descriptor| descriptor.object).collect()
     }
 
+    /// Whether a descriptor names a FIFO, which others can open, too.
+    pub fn names_fifo(&self) -> bool {
+        self.objects
+            .values()
+            .any(|object| matches!(object, Object::PipeEnd(end) if end.fifo_path.is_some()))
+    }
+
     /// The connections that stand, as the wire names them.
     pub fn connections(&self) -> Vec<NamedConnection> {
         self.objects

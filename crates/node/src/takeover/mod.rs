@@ -31,7 +31,7 @@ use std::sync::Arc;
 use unbroken_core::give_up::Death;
 use unbroken_core::role::{Action, Event, State};
 use unbroken_image::Object;
-use unbroken_objects::tcp::View;
+use unbroken_objects::tcp::{Heard, View};
 use unbroken_sys::affinity;
 use unbroken_tracee::Tree;
 use unbroken_wire::Tuple;
@@ -59,6 +59,10 @@ impl Following {
         );
         let mut laps = Laps::new(started_ns);
         laps.done("begin");
+        if self.image.names_fifo() {
+            // Nobody else may hold one when it is filled, and the old service does until its end.
+            await_end(&self.predecessor.stage)?;
+        }
         let restored = self.restore_objects()?;
         laps.done("objects");
         if self.holds_process_locks() {
@@ -238,7 +242,12 @@ impl Following {
                     let tuple = Tuple::from(connection);
                     let client = self.flows.client(tuple);
                     let view = View {
-                        client_acknowledged: client.and_then(|client| client.acknowledged),
+                        heard: client.and_then(|client| {
+                            Some(Heard {
+                                acknowledgement: client.acknowledged?,
+                                window: client.window,
+                            })
+                        }),
                         client_timestamp: client
                             .and_then(|client| client.timestamps)
                             .map_or(0, |timestamps| timestamps.value),

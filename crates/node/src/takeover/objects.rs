@@ -117,8 +117,8 @@ fn restore_closed(
     let tuple = Tuple::from(state);
     let view = views.get(&tuple).copied().unwrap_or_default();
     let said = view
-        .client_acknowledged
-        .is_some_and(|acknowledged| tcp::is_said(state, acknowledged));
+        .heard
+        .is_some_and(|heard| tcp::is_said(state, heard.acknowledgement));
     if said || restored.connections.contains(&tuple) {
         return Ok(());
     }
@@ -126,10 +126,11 @@ fn restore_closed(
         let what = format!("the closed connection {} - {}", state.local, state.remote);
         socket_error(what, source)
     };
-    let live = tcp::prepare(state, view)
+    let now = tcp::said_since(state, view.heard);
+    let live = tcp::prepare(&now, view)
         .and_then(tcp::Prepared::go_live)
         .map_err(failed)?;
-    restored.take_words(state, live.inject, live.resend);
+    restored.take_words(&now, live.inject, live.resend);
     restored.closed.push((state.clone(), live.fd));
     Ok(())
 }

@@ -2,7 +2,8 @@
 //! no descriptor reaches: it brings the rest of the data and the FIN to the client. A replica must
 //! do the same, so what the orphan will have to say is read before.
 
-use super::{SUBJECT, capture_accepted, is_inside};
+use super::restore::Heard;
+use super::{SUBJECT, capture_accepted, is_inside, own_fin_is_open};
 use crate::socket::{Context, SocketError};
 use std::os::fd::BorrowedFd;
 use unbroken_image::object::{SocketOption, TcpConnection, TcpPhase};
@@ -71,4 +72,30 @@ pub fn is_said(connection: &TcpConnection, acknowledged: u32) -> bool {
         .wrapping_add(queued)
         .wrapping_add(1);
     connection.phase != TcpPhase::FinWait2 && acknowledged.wrapping_sub(end).cast_signed() >= 0
+}
+
+/// The connection as it may stand by now. The kernel went on sending after the close: by what the
+/// client has acknowledged, and as far as its window reached. Where it got to nobody saw, so all of
+/// that counts as sent. A client that had less takes it for the first time; but one that had it
+/// would be ignored if it acknowledged what counts as unsent, for ever.
+pub fn said_since(connection: &TcpConnection, heard: Option<Heard>) -> TcpConnection {
+    let mut now = connection.clone();
+    // The FIN, if it is queued, comes after the last byte.
+    let fin = u32::from(own_fin_is_open(connection.phase));
+    let end = connection.send_queue.len() as u32 + fin;
+    let mut sent = connection.sent_bytes + u32::from(connection.fin_sent);
+    let mut window_end = connection.window.snd_wnd;
+    if let Some(heard) = heard {
+        let ahead = heard.acknowledgement.wrapping_sub(connection.send_sequence);
+        if ahead <= end {
+            sent = sent.max(ahead);
+            window_end = window_end.max(ahead.saturating_add(heard.window_bytes(connection)));
+        }
+    }
+    // A rest of the window that is less than a segment counts, too: the kernel fills it up when a
+    // whole segment comes before it.
+    let sent = sent.max(window_end.min(end));
+    now.fin_sent = fin == 1 && sent == end;
+    now.sent_bytes = sent - u32::from(now.fin_sent);
+    now
 }

@@ -76,7 +76,7 @@ pub(super) fn packets(
         destination: local,
         sequence: end,
         acknowledgement: plan.acknowledged(connection),
-        window: window_field(connection.window.snd_wnd, connection.send_window_scale),
+        window: window_field(plan.client_window, connection.send_window_scale),
         timestamps: (with_timestamps && client != 0).then_some((client, clock)),
         fin: peer_fin,
     });

@@ -19,15 +19,23 @@ const QUEUE_CHUNK_BYTES: usize = 64 * 1024;
 /// What the wire knows about the client beyond the committed epoch.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct View {
-    /// The highest acknowledgement that the client sent. It may cover bytes that the committed
-    /// state still holds as unacknowledged; one beyond what was sent is ignored, as the kernel
-    /// does.
-    pub client_acknowledged: Option<u32>,
+    /// The client's newest acknowledgement, if it has spoken.
+    pub heard: Option<Heard>,
     /// The client's latest timestamp value; 0 when it is not known.
     pub client_timestamp: u32,
     /// The service's `CLOCK_MONOTONIC` minus ours: not 0 when the service lives in a time
     /// namespace of its own.
     pub clock_offset_ns: i64,
+}
+
+/// What the header of one of the client's packets says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heard {
+    /// It may cover bytes that the committed state still holds as unacknowledged; one beyond what
+    /// was sent is ignored, as the kernel does.
+    pub acknowledgement: u32,
+    /// Scaled down.
+    pub window: u16,
 }
 
 /// A connection that stands in repair mode and has sent nothing. Dropping it makes it vanish
@@ -45,6 +53,8 @@ pub(super) struct Plan {
     pub(super) view: View,
     /// Bytes at the front of the queue that the client has acknowledged.
     pub(super) dropped_bytes: usize,
+    /// What the client takes beyond those.
+    pub(super) client_window: u32,
     pub(super) own_fin: OwnFin,
     /// The send buffer to put back, as the kernel chose it (doubled), when it had to be raised.
     send_buffer_raised_from: Option<i32>,
@@ -82,6 +92,7 @@ pub fn prepare(connection: &TcpConnection, view: View) -> Result<Prepared<'_>, S
     let mut plan = Plan {
         view,
         dropped_bytes: 0,
+        client_window: connection.window.snd_wnd,
         own_fin,
         send_buffer_raised_from: None,
     };
@@ -106,12 +117,12 @@ pub fn prepare(connection: &TcpConnection, view: View) -> Result<Prepared<'_>, S
             plan,
         });
     }
-    plan.drop_acknowledged(connection);
+    plan.hear(connection);
     connect(socket, connection, &plan)?;
     let send_room = connection.send_queue.len() * 2;
     plan.send_buffer_raised_from = force_buffer(socket, libc::SO_SNDBUFFORCE, send_room)?;
     fill_queues(socket, connection, &plan)?;
-    set_window(socket, connection)?;
+    set_window(socket, connection, plan.client_window)?;
     socket_options::apply(
         socket,
         &connection.socket_options,
@@ -190,21 +201,31 @@ impl Prepared<'_> {
     }
 }
 
+impl Heard {
+    pub(super) fn window_bytes(&self, connection: &TcpConnection) -> u32 {
+        u32::from(self.window) << connection.send_window_scale
+    }
+}
+
 impl Plan {
     /// Sending again what the client has acknowledged would stall: its acknowledgements would lie
-    /// beyond the replica's `snd_nxt` and be dropped.
-    fn drop_acknowledged(&mut self, connection: &TcpConnection) {
-        let Some(acknowledged) = self.view.client_acknowledged else {
+    /// beyond the replica's `snd_nxt` and be dropped. Sending beyond its window would wait for a
+    /// timer: what it cannot take counts as on its way.
+    fn hear(&mut self, connection: &TcpConnection) {
+        let Some(heard) = self.view.heard else {
             return;
         };
-        let ahead = acknowledged.wrapping_sub(connection.send_sequence) as usize;
+        let ahead = heard.acknowledgement.wrapping_sub(connection.send_sequence) as usize;
         let sent = connection.sent_bytes as usize;
         if ahead <= sent {
             self.dropped_bytes = ahead;
         } else if ahead == sent + 1 && self.own_fin == OwnFin::Sent {
             self.dropped_bytes = sent;
             self.own_fin = OwnFin::Acknowledged;
+        } else {
+            return;
         }
+        self.client_window = heard.window_bytes(connection);
     }
 
     /// Sequence number of the first byte that the restored send queue holds.
@@ -375,7 +396,11 @@ pub(super) fn fill_queue(socket: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(),
     Ok(())
 }
 
-fn set_window(socket: BorrowedFd<'_>, connection: &TcpConnection) -> Result<(), SocketError> {
+fn set_window(
+    socket: BorrowedFd<'_>,
+    connection: &TcpConnection,
+    client_window: u32,
+) -> Result<(), SocketError> {
     let receive_next = connection
         .receive_sequence
         .wrapping_add(connection.receive_queue.len() as u32);
@@ -388,8 +413,8 @@ fn set_window(socket: BorrowedFd<'_>, connection: &TcpConnection) -> Result<(), 
     };
     let window = RepairWindow {
         snd_wl1: earlier(window.snd_wl1),
-        snd_wnd: window.snd_wnd,
-        max_window: window.max_window.max(window.snd_wnd),
+        snd_wnd: client_window,
+        max_window: window.max_window.max(client_window),
         rcv_wnd: window.rcv_wnd.saturating_add(fin),
         rcv_wup: earlier(window.rcv_wup.wrapping_sub(fin)),
     };

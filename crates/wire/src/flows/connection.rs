@@ -20,7 +20,7 @@ pub struct ClientView {
     pub sequence_end: Option<u32>,
     /// The client's newest timestamp, and the newest of the service that it echoed.
     pub timestamps: Option<Timestamps>,
-    /// Not scaled, of the newest segment.
+    /// Scaled down, of the newest segment.
     pub window: u16,
     /// The client has closed its direction.
     pub finished: bool,
@@ -44,7 +44,7 @@ impl ClientView {
                 .acknowledged
                 .is_none_or(|known| !is_after(known, number))
             {
-                self.window = segment.window;
+                self.window = window_scaled_down(segment);
                 self.acknowledged = Some(number);
             }
         }
@@ -85,6 +85,15 @@ impl ClientView {
                     .acknowledged
                     .is_none_or(|known| is_near(known, segment.acknowledgement)))
     }
+}
+
+/// In the window of a segment with SYN bytes are counted without a scale (RFC 7323, 2.2).
+fn window_scaled_down(segment: &Segment<'_>) -> u16 {
+    let scale = match segment.options.window_scale {
+        Some(scale) if segment.flags.has(TcpFlags::SYN) => scale,
+        _ => 0,
+    };
+    segment.window.checked_shr(scale.into()).unwrap_or(0)
 }
 
 pub(super) fn is_near(a: u32, b: u32) -> bool {

@@ -1,15 +1,14 @@
 //! What another node is told: the replica at a takeover, a new standby at its fill.
 
+use super::Flows;
 use super::connection::{ClientView, Connection, Flow, Stage};
-use super::{Flows, NamedConnection};
 use crate::Tuple;
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
 
-/// A connection that the service has closed and whose client may not know it yet: no kernel but
-/// the present one remembers it.
+/// A connection that the service has accepted, and what its client has said. Where it has closed it
+/// the client may not know that yet, and no kernel but the present one remembers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ClosedConnection {
+pub struct KnownConnection {
     pub tuple: Tuple,
     pub client: ClientView,
 }
@@ -42,11 +41,10 @@ impl Flows {
         packets
     }
 
-    /// What a new standby must hear besides ([`adopt_closed`](Self::adopt_closed)): connections
-    /// that have been in a descriptor table and are not in `standing`.
-    pub fn closed(&self, standing: &[NamedConnection]) -> Vec<ClosedConnection> {
-        let listed: HashSet<Tuple> = standing.iter().map(|named| named.tuple).collect();
-        let closed = |(tuple, flow): (&Tuple, &Flow)| {
+    /// What a new standby must hear besides ([`adopt_known`](Self::adopt_known)): connections that
+    /// have been in a descriptor table.
+    pub fn known(&self) -> Vec<KnownConnection> {
+        let known = |(tuple, flow): (&Tuple, &Flow)| {
             let Connection {
                 stage,
                 accepted,
@@ -57,19 +55,18 @@ impl Flows {
             let stood = accepted || matches!(stage, Stage::Standing | Stage::Closed { .. });
             // Where the client has opened another one, it has done with this one.
             let last = flow.next.is_none() && !client.reset;
-            let closed = stood && last && !listed.contains(tuple);
-            closed.then_some(ClosedConnection {
+            (stood && last).then_some(KnownConnection {
                 tuple: *tuple,
                 client,
             })
         };
-        self.flows.iter().filter_map(closed).collect()
+        self.flows.iter().filter_map(known).collect()
     }
 
-    /// Remembers what the primary's [`closed`](Self::closed) gave, before the epoch that completes
-    /// the fill is committed here.
-    pub fn adopt_closed(&mut self, closed: &[ClosedConnection], now_ns: u64) {
-        for ClosedConnection { tuple, client } in closed {
+    /// Remembers what the primary's [`known`](Self::known) gave, before the epoch that completes the
+    /// fill is committed here. It says which of them stand; the service has closed the others.
+    pub fn adopt_known(&mut self, known: &[KnownConnection], now_ns: u64) {
+        for KnownConnection { tuple, client } in known {
             let new = || Flow::new(Connection::new(Stage::Waiting, None));
             let flow = self.flows.entry(*tuple).or_insert_with(new);
             // A SYN that was seen here is of a connection that its client opened since. Without

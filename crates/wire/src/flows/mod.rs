@@ -21,7 +21,7 @@ mod packets;
 
 pub use connection::ClientView;
 pub use epochs::TableChange;
-pub use handover::ClosedConnection;
+pub use handover::KnownConnection;
 pub use late::LatePacket;
 
 use crate::Tuple;

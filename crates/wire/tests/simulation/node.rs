@@ -10,7 +10,7 @@ use unbroken_wire::Tuple;
 use unbroken_wire::commit::Publication;
 use unbroken_wire::craft::answers_primer;
 use unbroken_wire::flows::{
-    ClosedConnection, FlowLimits, Flows, LatePacket, NamedConnection, TableChange,
+    FlowLimits, Flows, KnownConnection, LatePacket, NamedConnection, TableChange,
 };
 use unbroken_wire::gate::{Gate, OutputKind};
 use unbroken_wire::log::{InputLogReader, InputLogWriter, JournalReader, JournalWriter};
@@ -24,7 +24,7 @@ pub struct Captured {
     pub stood: Vec<NamedConnection>,
     pub accepted: Vec<NamedConnection>,
     /// Of an epoch that completes a fill.
-    pub closed: Vec<ClosedConnection>,
+    pub closed: Vec<KnownConnection>,
     pub input_position: u64,
 }
 
@@ -221,7 +221,7 @@ impl Primary {
             .collect();
         let stood = left(&table, &self.table);
         let closed = if fills {
-            self.flows.closed(&stood)
+            self.flows.known()
         } else {
             Vec::new()
         };
@@ -375,7 +375,7 @@ impl Standby {
             .rev()
             .fold(0, |word, byte| word << 8 | *byte as usize);
         let first = self.applied.is_none();
-        self.flows.adopt_closed(&archive[index].closed, now_ns);
+        self.flows.adopt_known(&archive[index].closed, now_ns);
         assert_eq!(entry.epoch.unwrap().sequence == 1, first);
         follow(&mut self.flows, &archive[index], first, now_ns);
         self.applied = Some(index);

@@ -1,6 +1,7 @@
 //! A guest under protection, and the conversation with it.
 
 mod network;
+mod passing;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -96,6 +97,22 @@ impl Guest {
         let plan = KillPlan::new(Target::Service, 1);
         self.service
             .kill_repeatedly(&plan, &mut self.random, |_| {})?;
+        Ok(())
+    }
+
+    /// Waits until the status says that it is not protected, and why.
+    pub fn wait_unprotected(&self, why: &str) -> Result<()> {
+        self.service
+            .wait_for(&format!("the reason {why:?}"), |status| {
+                let reason = status.whole["reason"].as_str();
+                status.state == "unprotected" && reason.is_some_and(|text| text.contains(why))
+            })?;
+        Ok(())
+    }
+
+    /// Waits until it is protected.
+    pub fn wait_protected(&self) -> Result<()> {
+        self.service.wait_protected()?;
         Ok(())
     }
 

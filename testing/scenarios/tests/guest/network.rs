@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use unbroken_guests::raw::set_option;
@@ -184,6 +185,118 @@ fn connections_that_wait_are_accepted_after_the_move() -> Result<()> {
         }
     }
     guest.stop()
+}
+
+/// A handshake whose last packet is lost, with a kill before it comes again: the client has been told
+/// that it is connected, and no kernel of the service knows of it (HAZARDS 121).
+#[test]
+fn a_half_open_connection_is_served_by_the_replica() -> Result<()> {
+    let mut guest = Guest::start("listener", &[])?;
+    guest.tell("set up")?;
+    let address = SocketAddr::new(guest.address().ip(), guest.address().port() + 2);
+    for moves in 1..=2 {
+        let losing = Losing::begin(address)?;
+        let mut clients: Vec<TcpStream> =
+            (0..4).map(|_| connect(address)).collect::<Result<_>>()?;
+        for _ in 0..moves {
+            guest.move_on()?;
+        }
+        losing.end()?;
+        for client in &mut clients {
+            client.write_all(b"x")?;
+            let mut heard = [0; 7];
+            client
+                .read_exact(&mut heard)
+                .with_context(|| format!("half open through {moves} kills"))?;
+            same_bytes("what the client heard", &heard, b"served\n")?;
+        }
+    }
+    guest.stop()
+}
+
+/// While it lasts, whatever clients send to one port is lost, but for the first packets of their
+/// handshakes.
+struct Losing;
+
+impl Losing {
+    const TABLE: &str = "inet lossy";
+
+    fn begin(address: SocketAddr) -> Result<Self> {
+        let table = Self::TABLE;
+        let port = address.port();
+        let chain = "type filter hook output priority 0;";
+        nft(&format!(
+            "add table {table}; add chain {table} out {{ {chain} }}; \
+             add rule {table} out tcp dport {port} tcp flags & (syn | ack) == ack drop"
+        ))?;
+        Ok(Self)
+    }
+
+    fn end(self) -> Result<()> {
+        nft(&format!("delete table {}", Self::TABLE))
+    }
+}
+
+fn nft(rules: &str) -> Result<()> {
+    let ran = std::process::Command::new("nft").arg(rules).output()?;
+    let said = String::from_utf8_lossy(&ran.stderr);
+    ensure!(ran.status.success(), "nft {rules:?}: {said}");
+    Ok(())
+}
+
+/// A connection that was accepted, used and closed between two captures stands in none, and yet its
+/// client is owed the rest (I4): one that reads nothing before the kills are over, and one that reads
+/// all the time, so that the service's kernel goes on sending after the close.
+#[test]
+fn what_was_said_before_a_close_is_heard() -> Result<()> {
+    let mut guest = Guest::start("hasty", &[])?;
+    guest.tell("set up")?;
+    let address = SocketAddr::new(guest.address().ip(), guest.address().port() + 1);
+    for moves in 0..=2 {
+        let waiting: Vec<TcpStream> = (0..8).map(|_| connect(address)).collect::<Result<_>>()?;
+        let reading: Vec<TcpStream> = (0..4).map(|_| connect(address)).collect::<Result<_>>()?;
+        let start = |client, pause| std::thread::spawn(move || hear_all(client, pause));
+        let reading: Vec<_> = reading
+            .into_iter()
+            .map(|client| start(client, PAUSE))
+            .collect();
+        for _ in 0..moves {
+            guest.move_on()?;
+        }
+        let waiting: Vec<_> = waiting
+            .into_iter()
+            .map(|client| start(client, Duration::ZERO))
+            .collect();
+        for (what, clients) in [("waiting", waiting), ("reading", reading)] {
+            for client in clients {
+                let heard = client
+                    .join()
+                    .map_err(|_| anyhow::anyhow!("a client panicked"))?;
+                heard.with_context(|| format!("{what} through {moves} kills"))?;
+            }
+        }
+    }
+    guest.stop()
+}
+
+/// Between two reads of a client that is slower than the service.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Reads what the guest `hasty` says, to its orderly end.
+fn hear_all(mut client: TcpStream, pause: Duration) -> Result<()> {
+    /// As the guest has it.
+    const WORDS_BYTES: usize = 400_000;
+    let mut heard = Vec::new();
+    let mut piece = [0; 4096];
+    loop {
+        let read = client.read(&mut piece);
+        let length = read.with_context(|| format!("{} bytes heard", heard.len()))?;
+        if length == 0 {
+            return same_bytes("what was said", &heard, &pattern(5, WORDS_BYTES));
+        }
+        heard.extend_from_slice(&piece[..length]);
+        std::thread::sleep(pause);
+    }
 }
 
 /// Connections one after the other until `end`, each served to its end; how many.
