@@ -72,14 +72,36 @@ pub(super) fn install(
     close_unwanted(stopped, leader, wanted, own)
 }
 
+/// Lets the table of a process grow ahead of a takeover, so that numbers up to `highest` and the
+/// channel behind them fit. A table that several threads share grows only when every processor has
+/// passed through the scheduler (fs/file.c, expand_fdtable), which takes some 15 ms. Returns what
+/// fits now: numbers below it.
+pub(super) fn make_room(
+    stopped: &mut Stopped<'_>,
+    leader: HostTid,
+    highest: i32,
+) -> Result<i32, ReplicaError> {
+    // Tables grow to powers of two.
+    let needed = highest.max(STUB_CHANNEL).unsigned_abs() + 2;
+    let last = needed.next_power_of_two() - 1;
+    let place = u64::from(last);
+    // A process that may not have so many says so at the takeover, if it has to.
+    if place < limit_of(leader)? {
+        let mut calls = Calls::new(stopped, leader);
+        duplicate_channel(&mut calls, leader, place)?;
+        calls.add("close", libc::SYS_close, &[place], Expect::Success)?;
+        calls.run()?;
+    }
+    Ok(last.cast_signed())
+}
+
 /// Makes room for numbers up to `highest`, the channel behind them.
 fn move_channel(
     stopped: &mut Stopped<'_>,
     leader: HostTid,
     highest: i32,
 ) -> Result<u64, ReplicaError> {
-    let (_, limit) = process::limit(leader.0, libc::RLIMIT_NOFILE)
-        .map_err(ReplicaError::own("read the limit of open files"))?;
+    let limit = limit_of(leader)?;
     let place = u64::from(highest.max(STUB_CHANNEL).unsigned_abs()) + 1;
     if place >= limit {
         return Err(ReplicaError::TooManyDescriptors {
@@ -88,6 +110,26 @@ fn move_channel(
         });
     }
     let mut calls = Calls::new(stopped, leader);
+    duplicate_channel(&mut calls, leader, place)?;
+    let from = i64::from(STUB_CHANNEL) as u64;
+    calls.add("close", libc::SYS_close, &[from], Expect::Success)?;
+    calls.run()?;
+    Ok(place)
+}
+
+fn limit_of(leader: HostTid) -> Result<u64, ReplicaError> {
+    let (_, limit) = process::limit(leader.0, libc::RLIMIT_NOFILE)
+        .map_err(ReplicaError::own("read the limit of open files"))?;
+    Ok(limit)
+}
+
+/// The channel appears under `place`, too, which is free and below the limit.
+fn duplicate_channel(
+    calls: &mut Calls<'_, '_>,
+    leader: HostTid,
+    place: u64,
+) -> Result<(), ReplicaError> {
+    let limit = limit_of(leader)?;
     let raised = calls.words(&[limit, limit])?;
     let arguments = [0, u64::from(libc::RLIMIT_NOFILE), raised.0, 0];
     calls.add(
@@ -96,17 +138,14 @@ fn move_channel(
         &arguments,
         Expect::Success,
     )?;
-    let from = i64::from(STUB_CHANNEL) as u64;
-    let arguments = [from, libc::F_DUPFD as u64, place];
+    let arguments = [i64::from(STUB_CHANNEL) as u64, libc::F_DUPFD as u64, place];
     calls.add(
         "fcntl(F_DUPFD)",
         libc::SYS_fcntl,
         &arguments,
         Expect::Value(place),
     )?;
-    calls.add("close", libc::SYS_close, &[from], Expect::Success)?;
-    calls.run()?;
-    Ok(place)
+    Ok(())
 }
 
 /// Lays down a run of descriptors with few holes. Returns what is left and the next free number.

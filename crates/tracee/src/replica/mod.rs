@@ -52,6 +52,8 @@ struct ProcessReplica {
     memory: Memory,
     state: Option<ProcessState>,
     threads: BTreeMap<Tid, ThreadState>,
+    /// See [`descriptors::make_room`].
+    room: i32,
 }
 
 impl Stub {
@@ -203,6 +205,13 @@ impl Replica {
         let mut used = 0;
         for delta in processes {
             let process = self.processes.entry(delta.pid).or_default();
+            // Before it has more threads than one, if it is new.
+            let named = delta.descriptors.iter().map(|change| change.fd.0);
+            let highest = named.max().unwrap_or(0);
+            if process.room <= highest {
+                let leader = stopped.process(delta.pid)?.leader();
+                process.room = descriptors::make_room(stopped, leader, highest)?;
+            }
             process.take_threads(stopped, delta)?;
             let bulk = bulk.get(used..).ok_or(ReplicaError::WrongLength)?;
             let mut surroundings = Surroundings {
