@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use unbroken_clients::{Running, bulk, churn, config, icecast, irc, latency, redis};
-use unbroken_harness::{Plain, Scratch, namespace};
+use unbroken_harness::{PATIENCE, Plain, Scratch, namespace, wait_until};
 
 const SHORT: Duration = Duration::from_millis(1500);
 const PORT: u16 = 7000;
@@ -138,9 +138,14 @@ fn churn_is_answered() -> Result<()> {
     let report = finish_clean(churn::start(plain.address(), 6)?)?;
     ensure!(report.totals.received > 100, "{:?}", report.totals);
     let running = churn::start(plain.address(), 2)?;
+    wait_until("an answer", PATIENCE, || {
+        Ok((running.tally().snapshot().received > 0).then_some(()))
+    })?;
     plain.kill()?;
-    let report = running.finish();
-    ensure!(report.totals.reconnects > 0, "{:?}", report.totals);
+    wait_until("a notice of the death", PATIENCE, || {
+        Ok((running.tally().snapshot().reconnects > 0).then_some(()))
+    })?;
+    running.finish();
     Ok(())
 }
 
