@@ -5,6 +5,7 @@ mod packages;
 mod suite;
 mod table;
 mod tools;
+mod torture;
 
 use std::process::ExitCode;
 
@@ -13,6 +14,7 @@ usage: cargo xtask TASK
 
   demo   a chat server with 20 clients and a streaming server with 10 listeners, each killed ten
          times under load, with a live table of what the clients see
+  torture  faults by the thousand against every server of the tests; `torture --help`
   test   formatting, lints, unit tests, and the scenario suite over real servers
 
 Both run as root, install the Debian packages they lack, and build what they need.";
@@ -23,6 +25,7 @@ fn main() -> ExitCode {
     let outcome = match words.as_slice() {
         ["demo"] => demo::run(),
         ["test"] => suite::run(),
+        ["torture", words @ ..] => torture::run(words),
         ["--help" | "-h" | "help"] => {
             println!("{USAGE}");
             return ExitCode::SUCCESS;

@@ -1,0 +1,123 @@
+//! Out of memory, for one process alone: the kernel's own killer meets it in a control group that
+//! has no room.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use unbroken_harness::{PATIENCE, wait_until};
+
+/// Room for the process that uses it up.
+const ROOM_BYTES: u64 = 8 << 20;
+/// The victim goes first, whatever else is in the group.
+const KILLED_FIRST: &str = "1000";
+
+/// A control group with a limit on memory, gone on drop.
+struct Group {
+    path: PathBuf,
+    /// Where its processes go when it goes.
+    parent: PathBuf,
+}
+
+impl Group {
+    fn new(purpose: &str) -> Result<Self> {
+        let (parent, limit) = own_group()?;
+        let path = parent.join(format!("torture-{}-{purpose}", std::process::id()));
+        fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        let group = Self { path, parent };
+        group.write(limit, &ROOM_BYTES.to_string())?;
+        Ok(group)
+    }
+
+    fn write(&self, file: &str, value: &str) -> Result<()> {
+        let path = self.path.join(file);
+        fs::write(&path, value)
+            .with_context(|| format!("cannot write {value} to {}", path.display()))
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Whoever the victim started before it died has nothing to do with this.
+        let left = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
+        for pid in left.lines() {
+            let _ = fs::write(self.parent.join("cgroup.procs"), pid);
+        }
+        // A process that is being reaped holds it a moment longer.
+        let _ = wait_until("an empty control group", PATIENCE, || {
+            Ok(fs::remove_dir(&self.path).ok())
+        });
+    }
+}
+
+/// The group that we are in, and what its children's limit is called.
+fn own_group() -> Result<(PathBuf, &'static str)> {
+    let groups = fs::read_to_string("/proc/self/cgroup")?;
+    for line in groups.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
+            continue;
+        };
+        let path = path.trim_start_matches('/');
+        if controllers
+            .split(',')
+            .any(|controller| controller == "memory")
+        {
+            return Ok((
+                Path::new("/sys/fs/cgroup/memory").join(path),
+                "memory.limit_in_bytes",
+            ));
+        }
+        let unified = Path::new("/sys/fs/cgroup").join(path);
+        if controllers.is_empty() && unified.join("memory.current").exists() {
+            // A group with processes cannot have limited children: its parent can.
+            let parent = unified.parent().map(Path::to_path_buf);
+            return Ok((parent.context("no control group above ours")?, "memory.max"));
+        }
+    }
+    bail!("no control group limits memory here")
+}
+
+/// Uses up memory in the group until the kernel kills somebody.
+struct Hog(Child);
+
+impl Drop for Hog {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Lets the kernel kill `pid` for want of memory. `purpose` is a name that no other group has now.
+pub fn run_out(pid: i32, purpose: &str) -> Result<()> {
+    let group = Group::new(purpose)?;
+    let score = format!("/proc/{pid}/oom_score_adj");
+    let victim = fs::write(&score, KILLED_FIRST)
+        .and_then(|()| fs::write(group.path.join("cgroup.procs"), pid.to_string()));
+    if victim.is_err() && !Path::new(&format!("/proc/{pid}")).exists() {
+        return Ok(());
+    }
+    victim.with_context(|| format!("cannot put {pid} into {}", group.path.display()))?;
+    let join = format!(
+        "echo $$ > {}/cgroup.procs && exec tail /dev/zero",
+        group.path.display()
+    );
+    let hog = Command::new("/bin/sh")
+        .args(["-c", &join])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("cannot start /bin/sh")?;
+    let mut hog = Hog(hog);
+    let members = group.path.join("cgroup.procs");
+    let died = wait_until("the kernel to kill it", PATIENCE, || {
+        let members = fs::read_to_string(&members)?;
+        let alive = members.lines().any(|member| member == pid.to_string());
+        Ok((!alive).then_some(()))
+    });
+    // What the victim held may not be free before the hog wants more: then it goes as well.
+    let hog = hog.0.try_wait()?;
+    died.with_context(|| format!("process {pid}; the hog: {hog:?}"))
+}
