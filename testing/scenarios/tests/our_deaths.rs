@@ -100,6 +100,33 @@ fn a_primary_that_dies_beside_a_stopped_standby_loses_nothing() -> Result<()> {
     Ok(())
 }
 
+/// A standby holds on to the service from its first moment: it need not have said a word to the
+/// primary, nor be heard when it does. (Found by torture: one that could not say that it was ready
+/// gave up, and the service went with it.)
+#[test]
+fn a_primary_that_dies_before_its_standby_is_ready_leaves_the_service_to_it() -> Result<()> {
+    host()?;
+    let scratch = Scratch::new("irc")?;
+    let (service, address) = chat(&scratch)?;
+    let load = irc::start(address, &small_chat())?;
+    for _ in 0..3 {
+        let before = service.kill(Target::Standby, Signal::SIGKILL)?;
+        let status = service.wait_for("another standby", |status| {
+            status.standby_pid.is_some() && status.standby_pid != before.standby_pid
+        })?;
+        let standby = status.standby_pid.unwrap_or_default();
+        send(standby, Signal::SIGSTOP)?;
+        service.kill(Target::Primary, Signal::SIGKILL)?;
+        send(standby, Signal::SIGCONT)?;
+        service.wait_for("protection by others", |status| {
+            status.is_protected() && status.primary_pid == Some(standby)
+        })?;
+    }
+    clean(&load.finish())?;
+    service.stop()?;
+    Ok(())
+}
+
 /// A service of several processes has no replica yet, but it outlives our processes all the same;
 /// and when it is one process again it is protected again.
 #[test]
