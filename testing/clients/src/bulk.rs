@@ -116,10 +116,13 @@ fn download(
     let mut buffer = vec![0; PIECE_BYTES];
     let mut received = 0;
     loop {
-        let count = stream.read(&mut buffer)?;
-        if count == 0 {
-            break;
-        }
+        let count = match stream.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => count,
+            // A signal to this process, such as a child's end, interrupts a read with a timeout.
+            Err(cause) if cause.kind() == ErrorKind::Interrupted => continue,
+            Err(cause) => return Err(cause),
+        };
         timeline.heard(tally);
         received += count as u64;
         tally.add_received(count as u64);

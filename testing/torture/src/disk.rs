@@ -44,10 +44,13 @@ impl Disks {
         })
     }
 
-    /// Fills both to the last byte, until the result is dropped.
-    pub fn fill(&self) -> Result<Full> {
-        let places = [Path::new(RUN_DIRECTORY), &self.own_files];
-        let full = Full(places.map(|place| place.join(FILLER)).to_vec());
+    /// Fills /run/unbroken, and the other one too if `own_files`, to the last byte, until the
+    /// result is dropped.
+    pub fn fill(&self, own_files: bool) -> Result<Full> {
+        let mut full = Full(vec![Path::new(RUN_DIRECTORY).join(FILLER)]);
+        if own_files {
+            full.0.push(self.own_files.join(FILLER));
+        }
         for path in &full.0 {
             let mut file = File::create(path)?;
             let mut piece = vec![0u8; 1 << 20];

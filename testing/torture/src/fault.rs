@@ -118,27 +118,37 @@ impl fmt::Display for Planned {
     }
 }
 
-/// The fault of that number. `front` says whether the front is there to be met: it dies at most
-/// once a service.
-pub fn plan(seed: u64, number: u64, front: bool) -> Planned {
+/// The fault of that number, of those whose name has `only` in it. `front` says whether the front
+/// is there to be met: it dies at most once a service.
+pub fn plan(seed: u64, number: u64, front: bool, only: &str) -> Planned {
     let mut lot = Lot(Random::from_seed(mix(seed, number)));
     let wait = match lot.below(4) {
         0 => Duration::ZERO,
         1 | 2 => lot.up_to_ms(60),
         _ => lot.up_to_ms(400),
     };
-    let fault = if front && lot.below(20) == 0 {
-        lot.with_front()
-    } else {
-        lot.fault()
-    };
+    let mut fault = lot.any(front);
+    for _ in 0..DRAWS_MAX {
+        if fault.kind().contains(only) {
+            break;
+        }
+        fault = lot.any(front);
+    }
     Planned { wait, fault }
+}
+
+/// Whether some fault has `only` in its name.
+pub fn is_drawn(only: &str) -> bool {
+    plan(0, 0, true, only).fault.kind().contains(only)
 }
 
 /// Distant seeds for neighbouring numbers.
 pub fn mix(seed: u64, number: u64) -> u64 {
     Random::from_seed(seed ^ number.wrapping_mul(0xd134_2543_de82_ef95)).draw()
 }
+
+/// The rarest kinds are one in a few thousand.
+const DRAWS_MAX: usize = 100_000;
 
 struct Lot(Random);
 
@@ -150,6 +160,14 @@ impl Lot {
     fn up_to_ms(&mut self, most_ms: u64) -> Duration {
         self.0
             .between(Duration::ZERO, Duration::from_millis(most_ms))
+    }
+
+    fn any(&mut self, front: bool) -> Fault {
+        if front && self.below(20) == 0 {
+            self.with_front()
+        } else {
+            self.fault()
+        }
     }
 
     fn fault(&mut self) -> Fault {
@@ -260,15 +278,15 @@ mod tests {
     #[test]
     fn a_seed_and_a_number_give_one_fault() {
         for number in 0..500 {
-            assert_eq!(plan(7, number, true), plan(7, number, true));
+            assert_eq!(plan(7, number, true, ""), plan(7, number, true, ""));
         }
-        assert!((0..500).any(|number| plan(7, number, true) != plan(8, number, true)));
+        assert!((0..500).any(|number| plan(7, number, true, "") != plan(8, number, true, "")));
     }
 
     #[test]
     fn every_kind_is_drawn() {
         let kinds: BTreeSet<String> = (0..5000)
-            .map(|number| plan(1, number, true).fault.kind())
+            .map(|number| plan(1, number, true, "").fault.kind())
             .collect();
         for kind in [
             "service SIGKILL",
@@ -289,8 +307,15 @@ mod tests {
     }
 
     #[test]
+    fn a_part_of_a_name_is_enough_to_draw_it() {
+        let kind = |number| plan(5, number, true, "standby paused").fault.kind();
+        assert!((0..50).all(|number| kind(number).contains("standby paused")));
+        assert!(!is_drawn("no such fault"));
+    }
+
+    #[test]
     fn without_a_front_none_is_met() {
-        let front = |number| plan(3, number, false).fault.kind().contains("front");
+        let front = |number| plan(3, number, false, "").fault.kind().contains("front");
         assert!(!(0..5000).any(front));
     }
 }

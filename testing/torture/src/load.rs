@@ -108,6 +108,11 @@ impl Server {
         }
     }
 
+    /// A guest says that it cannot write, which is right.
+    pub fn lives_with_a_full_disk(self) -> bool {
+        !matches!(self, Self::Guest(_))
+    }
+
     /// The command that starts it with its files in `directory`, and the port it listens on.
     pub fn command(self, directory: &Path) -> Result<(Vec<String>, u16)> {
         Ok(match self {

@@ -12,6 +12,7 @@ use unbroken_harness::{PATIENCE, wait_until};
 const ROOM_BYTES: u64 = 8 << 20;
 /// The victim goes first, whatever else is in the group.
 const KILLED_FIRST: &str = "1000";
+const KILLED_LAST: &str = "-500";
 
 /// A control group with a limit on memory, gone on drop.
 struct Group {
@@ -100,7 +101,8 @@ pub fn run_out(pid: i32, purpose: &str) -> Result<()> {
     }
     victim.with_context(|| format!("cannot put {pid} into {}", group.path.display()))?;
     let join = format!(
-        "echo $$ > {}/cgroup.procs && exec tail /dev/zero",
+        "echo {KILLED_LAST} > /proc/$$/oom_score_adj && echo $$ > {}/cgroup.procs && \
+         exec tail /dev/zero",
         group.path.display()
     );
     let hog = Command::new("/bin/sh")

@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 
+use crate::fault;
 use crate::load::Server;
 
 pub const USAGE: &str = "\
@@ -15,6 +16,7 @@ usage: cargo xtask torture [OPTIONS]
   --from N       begin with this fault of the seed rather than with the first
   --server NAME  torture this one alone: ngircd, icecast, redis, churn, echo, download, upload, or
                  the name of a guest
+  --only TEXT    only faults that have this in their name, such as \"standby paused\"
   --parallel N   this many services at once (2)
   --each N       faults a service lives through before another is started (25)
   --hygiene      one service for all faults, and at the end how much it held early and late
@@ -27,6 +29,7 @@ pub struct Options {
     pub seed: u64,
     pub from: u64,
     pub(crate) server: Option<Server>,
+    pub(crate) only: String,
     pub parallel: usize,
     /// Faults a service.
     pub each: u64,
@@ -44,6 +47,7 @@ impl Options {
             seed: seed_of_the_clock(),
             from: 0,
             server: None,
+            only: String::new(),
             parallel: 2,
             each: 25,
             hygiene: false,
@@ -61,6 +65,7 @@ impl Options {
                 "--faults" => options.faults = number(value()?)?,
                 "--seed" => options.seed = number(value()?)?,
                 "--from" => options.from = number(value()?)?,
+                "--only" => options.only = only(value()?)?,
                 "--each" => options.each = number(value()?)?.max(1),
                 "--parallel" => options.parallel = number(value()?)?.clamp(1, 64) as usize,
                 "--server" => {
@@ -85,6 +90,14 @@ impl Options {
 fn number(word: &str) -> Result<u64> {
     word.parse()
         .with_context(|| format!("{word:?} is no number\n\n{USAGE}"))
+}
+
+/// A part of the name of some fault.
+fn only(text: &str) -> Result<String> {
+    if !fault::is_drawn(text) {
+        bail!("no fault has {text:?} in its name");
+    }
+    Ok(text.to_string())
 }
 
 fn seed_of_the_clock() -> u64 {

@@ -130,13 +130,13 @@ impl Shared<'_> {
                 return;
             }
             let last = (first + self.options.each).min(end);
-            let session = Session::new(self.options.seed, first, last, self.options.server);
+            let session = Session::new(self.options, first, last);
             self.play_out(session, sender);
         }
     }
 
     /// Faults after one that failed meet a new service.
-    fn play_out(&self, mut session: Session, sender: &Sender<Told>) {
+    fn play_out(&self, mut session: Session<'_>, sender: &Sender<Told>) {
         while session.first < session.end && !self.stopped.load(Ordering::Relaxed) {
             // Each in a thread of its own: the host that it plays ends with the thread.
             let played = std::thread::scope(|scope| {
@@ -157,7 +157,7 @@ impl Shared<'_> {
         }
     }
 
-    fn play(&self, session: Session, sender: &Sender<Told>) -> Result<u64> {
+    fn play(&self, session: Session<'_>, sender: &Sender<Told>) -> Result<u64> {
         let mut tell = |news| drop(sender.send(Ok(news)));
         let stopped = || self.stopped.load(Ordering::Relaxed);
         play(session, &self.options.evidence, &mut tell, &stopped)

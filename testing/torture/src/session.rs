@@ -11,28 +11,32 @@ use crate::evidence::{self, Case};
 use crate::fault::{Fault, Planned, Victim, mix, plan};
 use crate::hygiene::Ledger;
 use crate::load::{Load, Server};
+use crate::options::Options;
 use crate::strike::Scene;
 
 /// A row of faults that meet one service.
 #[derive(Debug, Clone, Copy)]
-pub struct Session {
+pub struct Session<'a> {
     pub seed: u64,
     /// The first fault, and the one after the last.
     pub first: u64,
     pub end: u64,
     pub server: Server,
+    /// What the kind of every fault must have in its name.
+    pub only: &'a str,
 }
 
-impl Session {
+impl<'a> Session<'a> {
     /// The server is drawn by lot unless it is given.
-    pub fn new(seed: u64, first: u64, end: u64, server: Option<Server>) -> Self {
-        let mut random = Random::from_seed(mix(!seed, first));
+    pub fn new(options: &'a Options, first: u64, end: u64) -> Self {
+        let mut random = Random::from_seed(mix(!options.seed, first));
         let drawn = Server::draw(&mut random);
         Self {
-            seed,
+            seed: options.seed,
             first,
             end,
-            server: server.unwrap_or(drawn),
+            server: options.server.unwrap_or(drawn),
+            only: &options.only,
         }
     }
 }
@@ -64,7 +68,7 @@ pub enum News {
 /// Plays a session in a host of the calling thread's own, which must do nothing else afterwards,
 /// until its end or its first failure. Returns the fault to go on with.
 pub fn play(
-    session: Session,
+    session: Session<'_>,
     evidence: &Path,
     tell: &mut dyn FnMut(News),
     stopped: &dyn Fn() -> bool,
@@ -87,7 +91,7 @@ pub fn play(
 
 /// One service and what has happened to it so far.
 struct Life<'a> {
-    session: Session,
+    session: Session<'a>,
     disks: &'a Disks,
     service: Option<Service>,
     load: Option<Load>,
@@ -97,7 +101,7 @@ struct Life<'a> {
 }
 
 impl<'a> Life<'a> {
-    fn begin(session: Session, disks: &'a Disks, files: &Path) -> Result<Self> {
+    fn begin(session: Session<'a>, disks: &'a Disks, files: &Path) -> Result<Self> {
         let (command, port) = session.server.command(files)?;
         let service = Service::start(&Launch::new(session.server.name(), command))?;
         let load = session.server.load(service.listening(port)?)?;
@@ -127,7 +131,7 @@ impl<'a> Life<'a> {
     ) -> Result<()> {
         let mut front = true;
         while *next < self.session.end && !stopped() {
-            let planned = plan(self.session.seed, *next, front);
+            let planned = plan(self.session.seed, *next, front, self.session.only);
             front &= !kills_front(planned.fault);
             self.faults.push((*next, planned));
             *next += 1;
@@ -146,6 +150,7 @@ impl<'a> Life<'a> {
             service,
             disks: self.disks,
             before: &before,
+            own_disk_too: self.session.server.lives_with_a_full_disk(),
         };
         let struck = scene.strike(planned.fault);
         self.before = Some(before.clone());

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use unbroken_harness::{PATIENCE, Service, Signal, Status, send, wait_until};
 
-use crate::disk::Disks;
+use crate::disk::{Disks, Full};
 use crate::fault::{Blow, Death, Fault, Victim};
 use crate::memory;
 
@@ -14,6 +14,8 @@ pub struct Scene<'a> {
     pub service: &'a Service,
     pub disks: &'a Disks,
     pub before: &'a Status,
+    /// The server can live with a full disk of its own.
+    pub own_disk_too: bool,
 }
 
 impl Scene<'_> {
@@ -54,13 +56,13 @@ impl Scene<'_> {
                 Ok(vec![dies])
             }
             Fault::FullDisk(duration) => {
-                let full = self.disks.fill()?;
+                let full = self.fill()?;
                 pause(duration);
                 drop(full);
                 Ok(Vec::new())
             }
             Fault::FullDiskAndDeath(before, death, after) => {
-                let full = self.disks.fill()?;
+                let full = self.fill()?;
                 pause(before);
                 let gone = self.deal(death)?;
                 pause(after);
@@ -75,6 +77,10 @@ impl Scene<'_> {
                 Ok(self.before.primary_pid.into_iter().collect())
             }
         }
+    }
+
+    fn fill(&self) -> Result<Full> {
+        self.disks.fill(self.own_disk_too)
     }
 
     fn deal(&self, death: Death) -> Result<i32> {
