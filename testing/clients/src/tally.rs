@@ -114,6 +114,11 @@ impl Tally {
         moment.saturating_duration_since(self.started).as_micros() as u64
     }
 
+    /// The longest gap since this was asked last.
+    pub fn take_longest_gap_us(&self) -> u64 {
+        self.longest_gap_us.swap(0, Ordering::Relaxed)
+    }
+
     pub fn add_sent(&self, units: u64) {
         self.sent.fetch_add(units, Ordering::Relaxed);
     }

@@ -189,6 +189,16 @@ impl Load {
         }
     }
 
+    /// The longest silence on any connection since this was asked last, where connections should
+    /// hear all the time.
+    pub fn take_longest_gap_ms(&self) -> Option<f64> {
+        let Self::Clients(running) = self else {
+            return None;
+        };
+        let gap_us = running.tally().take_longest_gap_us();
+        (gap_us > 0).then_some(gap_us as f64 / 1e3)
+    }
+
     /// Ends it; everything that was under way must have arrived.
     pub fn finish(self) -> Result<()> {
         match self {

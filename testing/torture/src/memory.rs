@@ -2,17 +2,20 @@
 //! has no room.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use unbroken_harness::{PATIENCE, wait_until};
 
 /// Room for the process that uses it up.
 const ROOM_BYTES: u64 = 8 << 20;
+const HELD_BYTES: &str = "4000000";
 /// The victim goes first, whatever else is in the group.
 const KILLED_FIRST: &str = "1000";
-const KILLED_LAST: &str = "-500";
 
 /// A control group with a limit on memory, gone on drop.
 struct Group {
@@ -80,12 +83,35 @@ fn own_group() -> Result<(PathBuf, &'static str)> {
     bail!("no control group limits memory here")
 }
 
-/// Uses up memory in the group until the kernel kills somebody.
-struct Hog(Child);
+/// They use up memory in the group until the kernel kills somebody.
+struct Hogs(Child);
 
-impl Drop for Hog {
+impl Hogs {
+    /// The killer's choice is the largest, and the victim counts as if it had all the room. So that
+    /// no hog comes near that, one holds a part of it and the other wants the rest and more. `tail`
+    /// keeps what it may have to print at the end, which never comes.
+    fn start(group: &Group) -> Result<Self> {
+        let script = format!(
+            "echo $$ > {}/cgroup.procs && {{ cat /dev/zero | tail -c {HELD_BYTES} & }} && \
+             exec tail /dev/zero",
+            group.path.display()
+        );
+        let shell = Command::new("/bin/sh")
+            .args(["-c", &script])
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("cannot start /bin/sh")?;
+        Ok(Self(shell))
+    }
+}
+
+impl Drop for Hogs {
     fn drop(&mut self) {
-        let _ = self.0.kill();
+        // Reaped only after the signal, so the group's number is still theirs.
+        let _ = killpg(Pid::from_raw(self.0.id() as i32), Signal::SIGKILL);
         let _ = self.0.wait();
     }
 }
@@ -100,19 +126,7 @@ pub fn run_out(pid: i32, purpose: &str) -> Result<()> {
         return Ok(());
     }
     victim.with_context(|| format!("cannot put {pid} into {}", group.path.display()))?;
-    let join = format!(
-        "echo {KILLED_LAST} > /proc/$$/oom_score_adj && echo $$ > {}/cgroup.procs && \
-         exec tail /dev/zero",
-        group.path.display()
-    );
-    let hog = Command::new("/bin/sh")
-        .args(["-c", &join])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .context("cannot start /bin/sh")?;
-    let mut hog = Hog(hog);
+    let mut hogs = Hogs::start(&group)?;
     let members = group.path.join("cgroup.procs");
     let died = wait_until("the kernel to kill it", PATIENCE, || {
         let members = fs::read_to_string(&members)?;
@@ -120,6 +134,6 @@ pub fn run_out(pid: i32, purpose: &str) -> Result<()> {
         Ok((!alive).then_some(()))
     });
     // What the victim held may not be free before the hog wants more: then it goes as well.
-    let hog = hog.0.try_wait()?;
-    died.with_context(|| format!("process {pid}; the hog: {hog:?}"))
+    let end = hogs.0.try_wait()?;
+    died.with_context(|| format!("process {pid}; the hog: {end:?}"))
 }

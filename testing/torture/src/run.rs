@@ -28,6 +28,7 @@ struct Kind {
     failed: u64,
     takeovers_ms: Vec<f64>,
     protected_again_ms: Vec<f64>,
+    gaps_ms: Vec<f64>,
 }
 
 impl Totals {
@@ -44,6 +45,7 @@ impl Totals {
         let kind = self.kinds.entry(survived.kind.clone()).or_default();
         kind.survived += 1;
         kind.takeovers_ms.extend(survived.takeover_ms);
+        kind.gaps_ms.extend(survived.longest_gap_ms);
         let again_ms = survived.protected_again.as_secs_f64() * 1e3;
         kind.protected_again_ms.push(again_ms);
     }
@@ -51,19 +53,21 @@ impl Totals {
     /// One line a kind of fault.
     pub fn table(&self) -> String {
         let mut lines = vec![format!(
-            "{:<48} {:>8} {:>6}  {:<24} {}",
+            "{:<48} {:>8} {:>6}  {:<24} {:<24} {}",
             "fault",
             "survived",
             "failed",
             "takeover ms p50/p99/max",
-            "protected again ms p50/p99/max"
+            "longest gap ms",
+            "protected again ms"
         )];
         for (name, kind) in &self.kinds {
             lines.push(format!(
-                "{name:<48} {:>8} {:>6}  {:<24} {}",
+                "{name:<48} {:>8} {:>6}  {:<24} {:<24} {}",
                 kind.survived,
                 kind.failed,
                 percentiles(&kind.takeovers_ms),
+                percentiles(&kind.gaps_ms),
                 percentiles(&kind.protected_again_ms)
             ));
         }

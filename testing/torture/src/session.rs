@@ -49,6 +49,8 @@ pub struct Survived {
     pub protected_again: Duration,
     /// What the product measured, if the fault led to a takeover.
     pub takeover_ms: Option<f64>,
+    /// The longest that a client heard nothing, where it should hear all the time.
+    pub longest_gap_ms: Option<f64>,
 }
 
 /// What a session tells while it goes on.
@@ -143,6 +145,10 @@ impl<'a> Life<'a> {
 
     fn survive(&mut self, planned: Planned) -> Result<Survived> {
         std::thread::sleep(planned.wait);
+        if let Some(load) = &self.load {
+            // What was before this fault is not its doing.
+            load.take_longest_gap_ms();
+        }
         let service = self.service()?;
         let before = service.wait_protected()?;
         let at = Instant::now();
@@ -163,6 +169,7 @@ impl<'a> Life<'a> {
         let moment = Instant::now();
         let load = self.load.as_mut().context("no load")?;
         load.verify(moment)?;
+        let longest_gap_ms = load.take_longest_gap_ms();
         let service = self.service()?;
         service.assert_consistent()?;
         let sample = crate::hygiene::sample(service, &after);
@@ -172,6 +179,7 @@ impl<'a> Life<'a> {
             kind: planned.fault.kind(),
             protected_again,
             takeover_ms: after.last_takeover_ms.filter(|_| took_over),
+            longest_gap_ms,
         })
     }
 
