@@ -13,25 +13,33 @@ use unbroken_harness::{PATIENCE, wait_until};
 
 /// Room for the process that uses it up.
 const ROOM_BYTES: u64 = 8 << 20;
-const HELD_BYTES: &str = "4000000";
+const HELD_BYTES: u64 = 4_000_000;
 /// The victim goes first, whatever else is in the group.
 const KILLED_FIRST: &str = "1000";
 
 /// A control group with a limit on memory, gone on drop.
 struct Group {
     path: PathBuf,
+    kind: Kind,
     /// Where its processes go when it goes.
     parent: PathBuf,
 }
 
 impl Group {
     fn new(purpose: &str) -> Result<Self> {
-        let (parent, limit) = own_group()?;
+        let (parent, kind) = own_group()?;
         let path = parent.join(format!("torture-{}-{purpose}", std::process::id()));
         fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        let group = Self { path, parent };
-        group.write(limit, &ROOM_BYTES.to_string())?;
+        let group = Self { path, kind, parent };
+        group.write(kind.limit, &ROOM_BYTES.to_string())?;
         Ok(group)
+    }
+
+    fn used_bytes(&self) -> Result<u64> {
+        let text = fs::read_to_string(self.path.join(self.kind.used))?;
+        text.trim()
+            .parse()
+            .context("the use of memory is no number")
     }
 
     fn write(&self, file: &str, value: &str) -> Result<()> {
@@ -55,8 +63,24 @@ impl Drop for Group {
     }
 }
 
-/// The group that we are in, and what its children's limit is called.
-fn own_group() -> Result<(PathBuf, &'static str)> {
+/// What the files of a group are called.
+#[derive(Debug, Clone, Copy)]
+struct Kind {
+    limit: &'static str,
+    used: &'static str,
+}
+
+const OLD: Kind = Kind {
+    limit: "memory.limit_in_bytes",
+    used: "memory.usage_in_bytes",
+};
+const UNIFIED: Kind = Kind {
+    limit: "memory.max",
+    used: "memory.current",
+};
+
+/// The group in which groups can be made.
+fn own_group() -> Result<(PathBuf, Kind)> {
     let groups = fs::read_to_string("/proc/self/cgroup")?;
     for line in groups.lines() {
         let mut fields = line.splitn(3, ':').skip(1);
@@ -68,36 +92,30 @@ fn own_group() -> Result<(PathBuf, &'static str)> {
             .split(',')
             .any(|controller| controller == "memory")
         {
-            return Ok((
-                Path::new("/sys/fs/cgroup/memory").join(path),
-                "memory.limit_in_bytes",
-            ));
+            return Ok((Path::new("/sys/fs/cgroup/memory").join(path), OLD));
         }
         let unified = Path::new("/sys/fs/cgroup").join(path);
         if controllers.is_empty() && unified.join("memory.current").exists() {
             // A group with processes cannot have limited children: its parent can.
             let parent = unified.parent().map(Path::to_path_buf);
-            return Ok((parent.context("no control group above ours")?, "memory.max"));
+            return Ok((parent.context("no control group above ours")?, UNIFIED));
         }
     }
     bail!("no control group limits memory here")
 }
 
-/// They use up memory in the group until the kernel kills somebody.
-struct Hogs(Child);
+/// A process group that uses up memory in the control group.
+struct Hog(Child);
 
-impl Hogs {
-    /// The killer's choice is the largest, and the victim counts as if it had all the room. So that
-    /// no hog comes near that, one holds a part of it and the other wants the rest and more. `tail`
-    /// keeps what it may have to print at the end, which never comes.
-    fn start(group: &Group) -> Result<Self> {
-        let script = format!(
-            "echo $$ > {}/cgroup.procs && {{ cat /dev/zero | tail -c {HELD_BYTES} & }} && \
-             exec tail /dev/zero",
+impl Hog {
+    /// `tail` keeps what it may have to print at the end, which never comes.
+    fn start(group: &Group, script: &str) -> Result<Self> {
+        let join = format!(
+            "echo $$ > {}/cgroup.procs && {script}",
             group.path.display()
         );
         let shell = Command::new("/bin/sh")
-            .args(["-c", &script])
+            .args(["-c", &join])
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -108,7 +126,7 @@ impl Hogs {
     }
 }
 
-impl Drop for Hogs {
+impl Drop for Hog {
     fn drop(&mut self) {
         // Reaped only after the signal, so the group's number is still theirs.
         let _ = killpg(Pid::from_raw(self.0.id() as i32), Signal::SIGKILL);
@@ -126,7 +144,13 @@ pub fn run_out(pid: i32, purpose: &str) -> Result<()> {
         return Ok(());
     }
     victim.with_context(|| format!("cannot put {pid} into {}", group.path.display()))?;
-    let mut hogs = Hogs::start(&group)?;
+    // The killer's choice is the largest, and the victim counts as if it had all the room. So that
+    // no hog comes near that, one holds a part of it before the other wants the rest and more.
+    let holder = Hog::start(&group, &format!("cat /dev/zero | tail -c {HELD_BYTES}"))?;
+    wait_until("some memory to be used", PATIENCE, || {
+        Ok((group.used_bytes()? > HELD_BYTES * 3 / 4).then_some(()))
+    })?;
+    let mut taker = Hog::start(&group, "exec tail /dev/zero")?;
     let members = group.path.join("cgroup.procs");
     let died = wait_until("the kernel to kill it", PATIENCE, || {
         let members = fs::read_to_string(&members)?;
@@ -134,6 +158,7 @@ pub fn run_out(pid: i32, purpose: &str) -> Result<()> {
         Ok((!alive).then_some(()))
     });
     // What the victim held may not be free before the hog wants more: then it goes as well.
-    let end = hogs.0.try_wait()?;
+    let end = taker.0.try_wait()?;
+    drop(holder);
     died.with_context(|| format!("process {pid}; the hog: {end:?}"))
 }

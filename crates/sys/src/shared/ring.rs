@@ -419,7 +419,8 @@ impl Consumer {
             if left == 0 {
                 return Ok(None);
             }
-            if left < RECORD_HEADER_BYTES as u64 || left > self.shared.capacity_bytes {
+            let unaligned = !position.is_multiple_of(RECORD_HEADER_BYTES as u64);
+            if unaligned || left < RECORD_HEADER_BYTES as u64 || left > self.shared.capacity_bytes {
                 return Err(damaged(position));
             }
             let address = self
