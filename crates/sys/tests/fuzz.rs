@@ -33,7 +33,7 @@ fn fuzz_ring() {
         producer.reserve(length).expect("room").publish(length);
     }
     let sample = content_of(&ring);
-    unbroken_fuzz::bytes("ring", &[sample.clone()], |bytes| {
+    unbroken_fuzz::bytes("ring", std::slice::from_ref(&sample), |bytes| {
         let ring = RingMemory::create("fuzz", CAPACITY_BYTES).expect("ring");
         let file = file_of(&ring);
         file.write_all_at(&bytes[..bytes.len().min(sample.len())], 0)

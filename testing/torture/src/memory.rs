@@ -134,6 +134,11 @@ impl Drop for Hog {
     }
 }
 
+/// Whether the kernel's killer can be called here; the error says why not.
+pub fn can_run_out() -> Result<()> {
+    Group::new("probe").map(drop)
+}
+
 /// Lets the kernel kill `pid` for want of memory. `purpose` is a name that no other group has now.
 pub fn run_out(pid: i32, purpose: &str) -> Result<()> {
     let group = Group::new(purpose)?;

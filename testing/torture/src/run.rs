@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 
+use crate::memory;
 use crate::options::Options;
 use crate::progress::Progress;
-use crate::session::{News, Session, Survived, play};
+use crate::session::{Incident, News, Session, Survived, play};
 
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -88,14 +89,21 @@ fn percentiles(values_ms: &[f64]) -> String {
 
 /// Runs all faults; the result says what came of them. Prints as it goes.
 pub fn run(options: &Options) -> Result<Totals> {
+    let can_run_out = memory::can_run_out();
     let shared = Shared {
         options,
         next: AtomicU64::new(options.from),
         stopped: AtomicBool::new(false),
+        can_run_out: can_run_out.is_ok(),
     };
     let mut progress = Progress::new(options.faults);
     let mut totals = Totals::default();
     progress.print(&format!("seed {}", options.seed));
+    if let Err(why) = can_run_out {
+        progress.print(&format!(
+            "SIGKILL stands in for the kernel's killer: {why:#}"
+        ));
+    }
     std::thread::scope(|scope| {
         let (sender, news) = mpsc::channel();
         for _ in 0..options.parallel {
@@ -121,6 +129,7 @@ struct Shared<'a> {
     /// The first fault that no session has taken.
     next: AtomicU64,
     stopped: AtomicBool,
+    can_run_out: bool,
 }
 
 type Told = Result<News, String>;
@@ -134,7 +143,7 @@ impl Shared<'_> {
                 return;
             }
             let last = (first + self.options.each).min(end);
-            let session = Session::new(self.options, first, last);
+            let session = Session::new(self.options, first, last, self.can_run_out);
             self.play_out(session, sender);
         }
     }
@@ -174,18 +183,11 @@ impl Shared<'_> {
                 progress.survived();
                 return;
             }
-            Ok(News::Failed {
-                number,
-                kind,
-                why,
-                kept,
-            }) => {
-                let entry = totals.kinds.entry(kind.clone()).or_default();
+            Ok(News::Slow(incident)) => return progress.print(&self.describe("SLOW", &incident)),
+            Ok(News::Failed(incident)) => {
+                let entry = totals.kinds.entry(incident.kind.clone()).or_default();
                 entry.failed += 1;
-                let seed = self.options.seed;
-                progress.failed(&format!(
-                    "FAILED seed {seed} fault {number} ({kind}): {why}\n  kept in {kept}"
-                ));
+                progress.failed(&self.describe("FAILED", &incident));
             }
             Ok(News::Trends(lines)) => return progress.print(&lines),
             Err(why) => {
@@ -196,5 +198,17 @@ impl Shared<'_> {
         if self.options.stop {
             self.stopped.store(true, Ordering::Relaxed);
         }
+    }
+
+    fn describe(&self, what: &str, incident: &Incident) -> String {
+        format!(
+            "{what} seed {} fault {} ({}, {}): {}\n  kept in {}",
+            self.options.seed,
+            incident.number,
+            incident.server,
+            incident.kind,
+            incident.why,
+            incident.kept
+        )
     }
 }

@@ -14,6 +14,9 @@ use crate::load::{Load, Server};
 use crate::options::Options;
 use crate::strike::Scene;
 
+/// Longer than any fault lasts, and than any step of making it good.
+const SLOW: Duration = Duration::from_secs(5);
+
 /// A row of faults that meet one service.
 #[derive(Debug, Clone, Copy)]
 pub struct Session<'a> {
@@ -24,11 +27,13 @@ pub struct Session<'a> {
     pub server: Server,
     /// What the kind of every fault must have in its name.
     pub only: &'a str,
+    /// See [`Scene`].
+    pub can_run_out: bool,
 }
 
 impl<'a> Session<'a> {
     /// The server is drawn by lot unless it is given.
-    pub fn new(options: &'a Options, first: u64, end: u64) -> Self {
+    pub fn new(options: &'a Options, first: u64, end: u64, can_run_out: bool) -> Self {
         let mut random = Random::from_seed(mix(!options.seed, first));
         let drawn = Server::draw(&mut random);
         Self {
@@ -37,6 +42,7 @@ impl<'a> Session<'a> {
             end,
             server: options.server.unwrap_or(drawn),
             only: &options.only,
+            can_run_out,
         }
     }
 }
@@ -53,16 +59,24 @@ pub struct Survived {
     pub longest_gap_ms: Option<f64>,
 }
 
+/// Something that must be looked at.
+#[derive(Debug)]
+pub struct Incident {
+    pub number: u64,
+    pub kind: String,
+    pub server: &'static str,
+    pub why: String,
+    /// Where what is known of it is kept.
+    pub kept: String,
+}
+
 /// What a session tells while it goes on.
 #[derive(Debug)]
 pub enum News {
     Survived(Survived),
-    Failed {
-        number: u64,
-        kind: String,
-        why: String,
-        kept: String,
-    },
+    /// It was survived, but protection was long in coming back.
+    Slow(Incident),
+    Failed(Incident),
     /// How much the service's processes held early and late.
     Trends(String),
 }
@@ -81,12 +95,12 @@ pub fn play(
     let mut next = session.first;
     let mut life = Life::begin(session, &disks, files.path())
         .with_context(|| format!("before fault {next}, {}", session.server.name()))?;
-    let endured = life.endure(&mut next, tell, stopped);
+    let endured = life.endure(&mut next, evidence, tell, stopped);
     if let Some(trends) = life.ledger.report() {
         tell(News::Trends(trends));
     }
     if let Err(cause) = endured.and_then(|()| life.end()) {
-        tell(life.failure(&cause, evidence));
+        tell(News::Failed(life.incident(format!("{cause:#}"), evidence)));
     }
     Ok(next)
 }
@@ -128,6 +142,7 @@ impl<'a> Life<'a> {
     fn endure(
         &mut self,
         next: &mut u64,
+        evidence: &Path,
         tell: &mut dyn FnMut(News),
         stopped: &dyn Fn() -> bool,
     ) -> Result<()> {
@@ -138,7 +153,12 @@ impl<'a> Life<'a> {
             self.faults.push((*next, planned));
             *next += 1;
             let survived = self.survive(planned)?;
+            let took = survived.protected_again;
             tell(News::Survived(survived));
+            if took > SLOW {
+                let why = format!("protected again only after {:.1} s", took.as_secs_f64());
+                tell(News::Slow(self.incident(why, evidence)));
+            }
         }
         Ok(())
     }
@@ -157,6 +177,7 @@ impl<'a> Life<'a> {
             disks: self.disks,
             before: &before,
             own_disk_too: self.session.server.lives_with_a_full_disk(),
+            can_run_out: self.session.can_run_out,
         };
         let struck = scene.strike(planned.fault);
         self.before = Some(before.clone());
@@ -196,8 +217,9 @@ impl<'a> Life<'a> {
         Ok(())
     }
 
-    /// Keeps what is known. What shows only at the end is counted with the last fault.
-    fn failure(&self, cause: &anyhow::Error, evidence: &Path) -> News {
+    /// What happened in the end, with all that is known of it kept. What shows only at the end is
+    /// counted with the last fault.
+    fn incident(&self, why: String, evidence: &Path) -> Incident {
         let (number, kind) = match self.faults.last() {
             Some((number, planned)) => (*number, planned.fault.kind()),
             None => (self.session.first, "none".into()),
@@ -209,7 +231,7 @@ impl<'a> Life<'a> {
             number,
             server: self.session.server.name(),
             faults: &self.faults,
-            cause: format!("{cause:#}"),
+            cause: why,
             seen: seen.unwrap_or_default(),
             before: before.map_or_else(String::new, |status| format!("{:#}", status.whole)),
         };
@@ -220,9 +242,10 @@ impl<'a> Life<'a> {
             },
             None => "nothing: the service had ended".into(),
         };
-        News::Failed {
+        Incident {
             number,
             kind,
+            server: self.session.server.name(),
             why: case.cause,
             kept,
         }

@@ -16,6 +16,8 @@ pub struct Scene<'a> {
     pub before: &'a Status,
     /// The server can live with a full disk of its own.
     pub own_disk_too: bool,
+    /// The kernel can be made to kill for want of memory; else a signal does.
+    pub can_run_out: bool,
 }
 
 impl Scene<'_> {
@@ -93,7 +95,8 @@ impl Scene<'_> {
         match death.blow {
             // One that is gone already died of the first blow.
             Blow::Signal(signal) => send(pid, deadly(pid, signal)).map(drop),
-            Blow::OutOfMemory => memory::run_out(pid, self.service.name()),
+            Blow::OutOfMemory if self.can_run_out => memory::run_out(pid, self.service.name()),
+            Blow::OutOfMemory => send(pid, Signal::SIGKILL).map(drop),
         }
     }
 
