@@ -20,7 +20,7 @@ use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestR
 /// How long each decoder is fuzzed; without it only for a moment.
 pub const SECONDS_VARIABLE: &str = "UNBROKEN_FUZZ_SECONDS";
 /// Cases of one moment, and between two looks at the clock.
-const CASES: u32 = 1500;
+const CASES: u32 = 600;
 /// Far above what any decoder needs for the longest input, and far below what a hang takes.
 const SLOW: Duration = Duration::from_secs(2);
 /// What a whole test may take beyond what it has: a decoder that believes a length of some
