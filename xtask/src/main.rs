@@ -1,21 +1,25 @@
 //! Every developer's chore: `cargo xtask TASK`.
 
 mod demo;
+mod fuzz;
 mod packages;
 mod suite;
 mod table;
 mod tools;
+mod torture;
 
 use std::process::ExitCode;
 
 const USAGE: &str = "\
 usage: cargo xtask TASK
 
-  demo   a chat server with 20 clients and a streaming server with 10 listeners, each killed ten
-         times under load, with a live table of what the clients see
-  test   formatting, lints, unit tests, and the scenario suite over real servers
+  demo     a chat server with 20 clients and a streaming server with 10 listeners, each killed ten
+           times under load, with a live table of what the clients see
+  test     formatting, lints, unit tests, and the scenario suite over real servers
+  torture  faults by the thousand against every server of the tests; `torture --help`
+  fuzz     every decoder that reads bytes from elsewhere; `fuzz --help`
 
-Both run as root, install the Debian packages they lack, and build what they need.";
+They run as root, install the Debian packages they lack, and build what they need.";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -23,6 +27,8 @@ fn main() -> ExitCode {
     let outcome = match words.as_slice() {
         ["demo"] => demo::run(),
         ["test"] => suite::run(),
+        ["fuzz", words @ ..] => fuzz::run(words),
+        ["torture", words @ ..] => torture::run(words),
         ["--help" | "-h" | "help"] => {
             println!("{USAGE}");
             return ExitCode::SUCCESS;

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Result, bail};
 
 use crate::packages::{self, install_missing};
-use crate::tools::{build_release, cargo, require_root, succeeds};
+use crate::tools::{build_programs, build_release, cargo, require_root, succeeds};
 
 /// Scenarios measure pauses and kill at moments; more than this at a time disturb each other when
 /// the test runner cannot limit them by itself (.config/nextest.toml does).
@@ -64,17 +64,7 @@ pub fn run() -> Result<()> {
     }
     println!("== build");
     build_release()?;
-    // The scenarios start these programs by name.
-    if !succeeds(&mut cargo(&[
-        "build",
-        "--quiet",
-        "--message-format",
-        "short",
-        "--workspace",
-        "--bins",
-    ]))? {
-        bail!("the build failed; in full: `cargo build --workspace --bins`");
-    }
+    build_programs()?;
     println!("== tests");
     if !succeeds(&mut tests())? {
         failed.push("tests");

@@ -52,3 +52,18 @@ pub fn build_release() -> Result<()> {
     }
     Ok(())
 }
+
+/// Builds the programs that tests start by name.
+pub fn build_programs() -> Result<()> {
+    if !succeeds(&mut cargo(&[
+        "build",
+        "--quiet",
+        "--message-format",
+        "short",
+        "--workspace",
+        "--bins",
+    ]))? {
+        bail!("the build failed; in full: `cargo build --workspace --bins`");
+    }
+    Ok(())
+}

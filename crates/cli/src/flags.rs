@@ -220,4 +220,20 @@ mod tests {
             assert!(!text.contains("__"), "{line} shows what is internal");
         }
     }
+
+    #[test]
+    fn fuzz_command_line() {
+        let samples = [
+            "unbroken run --name chat --publish 6667 --address 10.0.0.9 --user u:g -- /bin/x -f",
+            "unbroken run --standby local --detach --publish [::1]:80:8080 -- x",
+            "unbroken status chat --json",
+            "unbroken switchover chat",
+            "unbroken stop chat",
+            "unbroken check --json",
+            "unbroken standby --listen [::]:7000",
+        ];
+        unbroken_fuzz::text("command-line", &samples, |text| {
+            let _ = parse(text.split(' ').map(OsString::from));
+        });
+    }
 }

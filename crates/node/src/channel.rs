@@ -105,4 +105,19 @@ mod tests {
         drop(left);
         assert!(receive::<u32>(right.as_fd()).expect("receive").is_none());
     }
+
+    /// What a node is sent by the one that starts it.
+    #[test]
+    fn fuzz_notices() {
+        use crate::primary::Notice;
+        let samples = [
+            Notice::Empty,
+            Notice::Warm,
+            Notice::Refused("a reason".to_owned()),
+        ];
+        let samples = samples.map(|notice| postcard::to_stdvec(&notice).expect("encode"));
+        unbroken_fuzz::bytes("notice", &samples, |bytes| {
+            let _ = postcard::from_bytes::<Notice>(bytes);
+        });
+    }
 }

@@ -436,4 +436,31 @@ mod tests {
         let left = fs::read_dir(directory.path()).expect("list").count();
         assert_eq!(left, 2, "only lock and control are left");
     }
+
+    #[test]
+    fn fuzz_requests_and_answers() {
+        let root = TestRoot::new();
+        let directory = RunDirectory::within(root.path(), ServiceName::new("x").expect("name"));
+        fs::create_dir(directory.path()).expect("directory");
+        let control = Control::bind(&directory).expect("bind");
+        let asker = AnswerSocket::bind(&directory, 1).expect("asker");
+        asker.socket.set_nonblocking(true).expect("nonblocking");
+        let samples = [
+            "unbroken/1 7 switchover",
+            "unbroken/1 7 stop",
+            "unbroken/1 7 signal 15",
+            "unbroken/1 7 ok",
+            "unbroken/1 7 error it is over",
+        ];
+        unbroken_fuzz::text("control", &samples, |text| {
+            let _ = decode_answer(text, 7);
+            let sent = asker.socket.send_to(text.as_bytes(), directory.control());
+            if sent.is_ok() {
+                while let Ok(Some((_, asker))) = control.next_request() {
+                    control.answer(&asker, Err(text));
+                }
+                let _ = asker.socket.recv(&mut [0; 64]);
+            }
+        });
+    }
 }

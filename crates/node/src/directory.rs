@@ -367,4 +367,14 @@ mod tests {
         directory.remove().expect("remove");
         assert_eq!(RunDirectory::all(root.path()).expect("list"), []);
     }
+
+    #[test]
+    fn fuzz_names() {
+        unbroken_fuzz::text("service-name", &["chat", "a-1", "x_y.z"], |text| {
+            if let Ok(name) = ServiceName::new(text) {
+                let path = RunDirectory::new(name).path().to_owned();
+                assert_eq!(path.parent(), Some(Path::new(RUN_ROOT)), "{text:?}");
+            }
+        });
+    }
 }

@@ -26,8 +26,10 @@ fn run() -> io::Result<()> {
     let channel = rustix::stdio::stdin().as_fd().try_clone_to_owned()?;
     // Whatever else was open in whoever started this is not ours to keep open: locks, ends of pipes.
     clone::close_all_from(3, channel.as_fd())?;
-    let nothing = open("/dev/null", OFlags::RDWR, Mode::empty())?;
+    // What is not closed on exec goes on to whatever this node starts.
+    let nothing = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     rustix::stdio::dup2_stdin(&nothing)?;
+    drop(nothing);
     let bundle = Bundle::receive(channel)?;
     // Before a thread enters the stage, whose /proc does not know this process.
     fdinfo::initialise()?;

@@ -45,3 +45,50 @@ pub enum Cause {
     /// The primary died.
     PrimaryDied,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::standby::image::ServiceImage;
+    use unbroken_image::{Mark, decode, encode_into};
+
+    /// The corpus has records of real services.
+    #[test]
+    fn fuzz_records() {
+        let epoch = Epoch {
+            term: 1,
+            sequence: 2,
+            mark: Mark { input_position: 3 },
+            processes: Vec::new(),
+            objects: Vec::new(),
+            gone: Vec::new(),
+        };
+        let records = [
+            Record::Epoch {
+                epoch: Box::new(epoch),
+                connections: Connections::default(),
+            },
+            Record::Memory {
+                pid: Pid(2),
+                memory: MemoryDelta::default(),
+            },
+            Record::TakeOver(Cause::Killed(9)),
+            Record::Retire,
+        ];
+        let samples = records.map(|record| {
+            let mut bytes = Vec::new();
+            encode_into(&record, &mut bytes);
+            bytes
+        });
+        unbroken_fuzz::bytes("record", &samples, |bytes| {
+            let Ok(record) = decode::<Record>("a record", bytes) else {
+                return;
+            };
+            // What was read can be written.
+            encode_into(&record, &mut Vec::new());
+            if let Record::Epoch { epoch, .. } = record {
+                let _ = ServiceImage::default().apply(*epoch);
+            }
+        });
+    }
+}

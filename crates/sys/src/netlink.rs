@@ -280,7 +280,7 @@ fn error_code(payload: &[u8]) -> io::Result<()> {
         .map(i32::from_ne_bytes);
     match code {
         Some(0) => Ok(()),
-        Some(code) => Err(io::Error::from_raw_os_error(-code)),
+        Some(code) => Err(io::Error::from_raw_os_error(code.wrapping_neg())),
         None => Err(io::ErrorKind::InvalidData.into()),
     }
 }
@@ -321,6 +321,26 @@ mod tests {
         assert!(netlink.addresses().expect("addresses").contains(&loopback));
         assert!(!netlink.routes().expect("routes").is_empty());
         assert_eq!(link_index("lo").expect("lo"), 1);
+    }
+
+    #[test]
+    fn fuzz_netlink() {
+        let mut address = Message::new(libc::RTM_NEWADDR, CREATE);
+        address.bytes(&[libc::AF_INET as u8, 8, 0, 0, 1, 0, 0, 0]);
+        address.attribute(libc::IFA_LOCAL, &[127, 0, 0, 1]);
+        address.attribute(libc::IFA_ADDRESS, &[0; 16]);
+        let mut error = Message::new(MESSAGE_ERROR, 0);
+        error.bytes(&(-libc::EEXIST).to_ne_bytes());
+        let mut dump = address.finish(1, 0);
+        dump.extend(error.finish(1, 0));
+        unbroken_fuzz::bytes("netlink", &[dump], |bytes| {
+            for (_, payload) in messages(bytes) {
+                let _ = error_code(payload);
+                if let Some(attributes) = payload.get(8..) {
+                    let _ = find(attributes, libc::IFA_LOCAL).and_then(super::address);
+                }
+            }
+        });
     }
 
     #[test]

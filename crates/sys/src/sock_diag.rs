@@ -69,7 +69,9 @@ impl DiagSocket {
         };
         // nlmsg_type, in the low half of the second word (x86-64).
         if word(4)? & 0xffff == libc::NLMSG_ERROR {
-            return Err(io::Error::from_raw_os_error(-word(HEADER_BYTES)?));
+            return Err(io::Error::from_raw_os_error(
+                word(HEADER_BYTES)?.wrapping_neg(),
+            ));
         }
         Ok(length)
     }

@@ -320,3 +320,28 @@ fn read_name(
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fuzz_unix_diag() {
+        let mut answer = vec![0; HEADER_BYTES + size_of::<Answer>()];
+        answer[HEADER_BYTES + offset_of!(Answer, state)] = STATE_LISTEN;
+        for (kind, value) in [
+            (UNIX_DIAG_PEER, &[7, 0, 0, 0][..]),
+            (UNIX_DIAG_RQLEN, &[1, 0, 0, 0, 9, 0, 0, 0]),
+            (UNIX_DIAG_SHUTDOWN, &[3, 0, 0, 0]),
+        ] {
+            answer.extend((4 + value.len() as u16).to_ne_bytes());
+            answer.extend(kind.to_ne_bytes());
+            answer.extend(value);
+        }
+        let facts = parse(&answer).expect("a whole answer");
+        assert_eq!((facts.peer_inode, facts.waiting), (Some(7), 1));
+        unbroken_fuzz::bytes("unix-diag", &[answer], |bytes| {
+            let _ = parse(bytes);
+        });
+    }
+}

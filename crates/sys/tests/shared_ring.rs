@@ -277,3 +277,17 @@ fn a_record_shows_by_one_instruction() {
     child.kill().unwrap();
     child.wait().unwrap();
 }
+
+#[test]
+fn a_producer_does_not_wait_for_a_consumer_that_is_gone() {
+    let ring = RingMemory::create("unbroken-test", 4096).unwrap();
+    let mut producer = ring.producer().unwrap();
+    let whole = ring.largest_record_bytes();
+    producer.reserve(whole).unwrap().publish(whole);
+    let waiting = std::thread::spawn(move || {
+        let fits = producer.wait_for_room(1, None).unwrap();
+        (fits, producer.is_abandoned())
+    });
+    ring.abandon().unwrap();
+    assert_eq!(waiting.join().unwrap(), (false, true));
+}

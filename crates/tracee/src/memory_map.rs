@@ -531,4 +531,19 @@ mod tests {
         assert_eq!(second[0].advice, advice);
         assert_eq!(second[1].advice, Advice::default());
     }
+
+    #[test]
+    fn fuzz_proc_maps() {
+        let text = "1000-2000 ---p 00000000 00:00 0 \nVmFlags: mr mw me nh\n\
+                    2000-3000 rw-s 00000000 00:01 7   /memfd:x (deleted)\nVmFlags: rd wr gd lo\n";
+        let before = parsed(text).unwrap();
+        unbroken_fuzz::text("proc-maps", &[text], |text| {
+            let mut map = Vec::new();
+            if parse(text, HostPid(i32::MAX), &before, &mut map).is_ok() {
+                let mut ranges = Vec::new();
+                changed_ranges(&before, &map, &mut ranges);
+                changed_ranges(&map, &before, &mut ranges);
+            }
+        });
+    }
 }

@@ -178,4 +178,18 @@ mod tests {
         assert!(threads(i32::MAX).unwrap().is_empty());
         assert!(children(i32::MAX).unwrap().is_empty());
     }
+
+    #[test]
+    fn fuzz_proc_status() {
+        let status = "State:\tS\nTgid:\t9\nPPid:\t7\nTracerPid:\t5\nNStgid:\t9\t2\n\
+                      NSpid:\t9\t3\nSigIgn:\t0000000000001000\nSigCgt:\t0000000000010000\n";
+        unbroken_fuzz::text("proc-status", &[status], |text| {
+            let _ = parse_identity(text);
+            if let Some(sets) = parse_signal_sets(text) {
+                for signal in 1..=64 {
+                    let _ = sets.is_ignored(signal);
+                }
+            }
+        });
+    }
 }

@@ -143,4 +143,11 @@ mod tests {
         extents(&file, 5 * PAGE_SIZE, range, &mut found).expect("extents");
         assert_eq!(found, [run(100, 2), run(106, 1)]);
     }
+
+    #[test]
+    fn fuzz_map_file_names() {
+        unbroken_fuzz::text("map-file-name", &["7f0000001000-7f0000002000"], |name| {
+            let _ = parse_range(name);
+        });
+    }
 }

@@ -195,7 +195,13 @@ impl JournalWriter {
         self.producer.wake_consumer()
     }
 
-    /// Sleeps until `bytes` of content fit, at most `timeout`; returns whether they do.
+    /// Whether the standby is gone and nothing will be taken any more.
+    pub fn is_abandoned(&self) -> bool {
+        self.producer.is_abandoned()
+    }
+
+    /// Sleeps until `bytes` of content fit or the standby is gone, at most `timeout`; returns
+    /// whether they fit. May come back early with false.
     pub fn wait_for_room(&self, bytes: usize, timeout: Option<Duration>) -> io::Result<bool> {
         self.producer
             .wait_for_room(bytes + JOURNAL_TRAILER_BYTES, timeout)

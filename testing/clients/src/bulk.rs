@@ -17,6 +17,58 @@ pub enum Direction {
     Upload,
 }
 
+impl Direction {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Download => "download",
+            Self::Upload => "upload",
+        }
+    }
+}
+
+/// Starts `connections` rows of transfers of `bytes` each, one after the other, until told to
+/// finish.
+pub fn start_endless(
+    address: SocketAddr,
+    direction: Direction,
+    connections: usize,
+    bytes: u64,
+) -> Result<Running, ClientError> {
+    let mut running = Running::new(direction.name());
+    for index in 0..connections {
+        running.spawn(move |tally, stop| {
+            let mut timeline = Timeline::default();
+            while !stop.asked() {
+                if let Err(cause) =
+                    transfer(address, direction, index, bytes, &tally, &mut timeline)
+                {
+                    tally.add_reconnect(|| format!("{} {index}: {cause}", direction.name()));
+                    // A server that is gone must not be hammered: this run has failed anyway.
+                    break;
+                }
+                timeline.heard(&tally);
+            }
+            vec![timeline]
+        })?;
+    }
+    Ok(running)
+}
+
+fn transfer(
+    address: SocketAddr,
+    direction: Direction,
+    index: usize,
+    bytes: u64,
+    tally: &Tally,
+    timeline: &mut Timeline,
+) -> io::Result<()> {
+    let stream = connect(address)?;
+    match direction {
+        Direction::Download => download(stream, index, bytes, tally, timeline),
+        Direction::Upload => upload(stream, index, bytes, tally),
+    }
+}
+
 /// Starts `connections` transfers of `bytes` each against a [`crate::serve`] bulk server. They end
 /// by themselves: see [`Running::wait`].
 pub fn start(
@@ -25,10 +77,7 @@ pub fn start(
     connections: usize,
     bytes: u64,
 ) -> Result<Running, ClientError> {
-    let name = match direction {
-        Direction::Download => "download",
-        Direction::Upload => "upload",
-    };
+    let name = direction.name();
     let mut running = Running::new(name);
     for index in 0..connections {
         let stream = connect(address).map_err(|cause| ClientError::Connect { address, cause })?;
@@ -67,10 +116,13 @@ fn download(
     let mut buffer = vec![0; PIECE_BYTES];
     let mut received = 0;
     loop {
-        let count = stream.read(&mut buffer)?;
-        if count == 0 {
-            break;
-        }
+        let count = match stream.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => count,
+            // A signal to this process, such as a child's end, interrupts a read with a timeout.
+            Err(cause) if cause.kind() == ErrorKind::Interrupted => continue,
+            Err(cause) => return Err(cause),
+        };
         timeline.heard(tally);
         received += count as u64;
         tally.add_received(count as u64);

@@ -30,10 +30,12 @@ pub fn start(address: SocketAddr, clients: usize) -> Result<Running, ClientError
         .map_err(|cause| ClientError::Connect { address, cause })?;
     for client in 0..clients {
         running.spawn(move |tally, stop| {
+            let ear = tally.listen();
             let mut round = 0u64;
             while !stop.asked() {
                 let order = ORDERS[(round % 3) as usize];
                 one_round(address, order, client, round, &tally);
+                ear.heard(&tally);
                 round += 1;
             }
             Vec::new()

@@ -9,6 +9,7 @@ pub mod churn;
 pub mod config;
 mod connection;
 pub mod content;
+pub mod echo;
 pub mod icecast;
 pub mod irc;
 pub mod latency;
@@ -19,4 +20,4 @@ pub mod serve;
 pub mod tally;
 
 pub use running::{ClientError, Running};
-pub use tally::{Report, Snapshot, Tally, Timeline};
+pub use tally::{Ear, Report, Snapshot, Tally, Timeline};

@@ -1,8 +1,8 @@
 //! What a load saw: counters that can be read while it runs, and the times at which each of its
 //! connections heard from the server.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -26,6 +26,19 @@ pub struct Tally {
     reconnects: AtomicU64,
     longest_gap_us: AtomicU64,
     failures: Mutex<Vec<String>>,
+    /// When each connection that should hear all the time last did.
+    listening: Mutex<Vec<Arc<AtomicU64>>>,
+}
+
+/// One connection, or one client that opens many, that should hear from the server all the time.
+#[derive(Debug, Clone)]
+pub struct Ear(Arc<AtomicU64>);
+
+impl Ear {
+    /// Notes that something arrived now.
+    pub fn heard(&self, tally: &Tally) {
+        self.0.store(tally.now_us(), Ordering::Relaxed);
+    }
 }
 
 /// The counters at one moment.
@@ -66,7 +79,29 @@ impl Tally {
             reconnects: AtomicU64::new(0),
             longest_gap_us: AtomicU64::new(0),
             failures: Mutex::new(Vec::new()),
+            listening: Mutex::new(Vec::new()),
         }
+    }
+
+    /// Counts one more connection among those that should hear all the time.
+    pub fn listen(&self) -> Ear {
+        let ear = Ear(Arc::new(AtomicU64::new(self.now_us())));
+        if let Ok(mut listening) = self.listening.lock() {
+            listening.push(ear.0.clone());
+        }
+        ear
+    }
+
+    /// How many connections should hear all the time, and how many of them have not since
+    /// `since_us`.
+    pub fn silent_since(&self, since_us: u64) -> (usize, usize) {
+        let Ok(listening) = self.listening.lock() else {
+            return (0, 0);
+        };
+        let silent = listening
+            .iter()
+            .filter(|heard_us| heard_us.load(Ordering::Relaxed) <= since_us);
+        (listening.len(), silent.count())
     }
 
     /// Microseconds since the load began: the clock of every timeline of this load.
@@ -77,6 +112,11 @@ impl Tally {
     /// A moment in microseconds of this load's clock; zero for what was before it began.
     pub fn us_at(&self, moment: Instant) -> u64 {
         moment.saturating_duration_since(self.started).as_micros() as u64
+    }
+
+    /// The longest gap since this was asked last.
+    pub fn take_longest_gap_us(&self) -> u64 {
+        self.longest_gap_us.swap(0, Ordering::Relaxed)
     }
 
     pub fn add_sent(&self, units: u64) {
@@ -156,11 +196,13 @@ impl Snapshot {
 #[derive(Debug, Default, Clone)]
 pub struct Timeline {
     received_us: Vec<u64>,
+    ear: Option<Ear>,
 }
 
 impl Timeline {
     /// Notes that something arrived now; keeps the load's longest gap up to date.
     pub fn heard(&mut self, tally: &Tally) {
+        self.ear.get_or_insert_with(|| tally.listen()).heard(tally);
         let now_us = tally.now_us();
         if let Some(last_us) = self.received_us.last() {
             tally
@@ -257,6 +299,7 @@ mod tests {
     fn a_gap_counts_where_it_overlaps_the_window() {
         let line = Timeline {
             received_us: vec![0, 10, 500, 510, 520],
+            ear: None,
         };
         assert_eq!(line.longest_gap_us(100, 200), 490);
         assert_eq!(line.longest_gap_us(505, 530), 10);
@@ -267,6 +310,7 @@ mod tests {
     fn usual_gaps_are_those_away_from_kills() {
         let line = Timeline {
             received_us: vec![0, 10, 500, 510, 540],
+            ear: None,
         };
         let totals = Snapshot::default();
         let report = Report {
@@ -276,6 +320,17 @@ mod tests {
         };
         assert_eq!(report.gaps_us(&[20], 50), [490]);
         assert_eq!(report.usual_gap_us(&[20], 50), 30);
+    }
+
+    #[test]
+    fn a_connection_is_silent_until_it_hears_again() {
+        let tally = Tally::new();
+        let (first, _second) = (tally.listen(), tally.listen());
+        let since_us = tally.now_us();
+        while tally.now_us() == since_us {}
+        assert_eq!(tally.silent_since(since_us), (2, 2));
+        first.heard(&tally);
+        assert_eq!(tally.silent_since(since_us), (2, 1));
     }
 
     #[test]

@@ -240,6 +240,11 @@ impl Service {
         }
     }
 
+    /// Every process of the service and of ours for it: pid and command line.
+    pub fn processes(&self) -> Vec<(i32, String)> {
+        self.marker.processes()
+    }
+
     /// Whether any process of the service or of ours for it is left.
     fn is_alive(&self) -> bool {
         !self.marker.processes().is_empty()

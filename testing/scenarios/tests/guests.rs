@@ -62,6 +62,18 @@ fn half_an_epoch_is_never_applied() -> Result<()> {
     guest.stop()
 }
 
+/// A fill that waits for its standby keeps an ear on the service: a signal, or a new thread, would
+/// else stop it until the standby has made room or is given up.
+#[test]
+fn a_fill_that_waits_does_not_stop_the_service() -> Result<()> {
+    let mut guest = Guest::start("large", &[])?;
+    guest.tell("set up")?;
+    guest.tell("check")?;
+    guest.tell_while_a_fill_waits("check")?;
+    guest.tell("check")?;
+    guest.stop()
+}
+
 /// A guest that no test starts proves nothing.
 #[test]
 fn every_guest_has_a_test() -> Result<()> {

@@ -321,4 +321,12 @@ mod tests {
             }
         ));
     }
+
+    #[test]
+    fn fuzz_kernel_releases() {
+        let samples = ["6.18.44-fc-v782", "6.7.0", "5.10.0-28-amd64"];
+        unbroken_fuzz::text("kernel-release", &samples, |text| {
+            let _ = version(text);
+        });
+    }
 }

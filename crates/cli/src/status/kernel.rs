@@ -64,4 +64,16 @@ mod tests {
         assert_eq!(parse_resident_kib("Name:\tkthread\n"), None);
         assert!(resident_bytes(&[std::process::id().cast_signed()]) > 0);
     }
+
+    #[test]
+    fn fuzz_tables_of_the_kernel() {
+        let samples = [
+            "  sl  local_address rem_address   st\n   0: 0100007F:1A0B 00000000:0000 0A 0\n",
+            "Name:\tx\nVmRSS:\t    1234 kB\n",
+        ];
+        unbroken_fuzz::text("net-tcp", &samples, |text| {
+            let _ = count_connections(text);
+            let _ = parse_resident_kib(text);
+        });
+    }
 }

@@ -62,12 +62,14 @@ pub(super) fn read(words: &[AtomicU64]) -> Percentiles {
         .map(|count| count.load(Ordering::Relaxed))
         .collect();
     let max_ns = words[BUCKETS].load(Ordering::Relaxed);
-    let samples: u64 = counts.iter().sum();
+    // A damaged board may hold anything.
+    let total = |sum: u64, count: &u64| sum.saturating_add(*count);
+    let samples = counts.iter().fold(0, total);
     let at = |share: f64| {
         let rank = ((samples as f64 * share).ceil() as u64).max(1);
         let mut seen = 0;
         let bucket = counts.iter().position(|count| {
-            seen += count;
+            seen = total(seen, count);
             seen >= rank
         });
         bucket.map_or(0, |bucket| upper_bound_ns(bucket).min(max_ns))

@@ -147,6 +147,10 @@ fn sum_of_recent(ring: &[AtomicU64], current: u64) -> (u64, u64, u64) {
         .filter(|entry| wanted.contains(&entry[0].load(Ordering::Acquire)))
         .map(|entry| [1, 2, 3].map(|index: usize| entry[index].load(Ordering::Relaxed)))
         .fold((0, 0, 0), |sum, entry| {
-            (sum.0 + entry[0], sum.1 + entry[1], sum.2 + entry[2])
+            (
+                sum.0.saturating_add(entry[0]),
+                sum.1.saturating_add(entry[1]),
+                sum.2.saturating_add(entry[2]),
+            )
         })
 }

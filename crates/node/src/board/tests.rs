@@ -134,3 +134,22 @@ fn wrong_files_are_refused_with_the_reason() {
     fs::write(directory.board(), &whole).expect("write");
     assert!(Board::open(&directory).is_ok());
 }
+
+#[test]
+fn fuzz_board() {
+    let root = TestRoot::new();
+    let directory = directory(&root);
+    let board = create(&directory);
+    board.set_state(State::Unprotected, "the standby died");
+    board.set_service_pids(&[21, 22]);
+    board.record_pause(50_000);
+    board.record_epoch(8, 10, 4_000, now_ns());
+    let path = directory.board();
+    let sample = fs::read(&path).expect("board");
+    unbroken_fuzz::bytes("board", &[sample], |bytes| {
+        fs::write(&path, bytes).expect("board");
+        if let Ok(board) = Board::open_to_read(&directory) {
+            let _ = board.snapshot(now_ns());
+        }
+    });
+}

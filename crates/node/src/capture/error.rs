@@ -31,6 +31,8 @@ pub enum CaptureError {
     Unfit(String),
     #[error("the standby has not taken its epochs for {0} s")]
     StandbyStuck(u64),
+    #[error("the standby died while its journal was full")]
+    StandbyGone,
     #[error("the mirror differs from the kernel: {0}")]
     Mirror(String),
     #[error("{0}")]

@@ -3,7 +3,7 @@
 use super::CaptureError;
 use super::memory::Memory;
 use crate::record::Record;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use unbroken_image::{MemoryDelta, PAGE_SIZE, PageRun, Pid, encode_into};
 use unbroken_tracee::Process;
 use unbroken_wire::commit::Publication;
@@ -17,6 +17,10 @@ const PAGES_LEFT: u64 = 256;
 const ROUNDS_MAX: u32 = 8;
 /// How long a standby may take to make room before it is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Room for one piece, its description included; more is waited for, if need be, when it is there.
+const PIECE_BYTES: usize = (PAGES_PER_PIECE * PAGE_SIZE) as usize + (1 << 20);
+/// While a fill waits for room the service's threads have their events seen to this often.
+const MOMENT: Duration = Duration::from_millis(1);
 
 /// The rounds of one fill.
 #[derive(Default)]
@@ -26,6 +30,8 @@ pub(super) struct Fill {
     /// What the current round has not sent, last first.
     left: Vec<PageRun>,
     is_mapped: bool,
+    /// Since when the standby has made no room.
+    stuck_since: Option<Instant>,
 }
 
 impl Fill {
@@ -38,6 +44,9 @@ impl Fill {
         journal: &mut JournalWriter,
         description: &mut Vec<u8>,
     ) -> Result<bool, CaptureError> {
+        if !self.has_room(journal)? {
+            return Ok(false);
+        }
         if self.left.is_empty() {
             if self.rounds > 0 && (self.found <= PAGES_LEFT || self.rounds >= ROUNDS_MAX) {
                 return Ok(true);
@@ -72,6 +81,24 @@ impl Fill {
             &content,
             description,
         )?;
+        Ok(false)
+    }
+
+    /// Waits no longer than a moment: a thread of the service that makes another one, or is sent a
+    /// signal, stands until the caller looks again.
+    fn has_room(&mut self, journal: &JournalWriter) -> Result<bool, CaptureError> {
+        let _ = journal.wake_reader();
+        if journal.wait_for_room(PIECE_BYTES, Some(MOMENT))? {
+            self.stuck_since = None;
+            return Ok(true);
+        }
+        let since = *self.stuck_since.get_or_insert_with(Instant::now);
+        if journal.is_abandoned() {
+            return Err(CaptureError::StandbyGone);
+        }
+        if since.elapsed() > PATIENCE {
+            return Err(CaptureError::StandbyStuck(PATIENCE.as_secs()));
+        }
         Ok(false)
     }
 }
@@ -152,10 +179,19 @@ fn publish_part(
 
 fn wait_for_room(journal: &JournalWriter, bytes: usize) -> Result<(), CaptureError> {
     let _ = journal.wake_reader();
-    if journal.wait_for_room(bytes, Some(PATIENCE))? {
-        return Ok(());
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if journal.wait_for_room(bytes, Some(left))? {
+            return Ok(());
+        }
+        if journal.is_abandoned() {
+            return Err(CaptureError::StandbyGone);
+        }
+        if left.is_zero() {
+            return Err(CaptureError::StandbyStuck(PATIENCE.as_secs()));
+        }
     }
-    Err(CaptureError::StandbyStuck(PATIENCE.as_secs()))
 }
 
 /// Publishes an epoch that one record of the journal cannot hold, or not now: its pages go ahead

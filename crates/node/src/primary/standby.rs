@@ -61,6 +61,9 @@ impl Drop for Standby {
         // Both fail only when it has ended, which is what is wanted.
         let _ = self.process.kill();
         let _ = self.process.wait();
+        // The tracer may wait for it to make room, deaf to the service. It fails only for a bad
+        // address.
+        let _ = self.journal.abandon();
     }
 }
 

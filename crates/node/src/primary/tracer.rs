@@ -168,6 +168,8 @@ impl Tracer {
             CaptureError::Waiting => {}
             // The events that follow say how. The link stays: the standby may be told to take over.
             death if death.is_death() => log!("no epoch: {death}"),
+            // Main knows, and has said or will say what comes next.
+            CaptureError::StandbyGone => self.capture.unlink(),
             CaptureError::Unfit(why) => {
                 self.capture.unlink();
                 self.line.report(Report::Unfit(why.clone()));

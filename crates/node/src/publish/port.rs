@@ -183,4 +183,20 @@ mod tests {
             assert!(parsed.is_err(), "{text:?} gave {parsed:?}");
         }
     }
+
+    #[test]
+    fn fuzz_ports() {
+        let samples = [
+            "6667",
+            "8080:80",
+            "127.0.0.1:6667",
+            "[::1]:8080:80",
+            "[fd00::1]:80",
+        ];
+        unbroken_fuzz::text("published-port", &samples, |text| {
+            if let Ok(port) = text.parse::<PublishedPort>() {
+                assert_eq!(port.to_string().parse(), Ok(port), "{text:?}");
+            }
+        });
+    }
 }

@@ -310,4 +310,33 @@ mod tests {
             }
         }
     }
+
+    /// Calls come from the service with whatever it puts into its registers, and what they point
+    /// at is the service's too.
+    #[test]
+    fn fuzz_announced_calls() {
+        let sample = |call: i64, arguments: [u64; 6]| {
+            let mut bytes = call.to_le_bytes().to_vec();
+            bytes.extend(arguments.iter().flat_map(|word| word.to_le_bytes()));
+            bytes.extend([1; 16]);
+            bytes
+        };
+        let samples: Vec<Vec<u8>> = (0..460)
+            .map(|call| sample(call, [0x7000_0000_1000, 4096, 3, 0x22, 5, 0]))
+            .collect();
+        unbroken_fuzz::bytes("announced-call", &samples, |bytes| {
+            let (words, memory) = bytes.split_at(bytes.len().min(56));
+            let mut words = words
+                .chunks_exact(8)
+                .map(|word| u64::from_le_bytes(word.try_into().expect("eight bytes")));
+            let mut word = || words.next().unwrap_or(u64::MAX);
+            let call = word() as i64;
+            let arguments = [word(), word(), word(), word(), word(), word()];
+            let read = |_, into: &mut [u8]| {
+                let known = memory.get(..into.len());
+                known.map(|known| into.copy_from_slice(known)).is_some()
+            };
+            let _ = changes(call, arguments, read);
+        });
+    }
 }

@@ -106,12 +106,11 @@ impl Follower {
         let term = self.role.term();
         let mut reader = JournalReader::new(journal.consumer()?, term);
         let mut following = Following::prepare(self)?;
-        channel::send(tell.as_fd(), &Notice::Empty, &[])?;
+        say(&tell, &Notice::Empty);
         let end = match following.read_on(&mut reader, &watch, &tell) {
             Ok(end) => end,
             Err(error) => {
-                let notice = Notice::Refused(error.to_string());
-                let _ = channel::send(tell.as_fd(), &notice, &[]);
+                say(&tell, &Notice::Refused(error.to_string()));
                 return Err(error);
             }
         };
@@ -123,6 +122,14 @@ impl Follower {
             }
             End::PrimaryDied => following.adopt(line),
         }
+    }
+}
+
+/// Tells the primary. One that is gone hears nothing, which is no reason to give up: its pidfd says
+/// so, and the service is this node's to hold then.
+fn say(tell: &OwnedFd, notice: &Notice) {
+    if let Err(error) = channel::send(tell.as_fd(), notice, &[]) {
+        log!("{notice:?} was not heard: {error}");
     }
 }
 
@@ -224,7 +231,7 @@ impl Following {
         self.commit_flows(first, &change, connections);
         if first {
             self.role.apply(Event::StandbyReady, now_ns());
-            channel::send(tell.as_fd(), &Notice::Warm, &[])?;
+            say(tell, &Notice::Warm);
         }
         Ok(())
     }

@@ -384,3 +384,38 @@ fn is_recent(changed_ns: i64) -> bool {
         _ => true,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every text of /proc/PID/fdinfo that is read anywhere, by everyone who reads one.
+    #[test]
+    fn fuzz_fdinfo_of_objects() {
+        let samples: [&[u8]; 4] = [
+            b"pos:\t0\nflags:\t02\nlock:\t1: POSIX  ADVISORY  WRITE 4711 fe:00:131 0 EOF\n",
+            b"tfd:        5 events:       19 data:                5  pos:0 ino:1797e sdev:f\n",
+            b"clockid: 1\nticks: 0\nsettime flags: 01\nit_value: (0, 49406829)\nit_interval: (1, 0)\n",
+            b"eventfd-count:                2\neventfd-id: 3\nsigmask:\t0000000000004000\n",
+        ];
+        unbroken_fuzz::bytes("fdinfo", &samples.map(<[u8]>::to_vec), |text| {
+            let _ = position_and_flags(text);
+            let mut entries = Vec::new();
+            let _ = crate::epoll::parse(text, &mut entries);
+            let _ = crate::timerfd::parse(text);
+            let _ = crate::eventfd::parse(text, 0);
+            let mut state = RegularFile {
+                path: String::new(),
+                identity: unbroken_image::FileIdentity {
+                    device: 1,
+                    inode: 1,
+                },
+                flags: 0,
+                position: 0,
+                length_bytes: None,
+                locks: Vec::new(),
+            };
+            let _ = file::add_locks(text, Pid(1), &mut state);
+        });
+    }
+}

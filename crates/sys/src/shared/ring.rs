@@ -17,7 +17,7 @@ use std::io;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 /// "UBRING" and the version of the layout.
@@ -54,6 +54,8 @@ struct Shared {
     mapping: Mapping,
     fd: OwnedFd,
     capacity_bytes: u64,
+    /// Nobody will take anything out any more. Known to this process alone.
+    abandoned: AtomicBool,
 }
 
 impl RingMemory {
@@ -107,6 +109,7 @@ impl RingMemory {
             mapping,
             fd,
             capacity_bytes: capacity_bytes as u64,
+            abandoned: AtomicBool::new(false),
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -139,6 +142,13 @@ impl RingMemory {
     /// Makes a consumer's sleep end early: for news that does not come through the ring.
     pub fn wake_consumer(&self) -> io::Result<()> {
         self.shared.ring(DATA_BELL_AT, DATA_SLEEPERS_AT)
+    }
+
+    /// The consumer is gone: a producer of this process that waits for room wakes up, and waits no
+    /// more.
+    pub fn abandon(&self) -> io::Result<()> {
+        self.shared.abandoned.store(true, Ordering::SeqCst);
+        self.shared.ring(ROOM_BELL_AT, ROOM_SLEEPERS_AT)
     }
 
     /// The longest record that fits when the ring is empty.
@@ -275,11 +285,19 @@ impl Producer {
         self.shared.ring(DATA_BELL_AT, DATA_SLEEPERS_AT)
     }
 
-    /// Sleeps until a record of `bytes` fits, at most `timeout`; returns whether it does.
+    /// Whether the consumer is gone, as [`RingMemory::abandon`] was told.
+    pub fn is_abandoned(&self) -> bool {
+        self.shared.abandoned.load(Ordering::SeqCst)
+    }
+
+    /// Sleeps until a record of `bytes` fits or the ring is abandoned, at most `timeout`; returns
+    /// whether it fits. May come back early with false.
     pub fn wait_for_room(&self, bytes: usize, timeout: Option<Duration>) -> io::Result<bool> {
         let bell = (ROOM_BELL_AT, ROOM_SLEEPERS_AT);
+        let fits = || self.room_bytes() >= bytes;
         self.shared
-            .sleep(bell, timeout, || self.room_bytes() >= bytes)
+            .sleep(bell, timeout, || fits() || self.is_abandoned())?;
+        Ok(fits())
     }
 
     fn pad_to_the_start(&mut self, head: u64, offset: u64) -> u64 {
@@ -419,7 +437,8 @@ impl Consumer {
             if left == 0 {
                 return Ok(None);
             }
-            if left < RECORD_HEADER_BYTES as u64 || left > self.shared.capacity_bytes {
+            let unaligned = !position.is_multiple_of(RECORD_HEADER_BYTES as u64);
+            if unaligned || left < RECORD_HEADER_BYTES as u64 || left > self.shared.capacity_bytes {
                 return Err(damaged(position));
             }
             let address = self

@@ -201,4 +201,21 @@ mod tests {
         assert_eq!(parse_timers(""), Some(Vec::new()));
         assert_eq!(parse_timers("ID: 0\n"), None);
     }
+
+    #[test]
+    fn fuzz_status_stat_and_timers() {
+        let stat = "7 (a) b (c)) S 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 \
+                    27 28 29 30 31 32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52\n";
+        let timers = "ID: 0\nsignal: 14/00007ffd00000010\nnotify: signal/pid.77\nClockID: 1\n\
+                      ID: 3\nsignal: 34/0\nnotify: none/tid.78\nClockID: -6\n";
+        unbroken_fuzz::text("proc-status", &[STATUS], |text| {
+            let _ = parse_status(text);
+        });
+        unbroken_fuzz::text("proc-stat", &[stat], |text| {
+            let _ = parse_stat(text);
+        });
+        unbroken_fuzz::text("proc-timers", &[timers], |text| {
+            let _ = parse_timers(text);
+        });
+    }
 }

@@ -66,7 +66,7 @@ impl Guest for Process {
         for (resource, soft, hard) in self.limits() {
             same(&format!("{resource:?}"), getrlimit(resource)?, (soft, hard))?;
         }
-        same("nice", nice()?, 3 + self.round as i64)?;
+        same("nice", nice()?, nice_in(self.round) as i64)?;
         const ADDR_NO_RANDOMIZE: i64 = 0x004_0000;
         same(
             "personality",
@@ -99,7 +99,7 @@ impl Process {
         for (resource, soft, hard) in self.limits() {
             setrlimit(resource, soft, hard).with_context(|| format!("{resource:?}"))?;
         }
-        call(libc::SYS_setpriority, [0, 0, 3 + self.round, 0])?;
+        call(libc::SYS_setpriority, [0, 0, nice_in(self.round), 0])?;
         call(libc::SYS_personality, [0x004_0000, 0, 0, 0])?;
         prctl_set(libc::PR_SET_DUMPABLE, 1 - self.round % 2)?;
         prctl_set(libc::PR_SET_NO_NEW_PRIVS, 1)?;
@@ -147,6 +147,11 @@ impl Process {
         ensure!(stat.contains("guest's name"), "{stat}");
         Ok(())
     }
+}
+
+/// It grows, and there is none beyond 19.
+fn nice_in(round: u64) -> u64 {
+    (3 + round).min(19)
 }
 
 /// The call gives 20 less the nice value.

@@ -70,7 +70,7 @@ impl Guest for Threads {
             let now = worker.portrait.recv_timeout(PATIENCE)?;
             worker.last.own += 1;
             same("a thread", now, worker.last.clone())?;
-            worker.last.nice += 1;
+            worker.last.nice = nicer(worker.last.nice);
             worker.last.policy = policy_after(worker.last.policy);
         }
         // All of them and this one meet: futexes that were waited on before are still the same.
@@ -122,8 +122,8 @@ fn worker(number: usize, barrier: &Arc<Barrier>) -> Result<Worker> {
             OWN.set(OWN.get() + 1);
             let portrait = draw();
             // Of a thread that is not new, and nothing else of which changes.
-            let nicer = (portrait.nice + 1) as u64;
-            let _ = call(libc::SYS_setpriority, [0, 0, nicer, 0]);
+            let nice = nicer(portrait.nice) as u64;
+            let _ = call(libc::SYS_setpriority, [0, 0, nice, 0]);
             let parameters = [0i32; 2];
             let policy = policy_after(portrait.policy) as u64;
             let address = parameters.as_ptr() as u64;
@@ -196,6 +196,11 @@ fn owner(robust: &Arc<RobustMutex>) -> Result<Sender<()>> {
         Ok(None) => Ok(doom),
         other => anyhow::bail!("the robust mutex: {other:?}"),
     }
+}
+
+/// The next nice value; there is none beyond 19.
+fn nicer(nice: i64) -> i64 {
+    (nice + 1).min(19)
 }
 
 fn main() -> ExitCode {

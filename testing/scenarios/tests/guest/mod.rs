@@ -157,6 +157,37 @@ impl Guest {
         Ok(())
     }
 
+    /// Stops a new standby in the middle of its fill, sends the service a signal that means nothing
+    /// to it, says `words`, and hears `ok` while the fill still waits.
+    pub fn tell_while_a_fill_waits(&mut self, words: &str) -> Result<()> {
+        /// Time enough for what there is room for to be sent.
+        const FILLED: Duration = Duration::from_secs(1);
+        /// Before the standby is given up, which would end the wait.
+        const SOON: Duration = Duration::from_secs(5);
+        let before = self.service.kill(Target::Standby, Signal::SIGKILL)?;
+        let status = self.service.wait_for("a fill", |status| {
+            status.state == "syncing" && status.standby_pid != before.standby_pid
+        })?;
+        let standby = status.standby_pid.unwrap_or_default();
+        send(standby, Signal::SIGSTOP)?;
+        std::thread::sleep(FILLED);
+        let state = self.service.status()?.state;
+        ensure!(
+            state == "syncing",
+            "the standby was stopped too late: {state}"
+        );
+        let service = status.service_pids.first().copied().unwrap_or_default();
+        send(service, Signal::SIGWINCH)?;
+        let stream = self.conversation.get_ref();
+        stream.set_read_timeout(Some(SOON))?;
+        self.tell(words)?;
+        let stream = self.conversation.get_ref();
+        stream.set_read_timeout(Some(PATIENCE))?;
+        send(standby, Signal::SIGCONT)?;
+        self.service.wait_protected()?;
+        Ok(())
+    }
+
     /// All that a guest goes through which needs nothing of the host.
     pub fn go_through_all(mut self) -> Result<()> {
         self.set_up_and_check()?;

@@ -1,0 +1,180 @@
+//! What the wire does with packets and logs that are almost right.
+
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use unbroken_sys::shared::RingMemory;
+use unbroken_wire::Tuple;
+use unbroken_wire::craft::{self, Direction, SegmentNumbers};
+use unbroken_wire::flows::{FlowLimits, Flows, NamedConnection, TableChange};
+use unbroken_wire::log::{InputLogReader, InputLogWriter, JournalReader, JournalWriter};
+use unbroken_wire::packet::{Packet, Timestamps};
+
+fn tuple(text: &str) -> Tuple {
+    let service = text.parse().expect("an address");
+    let client = text.replace(":80", ":4000").parse().expect("an address");
+    Tuple::new(service, client)
+}
+
+fn frames() -> Vec<Vec<u8>> {
+    let numbers = SegmentNumbers {
+        sequence: 1000,
+        acknowledgement: 2000,
+        window: 300,
+        timestamps: Some(Timestamps { value: 4, echo: 5 }),
+    };
+    let mut frames = Vec::new();
+    for ends in ["10.211.0.2:80", "[fd75::2]:80"].map(tuple) {
+        for direction in [Direction::ToClient, Direction::ToService] {
+            frames.push(craft::fin(ends, direction, numbers).frame().to_vec());
+            frames.push(craft::ack(ends, direction, numbers).frame().to_vec());
+        }
+    }
+    frames
+}
+
+#[test]
+fn fuzz_packet() {
+    unbroken_fuzz::bytes("packet", &frames(), |frame| {
+        if let Packet::Tcp(segment) = Packet::parse(frame) {
+            let _ = segment.sequence_end();
+            assert!(segment.payload.len() <= frame.len());
+        }
+    });
+}
+
+/// A row of packets either way, with epochs between them: each is a byte that says what it is, two
+/// for the length, and the frame.
+#[test]
+fn fuzz_flows() {
+    let mut row = Vec::new();
+    for (number, frame) in frames().into_iter().cycle().take(24).enumerate() {
+        row.push(number as u8);
+        row.extend((frame.len() as u16).to_le_bytes());
+        row.extend(frame);
+    }
+    unbroken_fuzz::bytes("flows", &[row], |row| {
+        let mut flows = [
+            Flows::of_standby(FlowLimits::default()),
+            Flows::of_primary(FlowLimits::default()),
+        ];
+        let (mut rest, mut position) = (row, 1);
+        while let [what, low, high, after @ ..] = rest {
+            let length = usize::from(u16::from_le_bytes([*low, *high])).min(after.len());
+            let (frame, next) = after.split_at(length);
+            rest = next;
+            for flows in &mut flows {
+                play(flows, *what, frame, position);
+            }
+            position += 1;
+        }
+        for flows in &mut flows {
+            let kept: usize = flows
+                .replay_after_takeover()
+                .iter()
+                .map(|(_, frame)| frame.len())
+                .sum();
+            assert!(kept <= row.len(), "{kept} bytes of {}", row.len());
+            let _ = flows.retained();
+            let _ = flows.known();
+            let ends = [tuple("10.211.0.2:80")];
+            flows.became_primary(&ends);
+        }
+    });
+}
+
+fn play(flows: &mut Flows, what: u8, frame: &[u8], position: u64) {
+    let now_ns = position * 1_000_000;
+    match what % 8 {
+        0..4 => flows.input(position, frame, now_ns),
+        4 | 5 => flows.output(frame, now_ns),
+        6 => drop(flows.answer_for_closed(frame)),
+        _ => {
+            let named = NamedConnection {
+                tuple: tuple("10.211.0.2:80"),
+                client_sequence: 1001,
+            };
+            let mut accepted = Vec::new();
+            flows.take_accepted(&mut accepted);
+            let change = TableChange {
+                gone: &[],
+                stood: &[named],
+                accepted: &accepted,
+                input_position: position,
+            };
+            flows.commit(change, now_ns);
+        }
+    }
+}
+
+/// Memory that somebody has written over is refused, or read to an end.
+#[test]
+fn fuzz_logs() {
+    const CAPACITY_BYTES: usize = 8192;
+    let sample = |write: &dyn Fn(&RingMemory)| {
+        let ring = RingMemory::create("fuzz", CAPACITY_BYTES).expect("ring");
+        write(&ring);
+        let file = file_of(&ring);
+        let mut content = vec![0; file.metadata().expect("length").len() as usize];
+        file.read_exact_at(&mut content, 0).expect("read");
+        content
+    };
+    let journal = sample(&|ring| {
+        let mut journal = JournalWriter::new(ring.producer().expect("producer"), 3);
+        journal.reserve(60).expect("room").publish_part(40, 20);
+        drop(journal.reserve(60).expect("room").publish_epoch(0, 20));
+    });
+    let inputs = sample(&|ring| {
+        let mut inputs = InputLogWriter::new(ring.producer().expect("producer"));
+        assert!(inputs.append(1, &frames()[0]) && inputs.append(2, &frames()[1]));
+    });
+    let length = journal.len();
+    unbroken_fuzz::bytes("logs", &[journal, inputs], |bytes| {
+        for read in [read_journal, read_inputs] {
+            let ring = RingMemory::create("fuzz", CAPACITY_BYTES).expect("ring");
+            let bytes = &bytes[..bytes.len().min(length)];
+            file_of(&ring).write_all_at(bytes, 0).expect("write");
+            read(&ring);
+        }
+    });
+}
+
+fn read_journal(ring: &RingMemory) {
+    let Ok(consumer) = ring.consumer() else {
+        return;
+    };
+    let mut reader = JournalReader::new(consumer, 3);
+    for _ in 0..1000 {
+        match reader.peek() {
+            Ok(Some(entry)) => assert!(entry.bulk.len() + entry.structure.len() < 8192),
+            _ => return,
+        }
+        if reader.consume().is_err() {
+            return;
+        }
+    }
+    panic!("more records than there is room for");
+}
+
+fn read_inputs(ring: &RingMemory) {
+    let Ok(consumer) = ring.consumer() else {
+        return;
+    };
+    let mut reader = InputLogReader::new(consumer);
+    for _ in 0..1000 {
+        match reader.peek() {
+            Ok(Some((_, frame))) => assert!(frame.len() < 8192),
+            _ => return,
+        }
+        if reader.consume().is_err() {
+            return;
+        }
+    }
+    panic!("more records than there is room for");
+}
+
+fn file_of(ring: &RingMemory) -> std::fs::File {
+    ring.as_fd()
+        .try_clone_to_owned()
+        .expect("descriptor")
+        .into()
+}
