@@ -5,7 +5,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
 
 const READ_BYTES: usize = 64 * 1024;
 
@@ -128,9 +129,8 @@ pub(crate) fn wait(
         slots.push(index);
         descriptors.push(PollFd::new(connection.stream.as_fd(), wanted));
     }
-    // Rounded up: a timeout of less than a millisecond must not become a busy loop.
-    let timeout_ms = timeout.as_micros().div_ceil(1000).min(60_000) as u16;
-    match poll(&mut descriptors, PollTimeout::from(timeout_ms)) {
+    // Not poll: its milliseconds would turn an even load into bursts.
+    match ppoll(&mut descriptors, Some(TimeSpec::from(timeout)), None) {
         Ok(_) | Err(nix::errno::Errno::EINTR) => {}
         Err(errno) => return Err(errno.into()),
     }

@@ -3,8 +3,9 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use hdrhistogram::Histogram;
 use serde::Serialize;
 
 /// At most this many failures are kept in words; the counters count all of them.
@@ -26,6 +27,8 @@ pub struct Tally {
     reconnects: AtomicU64,
     longest_gap_us: AtomicU64,
     failures: Mutex<Vec<String>>,
+    /// Nanoseconds from what was sent to its arrival, or to its answer, where the load knows both.
+    latency_ns: Mutex<Histogram<u64>>,
 }
 
 /// The counters at one moment.
@@ -66,6 +69,7 @@ impl Tally {
             reconnects: AtomicU64::new(0),
             longest_gap_us: AtomicU64::new(0),
             failures: Mutex::new(Vec::new()),
+            latency_ns: Mutex::new(times_ns()),
         }
     }
 
@@ -85,6 +89,11 @@ impl Tally {
 
     pub fn add_received(&self, units: u64) {
         self.received.fetch_add(units, Ordering::Relaxed);
+    }
+
+    /// Units received so far.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
     }
 
     /// Counts units that did not arrive.
@@ -113,6 +122,22 @@ impl Tally {
     pub fn add_reconnect(&self, what: impl FnOnce() -> String) {
         self.reconnects.fetch_add(1, Ordering::Relaxed);
         self.note(what);
+    }
+
+    /// Counts how long one message or answer took.
+    pub fn add_latency(&self, took: Duration) {
+        if let Ok(mut latency_ns) = self.latency_ns.lock() {
+            latency_ns.saturating_record(took.as_nanos() as u64);
+        }
+    }
+
+    /// The times so far, in nanoseconds; they begin anew from here.
+    pub fn take_latency_ns(&self) -> Histogram<u64> {
+        let taken = self.latency_ns.lock();
+        taken.map_or_else(
+            |_| times_ns(),
+            |mut times| std::mem::replace(&mut *times, times_ns()),
+        )
     }
 
     fn note(&self, what: impl FnOnce() -> String) {
@@ -145,6 +170,12 @@ impl Tally {
     }
 }
 
+/// An empty histogram of times in nanoseconds, up to a minute, exact to a thousandth.
+pub fn times_ns() -> Histogram<u64> {
+    const MOST_NS: u64 = 60_000_000_000;
+    Histogram::new_with_bounds(1, MOST_NS, 3).expect("the bounds are constants in order")
+}
+
 impl Snapshot {
     /// Nothing lost, doubled, reordered or damaged, and no connection broke.
     pub fn is_clean(&self) -> bool {
@@ -168,6 +199,11 @@ impl Timeline {
                 .fetch_max(now_us - last_us, Ordering::Relaxed);
         }
         self.received_us.push(now_us);
+    }
+
+    /// Every arrival, in microseconds of the load's clock.
+    pub fn received_us(&self) -> &[u64] {
+        &self.received_us
     }
 
     /// The longest time between two arrivals of which some part lies in `from_us..=until_us`.
