@@ -106,28 +106,42 @@ impl Bench {
         Subject::start(&self.cores, side, served.name, served.port, served.command)
     }
 
-    /// Lets a load warm up, then looks at it for a window.
-    pub fn watch(&self, running: &Running) -> Result<Window> {
-        self.watch_for(running, self.window())
-    }
-
-    pub fn watch_for(&self, running: &Running, window: Duration) -> Result<Window> {
+    /// Lets a load warm up, then looks at it for a window. `name` tells the windows of one run
+    /// apart; one that has only one needs none.
+    pub fn watch(&self, subject: &Subject, running: &Running, name: &str) -> Result<Window> {
         std::thread::sleep(WARM_UP);
         let tally = running.tally();
+        let epoch = subject.epoch()?;
         drop(tally.take_latency_ns());
         let (since, begun) = (self.cores.since_now()?, Instant::now());
         let before = tally.received();
-        std::thread::sleep(window);
+        std::thread::sleep(self.window());
         let received = tally.received() - before;
         let seconds = begun.elapsed().as_secs_f64();
         if running.has_ended() {
             bail!("the load ended early: {:?}", tally.snapshot().failures);
         }
-        Ok(Window {
+        let window = Window {
             received_per_s: received as f64 / seconds,
             latency_ns: tally.take_latency_ns(),
             busy: self.cores.busy(&since)?,
-        })
+        };
+        subject.note_profile(name, epoch, begun.elapsed().as_secs_f64())?;
+        Ok(window)
+    }
+
+    /// As [`Bench::watch`], for a load that is a program of its own.
+    pub fn watch_program<T>(
+        &self,
+        subject: &Subject,
+        program: impl FnOnce() -> Result<T>,
+    ) -> Result<(T, Busy)> {
+        let epoch = subject.epoch()?;
+        let (since, begun) = (self.cores.since_now()?, Instant::now());
+        let found = program()?;
+        let busy = self.cores.busy(&since)?;
+        subject.note_profile("", epoch, begun.elapsed().as_secs_f64())?;
+        Ok((found, busy))
     }
 
     /// Runs both sides in turn, each on a server of its own, and files what `measure` reads. What
@@ -141,11 +155,12 @@ impl Bench {
     ) {
         for _ in 0..self.rounds() {
             for side in [Side::Unprotected, Side::Protected] {
-                match self.one_run(side, served, case, &mut measure) {
-                    Ok((readings, profile)) => {
+                match self.one_run(side, served, &mut measure) {
+                    Ok((readings, profiles)) => {
                         self.tell_readings(case, side, &readings);
                         file(section, case, side, readings);
-                        if let Some(profile) = profile {
+                        for mut profile in profiles {
+                            profile.case = [case, &profile.case].join(" ").trim_end().into();
                             section.profiles.retain(|other| other.case != profile.case);
                             section.profiles.push(profile);
                         }
@@ -163,18 +178,17 @@ impl Bench {
         &self,
         side: Side,
         served: &Served<'_>,
-        case: &str,
         measure: &mut impl FnMut(&Subject, Side) -> Result<Vec<Reading>>,
-    ) -> Result<(Vec<Reading>, Option<Profile>)> {
+    ) -> Result<(Vec<Reading>, Vec<Profile>)> {
         let subject = self.start(side, served)?;
         let outcome = measure(&subject, side);
         let readings = outcome.with_context(|| match subject.service() {
             Some(service) => format!("state {}", state(service)),
             None => served.name.to_string(),
         })?;
-        let profile = subject.profile(case)?;
+        let profiles = subject.take_profiles();
         subject.stop().context("ending the server")?;
-        Ok((readings, profile))
+        Ok((readings, profiles))
     }
 
     /// Notes that something could not be measured; a number that is missing says so.

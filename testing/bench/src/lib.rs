@@ -6,11 +6,17 @@
 
 mod bench;
 mod cores;
+mod failover;
+mod figures;
 mod histogram;
 mod machine;
 pub mod model;
+mod report;
 mod sections;
+mod stalls;
 mod subject;
+mod sweeps;
+mod targets;
 mod text;
 mod tool;
 mod workloads;
@@ -86,6 +92,9 @@ pub fn run(options: &Options) -> Result<()> {
         replace(&mut measured, section);
         write_json(&file, &measured)?;
     }
+    if !options.short {
+        write_report(&place, options, &measured)?;
+    }
     println!("measured in {:.0} s", begun.elapsed().as_secs_f64());
     for line in &failures {
         println!("not measured: {line}");
@@ -128,6 +137,23 @@ fn read(file: &Path) -> Measured {
 fn write_json(file: &Path, measured: &Measured) -> Result<()> {
     let text = serde_json::to_string_pretty(measured)?;
     std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// The page beside the numbers, and the document once nothing is missing.
+fn write_report(place: &Path, options: &Options, measured: &Measured) -> Result<()> {
+    let page = place.join("report.html");
+    std::fs::write(&page, report::html(measured))
+        .with_context(|| format!("cannot write {}", page.display()))?;
+    println!("{}", page.display());
+    if measured.sections.len() < sections::ALL.len() {
+        println!("docs/FIGURES.md is left as it is: not every section has been measured");
+        return Ok(());
+    }
+    let document = options.root.join("docs/FIGURES.md");
+    std::fs::write(&document, figures::markdown(measured))
+        .with_context(|| format!("cannot write {}", document.display()))?;
+    println!("{}", document.display());
+    Ok(())
 }
 
 /// Thousands of connections need as many descriptors, here and in the servers, which inherit it.

@@ -3,8 +3,11 @@
 use anyhow::Result;
 
 use crate::bench::Bench;
+use crate::failover;
 use crate::model::Section;
-use crate::workloads::{echo, icecast, memcached, nginx, ngircd, redis};
+use crate::stalls;
+use crate::sweeps::{connections, dirty, memory, threads};
+use crate::workloads::{echo, footprint, icecast, memcached, nginx, ngircd, redis};
 
 /// One workload or one question.
 pub struct Kind {
@@ -17,7 +20,14 @@ pub struct Kind {
 }
 
 /// In the order of the report.
-pub const ALL: [Kind; 6] = [
+pub const ALL: [Kind; 13] = [
+    Kind {
+        name: "stalls",
+        title: "What the machine does by itself",
+        about: "A thread on the service's core that does nothing but read the clock, and the gaps in which it could not: what a hypervisor and a kernel do to any program, protected or not. No pause can be shorter for longer than these.",
+        in_short: true,
+        run: stalls::run,
+    },
     Kind {
         name: "echo",
         title: "Echo",
@@ -64,5 +74,47 @@ pub const ALL: [Kind; 6] = [
         about: "Pressed by wrk on 20 connections.",
         in_short: false,
         run: nginx::run,
+    },
+    Kind {
+        name: "footprint",
+        title: "A server of middle size",
+        about: "redis-server with 100 MB and 200 connections, 5,000 SET a second all together.",
+        in_short: false,
+        run: footprint::run,
+    },
+    Kind {
+        name: "failover",
+        title: "Around a kill",
+        about: "The server is killed with SIGKILL under load, five times each: a chat of 20 clients that each hear about 1,000 messages a second, and a store with 20 connections and 20,000 SET a second all together. Every client checks everything it gets; a dot is an arrival.",
+        in_short: false,
+        run: failover::run,
+    },
+    Kind {
+        name: "connections",
+        title: "Sweep: connections",
+        about: "A small epoll server that echoes. Idle: one connection asks, the others are open. Active: all ask, each again as soon as it has its answer.",
+        in_short: false,
+        run: connections::run,
+    },
+    Kind {
+        name: "memory",
+        title: "Sweep: resident memory",
+        about: "Memory that was written once and is left alone, beside 1,000 requests a second. Filling: the standby is killed, and the time until another one protects.",
+        in_short: false,
+        run: memory::run,
+    },
+    Kind {
+        name: "dirty",
+        title: "Sweep: dirty pages",
+        about: "A thread that writes so many pages of 64 MB each millisecond, one word each, beside 1,000 requests a second.",
+        in_short: false,
+        run: dirty::run,
+    },
+    Kind {
+        name: "threads",
+        title: "Sweep: threads",
+        about: "Each thread serves connections of its own from an epoll of its own. One asked: one connection, the other threads wait. All asked: a connection for each thread.",
+        in_short: false,
+        run: threads::run,
     },
 ];

@@ -1,5 +1,6 @@
 //! A server to be measured, unprotected or protected, with the same pin.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -33,6 +34,8 @@ pub type MakeCommand<'a> = dyn Fn(&Path) -> Result<Vec<String>> + 'a;
 pub struct Subject {
     address: SocketAddr,
     running: Running,
+    /// What the protected service said of itself in each window.
+    profiles: RefCell<Vec<Profile>>,
     /// Its files; gone after it.
     _scratch: Scratch,
 }
@@ -80,6 +83,7 @@ impl Subject {
         Ok(Self {
             address,
             running,
+            profiles: RefCell::default(),
             _scratch: scratch,
         })
     }
@@ -96,22 +100,40 @@ impl Subject {
         }
     }
 
-    /// What the protected service says of itself; `None` on the unprotected side.
-    pub fn profile(&self, case: &str) -> Result<Option<Profile>> {
+    /// The number of the newest epoch; 0 on the unprotected side.
+    pub fn epoch(&self) -> Result<u64> {
         let Some(service) = self.service() else {
-            return Ok(None);
+            return Ok(0);
+        };
+        Ok(service.status()?.whole["epoch"].as_u64().unwrap_or(0))
+    }
+
+    /// What was noted so far.
+    pub fn take_profiles(&self) -> Vec<Profile> {
+        self.profiles.take()
+    }
+
+    /// Notes what the protected service says of itself now, at the end of a window that began
+    /// `seconds` ago with `epoch`.
+    pub fn note_profile(&self, window: &str, epoch: u64, seconds: f64) -> Result<()> {
+        let Some(service) = self.service() else {
+            return Ok(());
         };
         let status = service.status()?;
         if !status.is_protected() {
             bail!(
-                "{case}: the service is {} ({})",
+                "{window}: the service is {} ({})",
                 status.state,
                 status.whole["reason"].as_str().unwrap_or_default()
             );
         }
         let number = |key: &str| status.whole[key].as_f64().unwrap_or(0.0);
-        Ok(Some(Profile {
-            case: case.into(),
+        let epochs = status.whole["epoch"]
+            .as_u64()
+            .unwrap_or(0)
+            .saturating_sub(epoch);
+        self.profiles.borrow_mut().push(Profile {
+            case: window.into(),
             pause_us: times(&status.whole["pause_us"]),
             hold_us: times(&status.whole["hold_us"]),
             steps_us: status
@@ -119,12 +141,13 @@ impl Subject {
                 .iter()
                 .map(|(name, value)| (name.clone(), times(value)))
                 .collect(),
-            epochs_per_s: number("epochs_per_s"),
+            epochs_per_s: epochs as f64 / seconds,
             dirty_pages_per_epoch: number("dirty_pages_per_epoch"),
             bytes_per_epoch: number("bytes_per_epoch"),
             connections: number("connections") as u64,
             resident_bytes: number("resident_bytes") as u64,
-        }))
+        });
+        Ok(())
     }
 
     /// Ends the server; on the protected side nothing may be left of it.

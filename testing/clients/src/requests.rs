@@ -23,6 +23,8 @@ pub enum Kind {
     /// Reads back what the first [`Kind::MemcachedSet`] of this connection would have stored; it
     /// is stored before the load begins.
     MemcachedGet(usize),
+    /// Stores a value of so many bytes in a redis server.
+    RedisSet(usize),
 }
 
 /// How a load of requests behaves.
@@ -265,6 +267,13 @@ fn exchange(kind: Kind, connection: usize, number: u64) -> (Vec<u8>, Vec<u8>) {
             let value = value(connection, bytes);
             let request = format!("set key:{connection} 0 0 {bytes}\r\n{value}\r\n");
             (request.into_bytes(), b"STORED\r\n".to_vec())
+        }
+        Kind::RedisSet(bytes) => {
+            let (key, value) = (format!("key:{connection}"), value(connection, bytes));
+            let key_bytes = key.len();
+            let request =
+                format!("*3\r\n$3\r\nSET\r\n${key_bytes}\r\n{key}\r\n${bytes}\r\n{value}\r\n");
+            (request.into_bytes(), b"+OK\r\n".to_vec())
         }
         Kind::MemcachedGet(bytes) => {
             let value = value(connection, bytes);

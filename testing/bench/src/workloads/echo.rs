@@ -29,7 +29,7 @@ pub fn run(bench: &Bench, section: &mut Section) -> Result<()> {
                 rate_per_s: None,
             };
             let running = requests::start(subject.address(), &options)?;
-            let window = bench.watch(&running)?;
+            let window = bench.watch(subject, &running, "")?;
             finish(running)?;
             if connections == 1 {
                 sets.retain(|set: &BarSet| set.name != side.name());

@@ -10,6 +10,9 @@ use crate::histogram::bars;
 use crate::model::{BarSet, Bars, Section};
 use crate::text::count;
 
+/// What was delivered to a crowd of listeners at their rate.
+pub const DELIVERED_AT_RATE: &str = "delivered in time";
+
 const RATE_BYTES_PER_S: u64 = 320_000 / 8;
 /// The first look, from which the number of listeners that the cores take is reckoned.
 const PROBE_LISTENERS: usize = 200;
@@ -37,7 +40,7 @@ pub fn run(bench: &Bench, section: &mut Section) -> Result<()> {
 
 /// How many listeners take the given share of the busier core, unprotected.
 fn reckon(section: &mut Section) -> Option<usize> {
-    let row = section.comparison(&count(PROBE_LISTENERS, "listener"), "delivered")?;
+    let row = section.comparison(&count(PROBE_LISTENERS, "listener"), DELIVERED_AT_RATE)?;
     let busy = row.busy_unprotected;
     let by_server = PROBE_LISTENERS as f64 * SHARE / busy.service.max(0.01);
     let by_clients = PROBE_LISTENERS as f64 * SHARE / busy.others.max(0.01);
@@ -66,7 +69,7 @@ fn at_rate(bench: &Bench, section: &mut Section, served: &Served<'_>, listeners:
             rate_bytes_per_s: Some(RATE_BYTES_PER_S),
         };
         let running = icecast::start(subject.address(), &options)?;
-        let window = bench.watch(&running)?;
+        let window = bench.watch(subject, &running, "")?;
         let until_us = running.tally().now_us();
         let report = finish(running)?;
         let span_us = bench.window().as_micros() as u64;
@@ -76,7 +79,7 @@ fn at_rate(bench: &Bench, section: &mut Section, served: &Served<'_>, listeners:
         let gap_ms = |quantile| gaps.value_at_quantile(quantile) as f64 / 1e6;
         let busy = window.busy;
         Ok(vec![
-            Reading::higher("delivered", "MB/s", window.received_per_s / 1e6, busy),
+            Reading::higher(DELIVERED_AT_RATE, "MB/s", window.received_per_s / 1e6, busy),
             Reading::lower("gap between chunks p50", "ms", gap_ms(0.5), busy),
             Reading::lower("gap between chunks p99", "ms", gap_ms(0.99), busy),
             Reading::lower("gap between chunks max", "ms", gap_ms(1.0), busy),
@@ -97,7 +100,7 @@ fn at_full_speed(bench: &Bench, section: &mut Section, served: &Served<'_>) {
             rate_bytes_per_s: None,
         };
         let running = icecast::start(subject.address(), &options)?;
-        let window = bench.watch(&running)?;
+        let window = bench.watch(subject, &running, "")?;
         finish(running)?;
         let rate = window.received_per_s / 1e6;
         Ok(vec![Reading::higher(

@@ -31,7 +31,7 @@ pub fn run(bench: &Bench, section: &mut Section) -> Result<()> {
                     rate_per_s: None,
                 };
                 let running = requests::start(subject.address(), &options)?;
-                let window = bench.watch(&running)?;
+                let window = bench.watch(subject, &running, name)?;
                 finish(running)?;
                 readings.push(Reading::higher(
                     name,

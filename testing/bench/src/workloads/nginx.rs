@@ -40,9 +40,9 @@ pub fn run(bench: &Bench, section: &mut Section) -> Result<()> {
                     &format!("http://{}/{path}", subject.address()),
                 ]
                 .map(String::from);
-                let since = bench.cores.since_now()?;
-                let found = wrk_result(&tool::run("wrk", &arguments)?)?;
-                let busy = bench.cores.busy(&since)?;
+                let (printed, busy) =
+                    bench.watch_program(subject, || tool::run("wrk", &arguments))?;
+                let found = wrk_result(&printed)?;
                 let amount = if large {
                     let bytes = config::NGINX_LARGE_BYTES as f64;
                     Reading::higher("served", "MB/s", found.per_s * bytes / 1e6, busy)

@@ -39,14 +39,14 @@ pub fn run(bench: &Bench, section: &mut Section) -> Result<()> {
                 };
                 let (running, pace) = irc::start_paced(subject.address(), &options)?;
                 pace.saturate(UNHEARD);
-                let full = bench.watch(&running)?;
+                let full = bench.watch(subject, &running, "pressed")?;
                 let capacity = *capacity_per_s.get_or_insert(full.received_per_s);
                 let hearers = (clients - 1) as f64;
                 let rate = |share: f64| capacity * share / hearers / *clients as f64;
                 pace.set_rate(rate(0.8));
-                let most = bench.watch(&running)?;
+                let most = bench.watch(subject, &running, "at 80 %")?;
                 pace.set_rate(rate(0.5));
-                let half = bench.watch(&running)?;
+                let half = bench.watch(subject, &running, "at 50 %")?;
                 finish(running)?;
                 let mut readings = vec![
                     Reading::higher("delivered, pressed", "/s", full.received_per_s, full.busy),

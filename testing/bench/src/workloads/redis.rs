@@ -38,9 +38,7 @@ pub fn run(bench: &Bench, section: &mut Section) -> Result<()> {
                         *known.insert((fill as u64).max(PROBE_REQUESTS))
                     }
                 };
-                let since = bench.cores.since_now()?;
-                let printed = press(requests)?;
-                let busy = bench.cores.busy(&since)?;
+                let (printed, busy) = bench.watch_program(subject, || press(requests))?;
                 let mut readings = Vec::new();
                 for command in ["GET", "SET"] {
                     let row = redis_row(&printed, command)?;
