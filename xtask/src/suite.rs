@@ -4,8 +4,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Result, bail};
 
+use crate::bench;
 use crate::packages::{self, install_missing};
-use crate::tools::{build_release, cargo, require_root, succeeds};
+use crate::tools::{cargo, require_root, succeeds};
 
 /// Scenarios measure pauses and kill at moments; more than this at a time disturb each other when
 /// the test runner cannot limit them by itself (.config/nextest.toml does).
@@ -53,6 +54,7 @@ pub fn run() -> Result<()> {
         packages::NGIRCD,
         packages::ICECAST,
         packages::REDIS,
+        packages::REDIS_TOOLS,
     ])?;
     let mut failed = Vec::new();
     for check in CHECKS {
@@ -63,7 +65,7 @@ pub fn run() -> Result<()> {
         }
     }
     println!("== build");
-    build_release()?;
+    bench::build()?;
     // The scenarios start these programs by name.
     if !succeeds(&mut cargo(&[
         "build",
@@ -74,6 +76,10 @@ pub fn run() -> Result<()> {
         "--bins",
     ]))? {
         bail!("the build failed; in full: `cargo build --workspace --bins`");
+    }
+    println!("== promises about figures");
+    if bench::measure(&["--short"]).is_err() {
+        failed.push("promises about figures");
     }
     println!("== tests");
     if !succeeds(&mut tests())? {

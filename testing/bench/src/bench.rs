@@ -130,6 +130,22 @@ impl Bench {
         Ok(window)
     }
 
+    /// Waits until a load that has fallen silent hears nothing more.
+    pub fn settle(&self, running: &Running) {
+        const QUIET: Duration = Duration::from_millis(100);
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let begun = Instant::now();
+        let mut received = running.tally().received();
+        while begun.elapsed() < PATIENCE {
+            std::thread::sleep(QUIET);
+            let now = running.tally().received();
+            if now == received {
+                return;
+            }
+            received = now;
+        }
+    }
+
     /// As [`Bench::watch`], for a load that is a program of its own.
     pub fn watch_program<T>(
         &self,

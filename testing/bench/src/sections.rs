@@ -14,8 +14,6 @@ pub struct Kind {
     pub name: &'static str,
     pub title: &'static str,
     pub about: &'static str,
-    /// Whether the short form runs it too.
-    pub in_short: bool,
     pub run: fn(&Bench, &mut Section) -> Result<()>,
 }
 
@@ -25,7 +23,6 @@ pub const ALL: [Kind; 13] = [
         name: "stalls",
         title: "What the machine does by itself",
         about: "A thread on the service's core that does nothing but read the clock, and the gaps in which it could not: what a hypervisor and a kernel do to any program, protected or not. No pause can be shorter for longer than these.",
-        in_short: true,
         run: stalls::run,
     },
     Kind {
@@ -33,7 +30,6 @@ pub const ALL: [Kind; 13] = [
         title: "Echo",
         about: "A server that sends every byte back, one request of 64 bytes at a time on each \
                 connection: the floor of every answer time.",
-        in_short: true,
         run: echo::run,
     },
     Kind {
@@ -42,7 +38,6 @@ pub const ALL: [Kind; 13] = [
         about: "Everybody in one channel; each message of 80 bytes goes to all others. Pressed: as \
                 fast as messages are heard. 80 % and 50 %: those parts of what the unprotected \
                 server delivers when pressed, offered to both.",
-        in_short: true,
         run: ngircd::run,
     },
     Kind {
@@ -50,14 +45,12 @@ pub const ALL: [Kind; 13] = [
         title: "Streaming: icecast2",
         about: "One source, many listeners at 320 kbit/s, every byte checked; and one listener as \
                 fast as the server passes the stream on.",
-        in_short: false,
         run: icecast::run,
     },
     Kind {
         name: "redis",
         title: "Key-value store: redis-server",
         about: "Pressed by redis-benchmark with values of 64 bytes.",
-        in_short: true,
         run: redis::run,
     },
     Kind {
@@ -65,56 +58,48 @@ pub const ALL: [Kind; 13] = [
         title: "Cache: memcached",
         about: "Four threads on one core, values of 100 bytes, one request at a time on each \
                 connection, every answer checked.",
-        in_short: false,
         run: memcached::run,
     },
     Kind {
         name: "nginx",
         title: "Web: nginx as one process",
         about: "Pressed by wrk on 20 connections.",
-        in_short: false,
         run: nginx::run,
     },
     Kind {
         name: "footprint",
         title: "A server of middle size",
         about: "redis-server with 100 MB and 200 connections, 5,000 SET a second all together.",
-        in_short: false,
         run: footprint::run,
     },
     Kind {
         name: "failover",
         title: "Around a kill",
         about: "The server is killed with SIGKILL under load, five times each: a chat of 20 clients that each hear about 1,000 messages a second, and a store with 20 connections and 20,000 SET a second all together. Every client checks everything it gets; a dot is an arrival.",
-        in_short: false,
         run: failover::run,
     },
     Kind {
         name: "connections",
         title: "Sweep: connections",
         about: "A small epoll server that echoes. Idle: one connection asks, the others are open. Active: all ask, each again as soon as it has its answer.",
-        in_short: false,
         run: connections::run,
     },
     Kind {
         name: "memory",
         title: "Sweep: resident memory",
         about: "Memory that was written once and is left alone, beside 1,000 requests a second. Filling: the standby is killed, and the time until another one protects.",
-        in_short: false,
         run: memory::run,
     },
     Kind {
         name: "dirty",
         title: "Sweep: dirty pages",
         about: "A thread that writes so many pages of 64 MB each millisecond, one word each, beside 1,000 requests a second.",
-        in_short: false,
         run: dirty::run,
     },
     Kind {
         name: "threads",
         title: "Sweep: threads",
         about: "Each thread serves connections of its own from an epoll of its own. One asked: one connection, the other threads wait. All asked: a connection for each thread.",
-        in_short: false,
         run: threads::run,
     },
 ];

@@ -2,7 +2,7 @@
 
 use crate::model::{Measured, Spread};
 use crate::text::{duration_us, number};
-use crate::workloads::{footprint, icecast};
+use crate::workloads::{footprint, icecast, ngircd};
 
 /// What became of a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,7 +151,9 @@ fn worst(ratios: Vec<Spread>, limit: f64) -> Found {
 
 fn chat(measured: &Measured) -> Found {
     let rows = &measured.section("ngircd")?.comparisons;
-    let rows = rows.iter().filter(|row| row.measure == "delivered at 80 %");
+    let rows = rows
+        .iter()
+        .filter(|row| row.measure == ngircd::AT_MOST_OF_IT);
     worst(rows.filter_map(|row| row.ratios()).collect(), 0.97)
 }
 

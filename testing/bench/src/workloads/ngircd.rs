@@ -6,19 +6,15 @@ use unbroken_clients::irc::{self, Options};
 
 use crate::bench::{Bench, Reading, Served, finish};
 use crate::model::Section;
-use crate::subject::MakeCommand;
 use crate::text::count;
 
-/// Messages of the whole swarm that somebody has still to hear, at saturation.
-const UNHEARD: u64 = 32;
+/// Messages of the whole swarm that somebody has still to hear, at saturation: enough that the
+/// swarm is limited by the server and not by how long one message takes.
+const UNHEARD: u64 = 256;
 
-pub fn served<'a>(command: &'a MakeCommand<'a>) -> Served<'a> {
-    Served {
-        name: "ngircd",
-        port: config::IRC_PORT,
-        command,
-    }
-}
+pub const PRESSED: &str = "delivered, pressed";
+pub const AT_MOST_OF_IT: &str = "delivered at 80 %";
+pub const AT_HALF: &str = "delivered at 50 %";
 
 pub fn run(bench: &Bench, section: &mut Section) -> Result<()> {
     let sizes: &[usize] = if bench.short { &[20] } else { &[20, 200, 1000] };
@@ -27,35 +23,46 @@ pub fn run(bench: &Bench, section: &mut Section) -> Result<()> {
         // What the unprotected server delivers when pressed, measured first: the other loads are
         // parts of it, the same for both sides.
         let mut capacity_per_s = None;
-        bench.compare(
-            section,
-            &served(&|directory| Ok(config::ngircd(directory)?)),
-            &case,
-            |subject, _| {
-                let options = Options {
-                    clients: *clients,
-                    rate_per_s: 0.1,
-                    ..Options::default()
-                };
-                let (running, pace) = irc::start_paced(subject.address(), &options)?;
-                pace.saturate(UNHEARD);
-                let full = bench.watch(subject, &running, "pressed")?;
-                let capacity = *capacity_per_s.get_or_insert(full.received_per_s);
-                let hearers = (clients - 1) as f64;
-                let rate = |share: f64| capacity * share / hearers / *clients as f64;
-                pace.set_rate(rate(0.8));
-                let most = bench.watch(subject, &running, "at 80 %")?;
-                pace.set_rate(rate(0.5));
-                let half = bench.watch(subject, &running, "at 50 %")?;
-                finish(running)?;
-                let mut readings = vec![
-                    Reading::higher("delivered, pressed", "/s", full.received_per_s, full.busy),
-                    Reading::higher("delivered at 80 %", "/s", most.received_per_s, most.busy),
-                ];
-                readings.extend(half.latencies("delay at 50 %"));
-                Ok(readings)
-            },
-        );
+        let served = Served {
+            name: "ngircd",
+            port: config::IRC_PORT,
+            command: &|directory| Ok(config::ngircd(directory)?),
+        };
+        bench.compare(section, &served, &case, |subject, _| {
+            let options = Options {
+                clients: *clients,
+                rate_per_s: 0.1,
+                ..Options::default()
+            };
+            let (running, pace) = irc::start_paced(subject.address(), &options)?;
+            let capacity = match capacity_per_s {
+                Some(capacity) => capacity,
+                None => {
+                    pace.saturate(UNHEARD);
+                    let found = bench.watch(subject, &running, "pressed")?.received_per_s;
+                    *capacity_per_s.insert(found)
+                }
+            };
+            // What is still under way belongs to no other load.
+            pace.saturate(0);
+            bench.settle(&running);
+            let hearers = (clients - 1) as f64;
+            let rate = |share: f64| capacity * share / hearers / *clients as f64;
+            pace.set_rate(rate(0.5));
+            let half = bench.watch(subject, &running, "at 50 %")?;
+            pace.set_rate(rate(0.8));
+            let most = bench.watch(subject, &running, "at 80 %")?;
+            pace.saturate(UNHEARD);
+            let full = bench.watch(subject, &running, "pressed")?;
+            finish(running)?;
+            let mut readings = vec![
+                Reading::higher(PRESSED, "/s", full.received_per_s, full.busy),
+                Reading::higher(AT_MOST_OF_IT, "/s", most.received_per_s, most.busy),
+                Reading::higher(AT_HALF, "/s", half.received_per_s, half.busy),
+            ];
+            readings.extend(half.latencies("delay at 50 %"));
+            Ok(readings)
+        });
     }
     Ok(())
 }
