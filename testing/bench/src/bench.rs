@@ -19,6 +19,8 @@ pub struct Bench {
     pub cores: Cores,
     /// Only what the promises need, in little time.
     pub short: bool,
+    /// Says nothing of single runs.
+    pub quiet: bool,
 }
 
 /// The server of a workload.
@@ -82,10 +84,14 @@ impl Window {
 }
 
 impl Bench {
-    pub fn new(short: bool) -> Result<Self> {
+    pub fn new(short: bool, quiet: bool) -> Result<Self> {
         let cores = Cores::find()?;
         cores.only_others()?;
-        Ok(Self { cores, short })
+        Ok(Self {
+            cores,
+            short,
+            quiet,
+        })
     }
 
     /// How often each side runs.
@@ -99,7 +105,9 @@ impl Bench {
 
     /// Says how far the run is.
     pub fn tell(&self, line: &str) {
-        println!("  {line}");
+        if !self.quiet {
+            println!("  {line}");
+        }
     }
 
     pub fn start(&self, side: Side, served: &Served<'_>) -> Result<Subject> {
@@ -111,7 +119,7 @@ impl Bench {
     pub fn watch(&self, subject: &Subject, running: &Running, name: &str) -> Result<Window> {
         std::thread::sleep(WARM_UP);
         let tally = running.tally();
-        let epoch = subject.epoch()?;
+        let totals = subject.totals()?;
         drop(tally.take_latency_ns());
         let (since, begun) = (self.cores.since_now()?, Instant::now());
         let before = tally.received();
@@ -126,7 +134,7 @@ impl Bench {
             latency_ns: tally.take_latency_ns(),
             busy: self.cores.busy(&since)?,
         };
-        subject.note_profile(name, epoch, begun.elapsed().as_secs_f64())?;
+        subject.note_profile(name, totals.as_ref(), begun.elapsed().as_secs_f64())?;
         Ok(window)
     }
 
@@ -152,11 +160,11 @@ impl Bench {
         subject: &Subject,
         program: impl FnOnce() -> Result<T>,
     ) -> Result<(T, Busy)> {
-        let epoch = subject.epoch()?;
+        let totals = subject.totals()?;
         let (since, begun) = (self.cores.since_now()?, Instant::now());
         let found = program()?;
         let busy = self.cores.busy(&since)?;
-        subject.note_profile("", epoch, begun.elapsed().as_secs_f64())?;
+        subject.note_profile("", totals.as_ref(), begun.elapsed().as_secs_f64())?;
         Ok((found, busy))
     }
 

@@ -20,6 +20,7 @@ mod sweeps;
 mod targets;
 mod text;
 mod tool;
+mod totals;
 mod workloads;
 
 use std::path::{Path, PathBuf};
@@ -39,6 +40,8 @@ pub struct Options {
     pub only: Vec<String>,
     /// Little time for each; with nothing named, only what the promises need.
     pub short: bool,
+    /// Measures nothing: draws what was measured anew.
+    pub draw: bool,
     /// The root of the workspace.
     pub root: PathBuf,
 }
@@ -59,14 +62,18 @@ pub fn run(options: &Options) -> Result<()> {
     {
         bail!("nothing is called {word}; known are {}", known.join(", "));
     }
+    if options.draw {
+        let place = place(&options.root)?;
+        return write_report(&place, options, &read(&place.join("report.json")));
+    }
     namespace::enter_new()?;
     raise_descriptor_limit()?;
-    let bench = Bench::new(options.short)?;
-    if options.short && options.only.is_empty() {
+    let promises_alone = options.short && options.only.is_empty();
+    let bench = Bench::new(options.short, promises_alone)?;
+    if promises_alone {
         return promises::check(&bench);
     }
-    let place = options.root.join("target/bench");
-    std::fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
+    let place = place(&options.root)?;
     let file = place.join(if options.short {
         "short.json"
     } else {
@@ -102,6 +109,13 @@ pub fn run(options: &Options) -> Result<()> {
         println!("not measured: {line}");
     }
     Ok(())
+}
+
+/// The directory of the report.
+fn place(root: &Path) -> Result<PathBuf> {
+    let place = root.join("target/bench");
+    std::fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
+    Ok(place)
 }
 
 fn measure(bench: &Bench, kind: &sections::Kind, options: &Options) -> Section {

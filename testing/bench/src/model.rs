@@ -72,14 +72,18 @@ pub struct Spread {
     pub most: f64,
 }
 
-/// What a protected service said of itself at the end of a run.
+/// What a protected service counted in a window.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Profile {
     pub case: String,
     pub pause_us: Times,
     pub hold_us: Times,
-    /// Steps of an epoch in the order in which the product names them.
+    /// Steps of an epoch in the order in which they are done.
     pub steps_us: Vec<(String, Times)>,
+    /// (upper edge in microseconds, share of all pauses).
+    pub pause_bars: Vec<(f64, f64)>,
+    /// As those, of how long output was held.
+    pub hold_bars: Vec<(f64, f64)>,
     pub epochs_per_s: f64,
     pub dirty_pages_per_epoch: f64,
     pub bytes_per_epoch: f64,

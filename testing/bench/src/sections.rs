@@ -18,7 +18,7 @@ pub struct Kind {
 }
 
 /// In the order of the report.
-pub const ALL: [Kind; 13] = [
+pub const ALL: [Kind; 14] = [
     Kind {
         name: "stalls",
         title: "What the machine does by itself",
@@ -79,10 +79,17 @@ pub const ALL: [Kind; 13] = [
         run: failover::run,
     },
     Kind {
-        name: "connections",
-        title: "Sweep: connections",
-        about: "A small epoll server that echoes. Idle: one connection asks, the others are open. Active: all ask, each again as soon as it has its answer.",
-        run: connections::run,
+        name: "idle",
+        title: "Sweep: open connections",
+        about: "A small epoll server that echoes. One connection asks, each time as soon as it has \
+                its answer; all others are open and silent.",
+        run: connections::idle,
+    },
+    Kind {
+        name: "active",
+        title: "Sweep: active connections",
+        about: "The same server. All connections ask, each again as soon as it has its answer.",
+        run: connections::active,
     },
     Kind {
         name: "memory",

@@ -57,7 +57,7 @@ pub fn run(bench: &Bench, section: &mut Section) -> Result<()> {
     section.histograms.push(Bars {
         title: "Gaps on the service's core, idle and unprotected".into(),
         x: "us".into(),
-        sets: vec![bars("spinning probe", &gaps, 1e3)],
+        sets: vec![bars("the machine's own gaps, idle core", &gaps, 1e3)],
     });
     Ok(())
 }

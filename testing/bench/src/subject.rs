@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
 use unbroken_harness::{Launch, Plain, Scratch, Service};
 
 use crate::cores::Cores;
-use crate::model::{Profile, Times};
+use crate::model::Profile;
+use crate::totals::Totals;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
@@ -113,12 +113,17 @@ impl Subject {
         self.profiles.take()
     }
 
-    /// Notes what the protected service says of itself now, at the end of a window that began
-    /// `seconds` ago with `epoch`.
-    pub fn note_profile(&self, window: &str, epoch: u64, seconds: f64) -> Result<()> {
-        let Some(service) = self.service() else {
+    /// What the protected service has counted so far; `None` on the unprotected side.
+    pub fn totals(&self) -> Result<Option<Totals>> {
+        self.service().map(Totals::read).transpose()
+    }
+
+    /// Notes what the protected service counted in a window that began `seconds` ago with `before`.
+    pub fn note_profile(&self, window: &str, before: Option<&Totals>, seconds: f64) -> Result<()> {
+        let (Some(service), Some(before)) = (self.service(), before) else {
             return Ok(());
         };
+        let counted = Totals::read(service)?.since(before);
         let status = service.status()?;
         if !status.is_protected() {
             bail!(
@@ -127,25 +132,20 @@ impl Subject {
                 status.whole["reason"].as_str().unwrap_or_default()
             );
         }
-        let number = |key: &str| status.whole[key].as_f64().unwrap_or(0.0);
-        let epochs = status.whole["epoch"]
-            .as_u64()
-            .unwrap_or(0)
-            .saturating_sub(epoch);
+        let number = |key: &str| status.whole[key].as_u64().unwrap_or(0);
+        let each = |sum: u64| sum as f64 / counted.epochs.max(1) as f64;
         self.profiles.borrow_mut().push(Profile {
             case: window.into(),
-            pause_us: times(&status.whole["pause_us"]),
-            hold_us: times(&status.whole["hold_us"]),
-            steps_us: status
-                .steps_us
-                .iter()
-                .map(|(name, value)| (name.clone(), times(value)))
-                .collect(),
-            epochs_per_s: epochs as f64 / seconds,
-            dirty_pages_per_epoch: number("dirty_pages_per_epoch"),
-            bytes_per_epoch: number("bytes_per_epoch"),
-            connections: number("connections") as u64,
-            resident_bytes: number("resident_bytes") as u64,
+            pause_us: counted.times("pause"),
+            hold_us: counted.times("hold"),
+            steps_us: counted.steps(),
+            pause_bars: counted.bars("pause"),
+            hold_bars: counted.bars("hold"),
+            epochs_per_s: counted.epochs as f64 / seconds,
+            dirty_pages_per_epoch: each(counted.dirty_pages),
+            bytes_per_epoch: each(counted.bytes),
+            connections: number("connections"),
+            resident_bytes: number("resident_bytes"),
         });
         Ok(())
     }
@@ -156,14 +156,5 @@ impl Subject {
             Running::Unprotected(mut plain) => plain.kill(),
             Running::Protected(service) => service.stop().map(drop),
         }
-    }
-}
-
-fn times(value: &Value) -> Times {
-    let at = |key: &str| value[key].as_f64().unwrap_or(0.0);
-    Times {
-        p50: at("p50"),
-        p99: at("p99"),
-        max: at("max"),
     }
 }

@@ -99,7 +99,7 @@ pub fn all(measured: &Measured) -> Vec<Target> {
             "10,000 connections, cost by the active ones",
             "pause of 1 connection, at most doubled",
             "-",
-            flat(measured, "connections", "1 idle", "10000 idle"),
+            flat(measured, "idle", "1 connections", "10000 connections"),
         ),
         target(
             "resident memory of 10 GB, cost by the dirty pages",

@@ -21,7 +21,7 @@ pub use process::{Ended, send, wait_until};
 pub use random::Random;
 pub use scratch::Scratch;
 pub use service::{Kill, KillEvent, KillPlan, Launch, Service, Target};
-pub use status::{InOrder, Status};
+pub use status::Status;
 pub use unbroken::{Outcome, program, run_to_end};
 
 use std::time::Duration;

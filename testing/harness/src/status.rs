@@ -3,8 +3,7 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
-use serde::de::{MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::Value;
 
 /// Every key that the command line promises (DESIGN, "Command line").
@@ -42,43 +41,9 @@ pub struct Status {
     pub standby_pid: Option<i32>,
     pub takeovers: u64,
     pub last_takeover_ms: Option<f64>,
-    /// The steps of an epoch, in the order in which they were printed; what each holds is in the
-    /// whole object's form.
-    #[serde(default)]
-    pub steps_us: InOrder,
     /// The whole object as it was printed.
     #[serde(skip)]
     pub whole: Value,
-}
-
-/// The entries of an object in the order in which they were printed.
-#[derive(Debug, Clone, Default)]
-pub struct InOrder(Vec<(String, Value)>);
-
-impl InOrder {
-    pub fn iter(&self) -> impl Iterator<Item = &(String, Value)> {
-        self.0.iter()
-    }
-}
-
-impl<'de> Deserialize<'de> for InOrder {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries;
-        impl<'de> Visitor<'de> for Entries {
-            type Value = InOrder;
-            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                formatter.write_str("an object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<InOrder, A::Error> {
-                let mut entries = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
-                }
-                Ok(InOrder(entries))
-            }
-        }
-        deserializer.deserialize_map(Entries)
-    }
 }
 
 impl Status {
@@ -86,19 +51,14 @@ impl Status {
     pub fn parse(text: &str) -> Result<Self> {
         let printed: Value = serde_json::from_str(text)
             .with_context(|| format!("status --json printed no JSON: {text:?}"))?;
-        let lacks = || format!("status --json lacks what tests need: {printed}");
-        // From the text, not from the value: that has forgotten the order.
-        let (whole, status) = match &printed {
-            Value::Array(list) if list.len() == 1 => {
-                let [status]: [Self; 1] = serde_json::from_str(text).with_context(lacks)?;
-                (list[0].clone(), status)
-            }
-            other => (
-                other.clone(),
-                serde_json::from_str(text).with_context(lacks)?,
-            ),
+        let whole = match printed {
+            Value::Array(mut list) if list.len() == 1 => list.remove(0),
+            other => other,
         };
-        Ok(Self { whole, ..status })
+        let mut status: Self = serde_json::from_value(whole.clone())
+            .with_context(|| format!("status --json lacks what tests need: {whole}"))?;
+        status.whole = whole;
+        Ok(status)
     }
 
     pub fn is_protected(&self) -> bool {
@@ -135,8 +95,7 @@ mod tests {
 
     const PRINTED: &str = r#"{"name":"n","address":"10.211.0.2","command":["x"],
         "state":"protected","term":3,"epoch":9,"service_pids":[12],"primary_pid":10,
-        "standby_pid":null,"takeovers":2,"last_takeover_ms":0.8,
-        "steps_us":{"stop":{"p50":1.5},"capture":{"p50":2.5}}}"#;
+        "standby_pid":null,"takeovers":2,"last_takeover_ms":0.8}"#;
 
     #[test]
     fn an_object_and_a_list_of_one_are_the_same() {
@@ -144,12 +103,6 @@ mod tests {
             let status = Status::parse(&text).unwrap();
             assert!(status.is_protected());
             assert_eq!((status.takeovers, status.standby_pid), (2, None));
-            let steps: Vec<&str> = status
-                .steps_us
-                .iter()
-                .map(|(name, _)| name.as_str())
-                .collect();
-            assert_eq!(steps, ["stop", "capture"]);
             assert!(status.missing_keys().contains(&"pause_us.p99".to_string()));
         }
     }

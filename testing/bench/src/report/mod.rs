@@ -7,7 +7,7 @@ mod scale;
 
 use std::fmt::Write;
 
-use crate::model::{Measured, Section};
+use crate::model::{BarSet, Measured, Section};
 use crate::targets::{self, Target, Verdict};
 
 const STYLE: &str = include_str!("style.css");
@@ -38,9 +38,11 @@ pub fn html(measured: &Measured) -> String {
         );
     }
     body.push_str("<a href=\"report.json\">all numbers</a></nav>");
+    let stalls = measured.section("stalls");
+    let machine_gaps = stalls.and_then(|stalls| stalls.histograms.first()?.sets.first());
     body.push_str(&target_tiles(&targets::all(measured)));
     for section in &measured.sections {
-        body.push_str(&section_html(section));
+        body.push_str(&section_html(section, machine_gaps));
     }
     body.push_str("</main>");
     format!(
@@ -77,7 +79,7 @@ fn target_tiles(targets: &[Target]) -> String {
     html
 }
 
-fn section_html(section: &Section) -> String {
+fn section_html(section: &Section, machine: Option<&BarSet>) -> String {
     let mut html = format!(
         "<section id=\"{}\"><h2>{}</h2><p>{}</p>",
         escape(&section.name),
@@ -105,7 +107,7 @@ fn section_html(section: &Section) -> String {
         let _ = write!(html, "<div class=\"plots\">{plots}</div>");
     }
     html.push_str(&failovers::all(section));
-    html.push_str(&rows::profiles(section));
+    html.push_str(&rows::profiles(section, machine));
     let taken = &section.taken;
     let _ = write!(
         html,

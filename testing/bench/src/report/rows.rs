@@ -1,9 +1,9 @@
 //! Comparisons and profiles as rows with a bar each: they flow, so a phone can show them.
 
-use super::escape;
 use super::scale::Scale;
+use super::{escape, plot};
 use crate::cores::Busy;
-use crate::model::{Better, Comparison, Profile, Section, Spread, Times};
+use crate::model::{BarSet, Bars, Better, Comparison, Profile, Section, Spread, Times};
 use crate::text::{bytes, duration_us, number};
 
 /// A share above this is drawn as this.
@@ -65,15 +65,8 @@ pub fn times(section: &Section) -> String {
         let all = row.unprotected.iter().chain(&row.protected);
         all.map(move |value| value * in_us(row))
     }));
-    let mut html =
-        String::from("<h3>Times: without (grey) and with protection</h3><div class=\"axis\">");
-    html.extend(
-        scale
-            .ticks()
-            .iter()
-            .map(|tick| format!("<span>{}</span>", duration_us(*tick))),
-    );
-    html.push_str("</div>");
+    let mut html = String::from("<h3>Times: without (grey) and with protection</h3>");
+    html.push_str(&axis(scale));
     html.extend(rows().map(|row| times_row(row, scale, in_us(row))));
     html
 }
@@ -146,36 +139,31 @@ fn busy(busy: Busy) -> String {
     )
 }
 
-/// Where the time of each epoch goes.
-pub fn profiles(section: &Section) -> String {
+/// Where the time of each epoch goes. `machine` is what the machine does to an idle core.
+pub fn profiles(section: &Section, machine: Option<&BarSet>) -> String {
     let mut html = String::new();
     for profile in &section.profiles {
-        html.push_str(&profile_html(profile));
+        html.push_str(&profile_html(profile, machine));
     }
     if html.is_empty() {
         return html;
     }
     format!(
         "<details><summary>Where the time of an epoch goes: p50 (bar), p99 (ring), longest (grey \
-         ring), since the service was started</summary>{html}</details>"
+         ring)</summary>{html}</details>"
     )
 }
 
-fn profile_html(profile: &Profile) -> String {
+fn profile_html(profile: &Profile, machine: Option<&BarSet>) -> String {
     let mut lines = vec![
         ("pause".to_string(), profile.pause_us),
         ("output held".to_string(), profile.hold_us),
     ];
-    let mut steps = profile.steps_us.clone();
-    steps.sort_by(|one, other| other.1.p50.total_cmp(&one.1.p50));
-    lines.extend(
-        steps
-            .into_iter()
-            .map(|(name, times)| (format!("step {name}"), times)),
-    );
+    let steps = profile.steps_us.iter();
+    lines.extend(steps.map(|(name, times)| (format!("step: {name}"), *times)));
     let scale = Scale::by_factors(lines.iter().flat_map(|(_, times)| [times.p50, times.max]));
     let mut html = format!(
-        "<h3>{}: {} epochs/s of {} and {} pages; {} resident, {} connections</h3><div class=\"axis\">",
+        "<h3>{}: {} epochs/s of {} and {} pages; {} resident, {} connections</h3>",
         escape(&profile.case),
         number(profile.epochs_per_s),
         bytes(profile.bytes_per_epoch),
@@ -183,17 +171,37 @@ fn profile_html(profile: &Profile) -> String {
         bytes(profile.resident_bytes as f64),
         profile.connections
     );
-    html.extend(
-        scale
-            .ticks()
-            .iter()
-            .map(|tick| format!("<span>{}</span>", duration_us(*tick))),
-    );
-    html.push_str("</div>");
+    html.push_str(&axis(scale));
     for (name, times) in &lines {
         html.push_str(&profile_row(name, times, scale));
     }
+    let set = |name: &str, bars: &[(f64, f64)]| BarSet {
+        name: name.into(),
+        bars: bars.to_vec(),
+    };
+    let mut sets = vec![
+        set("pause", &profile.pause_bars),
+        set("output held", &profile.hold_bars),
+    ];
+    sets.extend(machine.cloned());
+    sets.retain(|set| !set.bars.is_empty());
+    if !sets.is_empty() {
+        html.push_str(&plot::histogram(&Bars {
+            title: "Pauses and holds, beside what the machine does to an idle core".into(),
+            x: "us".into(),
+            sets,
+        }));
+    }
     html
+}
+
+fn axis(scale: Scale) -> String {
+    let ticks = scale.ticks();
+    let ticks = ticks.iter();
+    let ticks: String = ticks
+        .map(|tick| format!("<span>{}</span>", duration_us(*tick)))
+        .collect();
+    format!("<div class=\"axis\">{ticks}</div>")
 }
 
 fn profile_row(name: &str, times: &Times, scale: Scale) -> String {

@@ -1,4 +1,4 @@
-//! From one connection to ten thousand, all of them asking, or all but one idle.
+//! From one connection to ten thousand: all but one idle, or all of them asking.
 
 use anyhow::Result;
 
@@ -11,45 +11,51 @@ use crate::text::{count, duration_us, number};
 const CONNECTIONS: [usize; 5] = [1, 10, 100, 1000, 10_000];
 const X: &str = "connections";
 
-pub fn run(bench: &Bench, section: &mut Section) -> Result<()> {
+/// One connection asks, the others are open.
+pub fn idle(bench: &Bench, section: &mut Section) -> Result<()> {
+    sweep(bench, section, |_| 1);
+    Ok(())
+}
+
+/// All of them ask.
+pub fn active(bench: &Bench, section: &mut Section) -> Result<()> {
+    sweep(bench, section, |connections| connections);
+    Ok(())
+}
+
+fn sweep(bench: &Bench, section: &mut Section, active: fn(usize) -> usize) {
     let (mut pauses, mut times, mut steps) = (Lines::default(), Lines::default(), Lines::default());
     let mut answers = Lines::default();
-    for (manner, all_ask) in [("idle", false), ("active", true)] {
-        for connections in CONNECTIONS {
-            let active = if all_ask { connections } else { 1 };
-            let x = connections as f64;
-            for side in [Side::Unprotected, Side::Protected] {
-                let name = format!("{manner}, {}", side.name());
-                let case = format!("{}, {name}", count(connections, "connection"));
-                let measured = point(bench, side, &[], |subject| {
-                    ask(bench, subject, connections, active, None)
-                });
-                let found = match measured {
-                    Ok(found) => found,
-                    Err(cause) => {
-                        bench.fail(section, &case, &cause);
-                        continue;
-                    }
-                };
-                let middle_us = found.window.latency_us(0.5);
-                bench.tell(&format!(
-                    "{case}: {} answers/s, p50 {}",
-                    number(found.window.received_per_s),
-                    duration_us(middle_us)
-                ));
-                times.add(&name, x, middle_us);
-                answers.add(&name, x, found.window.received_per_s);
-                let Some(profile) = found.profile else {
+    for connections in CONNECTIONS {
+        let x = connections as f64;
+        for side in [Side::Unprotected, Side::Protected] {
+            let case = format!("{}, {}", count(connections, "connection"), side.name());
+            let measured = point(bench, side, &[], |subject| {
+                ask(bench, subject, connections, active(connections), None)
+            });
+            let found = match measured {
+                Ok(found) => found,
+                Err(cause) => {
+                    bench.fail(section, &case, &cause);
                     continue;
-                };
-                pauses.add_pause(&format!("{manner}: "), x, &profile);
-                section.set_figure(
-                    &format!("pause p50, {connections} {manner}"),
-                    profile.pause_us.p50,
-                );
-                if !all_ask {
-                    add_steps(&mut steps, x, &profile);
                 }
+            };
+            let middle_us = found.window.latency_us(0.5);
+            times.add(side.name(), x, middle_us);
+            answers.add(side.name(), x, found.window.received_per_s);
+            let pause = found.profile.as_ref().map_or(String::new(), |profile| {
+                format!(", pause p50 {}", duration_us(profile.pause_us.p50))
+            });
+            bench.tell(&format!(
+                "{case}: {} answers/s, p50 {}{pause}",
+                number(found.window.received_per_s),
+                duration_us(middle_us)
+            ));
+            if let Some(profile) = found.profile {
+                pauses.add_pause("", x, &profile);
+                add_steps(&mut steps, x, &profile);
+                let name = format!("pause p50, {connections} connections");
+                section.set_figure(&name, profile.pause_us.p50);
             }
         }
     }
@@ -61,9 +67,5 @@ pub fn run(bench: &Bench, section: &mut Section) -> Result<()> {
             answers.into_sweep("Answers", X, "per second"),
         ],
     );
-    file(
-        section,
-        steps_sweep(steps, "Steps of an epoch, all but one idle", X),
-    );
-    Ok(())
+    file(section, steps_sweep(steps, "Steps of an epoch", X));
 }
