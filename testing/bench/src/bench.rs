@@ -217,7 +217,9 @@ impl Bench {
 
     /// Notes that something could not be measured; a number that is missing says so.
     pub fn fail(&self, section: &mut Section, what: &str, cause: &anyhow::Error) {
-        let line = format!("{what}: {cause:#}");
+        // Errors bring what clients and logs said; the first lines say what it is.
+        let text = format!("{what}: {cause:#}");
+        let line = text.lines().take(4).collect::<Vec<_>>().join(" | ");
         println!("  FAILED {line}");
         section.failures.push(line);
     }

@@ -80,16 +80,15 @@ impl Connection {
         }
     }
 
-    /// Takes the whole lines that have arrived, each without its line end.
-    pub(crate) fn take_lines(&mut self) -> Vec<Vec<u8>> {
+    /// Takes the whole lines that have arrived, with all their ends but the last.
+    pub(crate) fn take_lines(&mut self) -> Vec<u8> {
         let Some(end) = self.incoming.iter().rposition(|byte| *byte == b'\n') else {
             return Vec::new();
         };
-        let whole: Vec<u8> = self.incoming.drain(..=end).collect();
-        let lines = whole[..end].split(|byte| *byte == b'\n');
-        lines
-            .map(|line| line.strip_suffix(b"\r").unwrap_or(line).to_vec())
-            .collect()
+        let rest = self.incoming.split_off(end + 1);
+        let mut whole = std::mem::replace(&mut self.incoming, rest);
+        whole.truncate(end);
+        whole
     }
 
     /// Takes everything that has arrived.

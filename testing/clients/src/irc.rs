@@ -16,6 +16,10 @@ const CHANNEL: &str = "#unbroken";
 /// A client whose connection broke tries again this often.
 const RECONNECT_EVERY: Duration = Duration::from_millis(100);
 
+/// Messages of each client that are kept as they were said.
+const SAID_KEPT: usize = 32;
+/// More than any swarm says; times its clients it is still a number.
+const UNHEARD_UNLIMITED: u64 = u32::MAX as u64;
 /// Longest wait before the swarm looks whether it is to talk differently, or to stop.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -50,7 +54,10 @@ pub fn start_paced(
     options: &Options,
 ) -> Result<(Running, Arc<Pace>), ClientError> {
     let mut running = Running::new(NAME);
-    let pace = Arc::new(Pace::default());
+    let pace = Arc::new(Pace {
+        period_us: AtomicU64::new(0),
+        unheard_max: AtomicU64::new(UNHEARD_UNLIMITED),
+    });
     pace.set_rate(options.rate_per_s);
     let mut swarm = Swarm::new(
         address,
@@ -64,11 +71,11 @@ pub fn start_paced(
 }
 
 /// How fast a swarm talks: at a rate, or as fast as the server passes its words on.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pace {
     /// Microseconds between two messages of one client; 0: as fast as they are heard.
     period_us: AtomicU64,
-    /// Of the whole swarm, when it talks as fast as it is heard.
+    /// Of the whole swarm.
     unheard_max: AtomicU64,
 }
 
@@ -79,17 +86,31 @@ impl Pace {
         self.period_us.store(period_us, Ordering::Relaxed);
     }
 
-    /// The next message as soon as fewer than `unheard` of the swarm's are still to be heard by
-    /// somebody.
-    pub fn saturate(&self, unheard: u64) {
-        self.unheard_max.store(unheard, Ordering::Relaxed);
+    /// The next message as soon as few enough are unheard.
+    pub fn saturate(&self) {
         self.period_us.store(0, Ordering::Relaxed);
+    }
+
+    /// No message while so many of the swarm's are still to be heard by somebody: a server that
+    /// cannot follow is not drowned, and with 0 the swarm is silent.
+    pub fn limit_unheard(&self, messages: u64) {
+        self.unheard_max.store(messages, Ordering::Relaxed);
     }
 
     fn period(&self) -> Option<Duration> {
         let period_us = self.period_us.load(Ordering::Relaxed);
         (period_us > 0).then_some(Duration::from_micros(period_us))
     }
+}
+
+/// What is known of an arrival beside its lines.
+struct Heard<'a> {
+    /// Who heard it, and when.
+    index: usize,
+    now_us: u64,
+    tally: &'a Tally,
+    last_said: &'a [Vec<String>],
+    message_bytes: usize,
 }
 
 /// Where a client stands.
@@ -119,6 +140,9 @@ struct Swarm {
     clients: Vec<Client>,
     /// When each client said each of its messages.
     said_at: Vec<Vec<Instant>>,
+    /// What each client said last, by number: all others hear the same, so it need not be made
+    /// again for each.
+    last_said: Vec<Vec<String>>,
     said: u64,
     heard: u64,
     /// Whose turn it is when the swarm talks as fast as it is heard.
@@ -145,6 +169,7 @@ impl Swarm {
             tally,
             clients,
             said_at: vec![Vec::new(); options.clients],
+            last_said: vec![vec![String::new(); SAID_KEPT]; options.clients],
             said: 0,
             heard: 0,
             next_speaker: 0,
@@ -230,7 +255,9 @@ impl Swarm {
         for index in 0..self.clients.len() {
             while self.clients[index].next_send_at <= now {
                 self.clients[index].next_send_at += period;
-                self.say(index);
+                if self.may_speak() {
+                    self.say(index);
+                }
             }
             next_at = next_at.min(self.clients[index].next_send_at);
         }
@@ -239,15 +266,19 @@ impl Swarm {
 
     /// Says as much as may be unheard at a time.
     fn send_while_heard(&mut self) -> Duration {
-        let listeners = self.clients.len() as u64 - 1;
-        let unheard_max = self.pace.unheard_max.load(Ordering::Relaxed) * listeners;
         let mut silent = 0;
-        while self.said * listeners < self.heard + unheard_max && silent < self.clients.len() {
+        while self.may_speak() && silent < self.clients.len() {
             let spoke = self.say(self.next_speaker);
             silent = if spoke { 0 } else { silent + 1 };
             self.next_speaker = (self.next_speaker + 1) % self.clients.len();
         }
         LOOK_EVERY
+    }
+
+    fn may_speak(&self) -> bool {
+        let listeners = self.clients.len() as u64 - 1;
+        let unheard_max = self.pace.unheard_max.load(Ordering::Relaxed);
+        self.said * listeners < self.heard + unheard_max * listeners
     }
 
     /// Queues the next message of a client that is in the channel.
@@ -261,6 +292,7 @@ impl Swarm {
         }
         let text = message(index, client.next_number, self.message_bytes);
         connection.queue(format!("PRIVMSG {CHANNEL} :{text}\r\n").as_bytes());
+        self.last_said[index][client.next_number as usize % SAID_KEPT] = text;
         client.next_number += 1;
         self.said_at[index].push(Instant::now());
         self.said += 1;
@@ -295,18 +327,28 @@ impl Swarm {
         };
         let outcome = connection.read_some();
         let lines = connection.take_lines();
+        // What was read together has arrived together.
+        let now = Instant::now();
+        let arrival = Heard {
+            index,
+            now_us: self.tally.us_at(now),
+            tally: &self.tally,
+            last_said: &self.last_said,
+            message_bytes: self.message_bytes,
+        };
         let client = &mut self.clients[index];
-        for line in lines {
-            let Some((speaker, number)) =
-                client.take_line(index, &line, &self.tally, self.message_bytes)
-            else {
-                continue;
-            };
-            self.heard += 1;
-            if let Some(said_at) = self.said_at[speaker].get(number as usize) {
-                self.tally.add_latency(said_at.elapsed());
-            }
-        }
+        let lines = lines.split(|byte| *byte == b'\n');
+        let messages = lines.filter(|line| !line.is_empty()).filter_map(|line| {
+            client.take_line(&arrival, line.strip_suffix(b"\r").unwrap_or(line))
+        });
+        let said_at = &self.said_at;
+        let heard = &mut self.heard;
+        let latencies = messages.filter_map(|(speaker, number)| {
+            *heard += 1;
+            let said_at = said_at[speaker].get(number as usize)?;
+            Some(now.saturating_duration_since(*said_at))
+        });
+        self.tally.add_latencies(latencies);
         if let Err(cause) = outcome {
             self.broke(index, &cause);
         }
@@ -368,13 +410,8 @@ impl Client {
     }
 
     /// Obeys a line. Speaker and number when it was a message of one of the swarm.
-    fn take_line(
-        &mut self,
-        index: usize,
-        line: &[u8],
-        tally: &Tally,
-        message_bytes: usize,
-    ) -> Option<(usize, u64)> {
+    fn take_line(&mut self, arrival: &Heard<'_>, line: &[u8]) -> Option<(usize, u64)> {
+        let (index, tally) = (arrival.index, arrival.tally);
         let Ok(line) = std::str::from_utf8(line) else {
             tally.add_damaged(1, || format!("client {index}: a line that is not UTF-8"));
             return None;
@@ -402,8 +439,8 @@ impl Client {
                     .split_once(" :")
                     .map(|(_, text)| text)
                     .unwrap_or_default();
-                self.timeline.heard(tally);
-                return self.take_message(index, sender, text, tally, message_bytes);
+                self.timeline.heard_at(tally, arrival.now_us);
+                return self.take_message(arrival, sender, text);
             }
             "JOIN" | "MODE" | "NOTICE" | "QUIT" | "PONG" => {}
             number if number.starts_with(['0', '2', '3']) => {}
@@ -414,14 +451,13 @@ impl Client {
 
     fn take_message(
         &mut self,
-        index: usize,
+        arrival: &Heard<'_>,
         sender: &str,
         text: &str,
-        tally: &Tally,
-        bytes: usize,
     ) -> Option<(usize, u64)> {
+        let (index, tally) = (arrival.index, arrival.tally);
         tally.add_received(1);
-        let Some((speaker, number)) = parse(sender, text, bytes) else {
+        let Some((speaker, number)) = parse(sender, text, arrival) else {
             tally.add_damaged(1, || format!("client {index}: {sender} said {text:?}"));
             return None;
         };
@@ -458,12 +494,22 @@ fn message(sender: usize, number: u64, bytes: usize) -> String {
 }
 
 /// Sender and number of a message that is whole and came from whom it says.
-fn parse(sender: &str, text: &str, bytes: usize) -> Option<(usize, u64)> {
+fn parse(sender: &str, text: &str, arrival: &Heard<'_>) -> Option<(usize, u64)> {
     let mut words = text.split(' ');
     let speaker: usize = words.next()?.parse().ok()?;
     let number: u64 = words.next()?.parse().ok()?;
-    let whole = sender == nick(speaker) && text == message(speaker, number, bytes);
-    whole.then_some((speaker, number))
+    let said = arrival.last_said.get(speaker);
+    let said = said.and_then(|said| said.get(number as usize % SAID_KEPT));
+    let whole = said.is_some_and(|said| said == text)
+        || text == message(speaker, number, arrival.message_bytes);
+    (is_nick(sender, speaker) && whole).then_some((speaker, number))
+}
+
+/// Whether this is the nickname of that client.
+fn is_nick(name: &str, index: usize) -> bool {
+    name.strip_prefix('c')
+        .and_then(|digits| digits.parse().ok())
+        == Some(index)
 }
 
 #[cfg(test)]
@@ -474,9 +520,18 @@ mod tests {
     fn a_message_is_known_by_sender_number_and_padding() {
         let text = message(3, 41, 60);
         assert_eq!(text.len(), 60);
-        assert_eq!(parse("c3", &text, 60), Some((3, 41)));
-        assert_eq!(parse("c4", &text, 60), None);
-        assert_eq!(parse("c3", &text.replace("41", "42"), 60), None);
-        assert_eq!(parse("c3", &text[..59], 60), None);
+        for last_said in [&[][..], &vec![vec![text.clone(); SAID_KEPT]; 4]] {
+            let arrival = Heard {
+                index: 0,
+                now_us: 0,
+                tally: &Tally::new(),
+                last_said,
+                message_bytes: 60,
+            };
+            assert_eq!(parse("c3", &text, &arrival), Some((3, 41)));
+            assert_eq!(parse("c4", &text, &arrival), None);
+            assert_eq!(parse("c3", &text.replace("41", "42"), &arrival), None);
+            assert_eq!(parse("c3", &text[..59], &arrival), None);
+        }
     }
 }

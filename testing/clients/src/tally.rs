@@ -126,8 +126,15 @@ impl Tally {
 
     /// Counts how long one message or answer took.
     pub fn add_latency(&self, took: Duration) {
+        self.add_latencies(std::iter::once(took));
+    }
+
+    /// Counts how long each of several took.
+    pub fn add_latencies(&self, took: impl Iterator<Item = Duration>) {
         if let Ok(mut latency_ns) = self.latency_ns.lock() {
-            latency_ns.saturating_record(took.as_nanos() as u64);
+            for took in took {
+                latency_ns.saturating_record(took.as_nanos() as u64);
+            }
         }
     }
 
@@ -192,7 +199,11 @@ pub struct Timeline {
 impl Timeline {
     /// Notes that something arrived now; keeps the load's longest gap up to date.
     pub fn heard(&mut self, tally: &Tally) {
-        let now_us = tally.now_us();
+        self.heard_at(tally, tally.now_us());
+    }
+
+    /// Notes that something arrived at a moment of the load's clock, not before the last.
+    pub fn heard_at(&mut self, tally: &Tally, now_us: u64) {
         if let Some(last_us) = self.received_us.last() {
             tally
                 .longest_gap_us

@@ -8,8 +8,9 @@ use crate::bench::{Bench, Reading, Served, finish};
 use crate::model::Section;
 use crate::text::count;
 
-/// Messages of the whole swarm that somebody has still to hear, at saturation: enough that the
-/// swarm is limited by the server and not by how long one message takes.
+/// Messages of the whole swarm that somebody has still to hear: enough that the swarm is limited by
+/// the server and not by how long one message takes, too few to fill what the server keeps for a
+/// slow client, whom it would throw out.
 const UNHEARD: u64 = 256;
 
 pub const PRESSED: &str = "delivered, pressed";
@@ -35,24 +36,26 @@ pub fn run(bench: &Bench, section: &mut Section) -> Result<()> {
                 ..Options::default()
             };
             let (running, pace) = irc::start_paced(subject.address(), &options)?;
+            pace.limit_unheard(UNHEARD);
             let capacity = match capacity_per_s {
                 Some(capacity) => capacity,
                 None => {
-                    pace.saturate(UNHEARD);
+                    pace.saturate();
                     let found = bench.watch(subject, &running, "pressed")?.received_per_s;
                     *capacity_per_s.insert(found)
                 }
             };
             // What is still under way belongs to no other load.
-            pace.saturate(0);
+            pace.limit_unheard(0);
             bench.settle(&running);
+            pace.limit_unheard(UNHEARD);
             let hearers = (clients - 1) as f64;
             let rate = |share: f64| capacity * share / hearers / *clients as f64;
             pace.set_rate(rate(0.5));
             let half = bench.watch(subject, &running, "at 50 %")?;
             pace.set_rate(rate(0.8));
             let most = bench.watch(subject, &running, "at 80 %")?;
-            pace.saturate(UNHEARD);
+            pace.saturate();
             let full = bench.watch(subject, &running, "pressed")?;
             finish(running)?;
             let mut readings = vec![
