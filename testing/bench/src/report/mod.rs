@@ -133,3 +133,90 @@ pub(crate) fn escape(text: &str) -> String {
     }
     escaped
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cores::Busy;
+    use crate::model::{Bars, Better, Comparison, Failover, Line, Profile, Sweep, Times};
+
+    fn comparison(better: Better, protected: &[f64]) -> Comparison {
+        Comparison {
+            case: "1 <client>".into(),
+            measure: "answers".into(),
+            unit: "us".into(),
+            better,
+            unprotected: vec![10.0, 0.0],
+            protected: protected.to_vec(),
+            busy_unprotected: Busy::default(),
+            busy_protected: Busy::default(),
+        }
+    }
+
+    /// One of everything, with the numbers that drawings trip over.
+    fn section() -> Section {
+        let zeros = Times::default();
+        Section {
+            name: "x".into(),
+            comparisons: vec![
+                comparison(Better::Higher, &[5.0, 4.0]),
+                comparison(Better::Lower, &[5.0, 4.0]),
+                comparison(Better::Lower, &[]),
+            ],
+            profiles: vec![Profile {
+                case: "x".into(),
+                pause_us: zeros,
+                hold_us: zeros,
+                steps_us: vec![("stop".into(), zeros)],
+                pause_bars: Vec::new(),
+                hold_bars: vec![(1.0, 1.0)],
+                epochs_per_s: 0.0,
+                dirty_pages_per_epoch: 0.0,
+                bytes_per_epoch: 0.0,
+                connections: 0,
+                resident_bytes: 0,
+            }],
+            sweeps: vec![Sweep {
+                title: "a & b".into(),
+                x: "x".into(),
+                y: "y".into(),
+                lines: vec![Line {
+                    name: "none".into(),
+                    points: vec![(1.0, 0.0)],
+                }],
+            }],
+            failovers: vec![Failover {
+                title: "kill".into(),
+                takeover_ms: None,
+                protected_again_ms: 1.0,
+                clients: vec![vec![-1.0, 2.0], Vec::new()],
+                gaps_ms: vec![3.0, 0.0],
+                usual_gap_ms: 1.0,
+            }],
+            histograms: vec![Bars {
+                title: "empty".into(),
+                x: "us".into(),
+                sets: Vec::new(),
+            }],
+            failures: vec!["broke".into()],
+            ..Section::default()
+        }
+    }
+
+    #[test]
+    fn a_page_of_anything_is_whole() {
+        let measured = Measured {
+            sections: vec![section()],
+        };
+        let page = html(&measured);
+        for wrong in ["NaN", "inf%", "<client>", "a & b", "http://", "https://"] {
+            assert!(!page.contains(wrong), "{wrong} in the page");
+        }
+        for tag in ["section", "svg", "details", "div", "figure", "g"] {
+            let opened = page.matches(&format!("<{tag}>")).count()
+                + page.matches(&format!("<{tag} ")).count();
+            assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
+        }
+        assert!(page.contains("failed: broke") && page.contains("kill"));
+    }
+}

@@ -11,11 +11,12 @@ use crate::text::number;
 const WIDTH: f64 = 460.0;
 const HEIGHT: f64 = 270.0;
 const LEFT: f64 = 52.0;
-const RIGHT: f64 = 12.0;
+const RIGHT: f64 = 24.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 40.0;
-/// The colours of the style sheet, which are used in turn.
-const COLOURS: usize = 6;
+/// The colours of the style sheet, used in turn; the grey one is for what has no protection.
+const COLOURS: [usize; 5] = [0, 1, 2, 3, 5];
+const GREY: usize = 4;
 
 /// The frame of a plot: its axes and where points lie in it.
 struct Frame {
@@ -90,10 +91,23 @@ fn trimmed(value: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_string()
 }
 
+/// A colour for each name.
+fn colours(names: &[String]) -> Vec<usize> {
+    let mut next = COLOURS.iter().cycle().copied();
+    let mut colour = |name: &String| {
+        let plain = name.contains("unprotected") || name.contains("machine");
+        if plain {
+            GREY
+        } else {
+            next.next().unwrap_or(GREY)
+        }
+    };
+    names.iter().map(&mut colour).collect()
+}
+
 fn figure(title: &str, names: &[String], svg: &str) -> String {
     let mut legend = String::new();
-    for (index, name) in names.iter().enumerate() {
-        let colour = index % COLOURS;
+    for (name, colour) in names.iter().zip(colours(names)) {
         let _ = write!(
             legend,
             "<span class=\"k{colour}\"><i></i>{}</span>",
@@ -120,12 +134,12 @@ pub fn sweep(sweep: &Sweep) -> String {
         height: HEIGHT,
         left: LEFT,
     };
+    let names: Vec<String> = sweep.lines.iter().map(|line| line.name.clone()).collect();
     let mut svg = frame.open(&sweep.x, true);
-    for (index, line) in sweep.lines.iter().enumerate() {
-        draw_line(&mut svg, &frame, index % COLOURS, line, sweep);
+    for (line, colour) in sweep.lines.iter().zip(colours(&names)) {
+        draw_line(&mut svg, &frame, colour, line, sweep);
     }
     svg.push_str("</svg>");
-    let names: Vec<String> = sweep.lines.iter().map(|line| line.name.clone()).collect();
     figure(&format!("{} ({})", sweep.title, sweep.y), &names, &svg)
 }
 
@@ -174,8 +188,9 @@ pub fn histogram(bars: &Bars) -> String {
         height: HEIGHT,
         left: LEFT,
     };
+    let names: Vec<String> = bars.sets.iter().map(|set| set.name.clone()).collect();
     let mut svg = frame.open(&bars.x, true);
-    for (index, set) in bars.sets.iter().enumerate() {
+    for (set, colour) in bars.sets.iter().zip(colours(&names)) {
         let mut path = String::new();
         let mut from = set.bars.first().map_or(0.0, |bar| bar.0 / 1.25);
         let mut end = 0.0;
@@ -190,7 +205,6 @@ pub fn histogram(bars: &Bars) -> String {
             from = *edge;
         }
         let (_, bottom) = frame.at(from, 0.0);
-        let colour = index % COLOURS;
         let _ = write!(
             svg,
             "<g class=\"k{colour}\"><path class=\"area\" d=\"{path}L{end:.1},{bottom:.1}Z\"/>\
@@ -198,7 +212,6 @@ pub fn histogram(bars: &Bars) -> String {
         );
     }
     svg.push_str("</svg>");
-    let names: Vec<String> = bars.sets.iter().map(|set| set.name.clone()).collect();
     figure(&format!("{} (% of all)", bars.title), &names, &svg)
 }
 
