@@ -21,6 +21,8 @@ pub struct Bench {
     pub short: bool,
     /// Says nothing of single runs.
     pub quiet: bool,
+    /// How often each side runs.
+    pub rounds: usize,
 }
 
 /// The server of a workload.
@@ -84,23 +86,38 @@ impl Window {
 }
 
 impl Bench {
-    pub fn new(short: bool, quiet: bool) -> Result<Self> {
+    pub fn new(short: bool, quiet: bool, rounds: usize) -> Result<Self> {
         let cores = Cores::find()?;
         cores.only_others()?;
         Ok(Self {
             cores,
             short,
             quiet,
+            rounds,
         })
     }
 
-    /// How often each side runs.
-    pub fn rounds(&self) -> usize {
-        if self.short { 1 } else { 3 }
+    /// What else runs on this machine now, in words; `None` when it is next to nothing.
+    pub fn disturbance(&self) -> Result<Option<String>> {
+        const LOOK: Duration = Duration::from_millis(300);
+        const TOLERATED: f64 = 0.08;
+        let since = self.cores.since_now()?;
+        std::thread::sleep(LOOK);
+        let busy = self.cores.busy(&since)?;
+        let disturbed = busy.service.max(busy.others).max(busy.stolen) > TOLERATED;
+        Ok(disturbed.then(|| {
+            format!(
+                "The machine was not quiet before this: server's core {:.0} %, others {:.0} % busy, \
+                 {:.0} % stolen.",
+                busy.service * 100.0,
+                busy.others * 100.0,
+                busy.stolen * 100.0
+            )
+        }))
     }
 
     pub fn window(&self) -> Duration {
-        Duration::from_millis(if self.short { 700 } else { 1500 })
+        Duration::from_millis(if self.short { 700 } else { 1200 })
     }
 
     /// Says how far the run is.
@@ -177,7 +194,7 @@ impl Bench {
         case: &str,
         mut measure: impl FnMut(&Subject, Side) -> Result<Vec<Reading>>,
     ) {
-        for _ in 0..self.rounds() {
+        for _ in 0..self.rounds {
             for side in [Side::Unprotected, Side::Protected] {
                 match self.one_run(side, served, &mut measure) {
                     Ok((readings, profiles)) => {

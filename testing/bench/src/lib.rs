@@ -40,6 +40,8 @@ pub struct Options {
     pub only: Vec<String>,
     /// Little time for each; with nothing named, only what the promises need.
     pub short: bool,
+    /// How often each side of a comparison runs.
+    pub rounds: usize,
     /// Measures nothing: draws what was measured anew.
     pub draw: bool,
     /// The root of the workspace.
@@ -69,7 +71,7 @@ pub fn run(options: &Options) -> Result<()> {
     namespace::enter_new()?;
     raise_descriptor_limit()?;
     let promises_alone = options.short && options.only.is_empty();
-    let bench = Bench::new(options.short, promises_alone)?;
+    let bench = Bench::new(options.short, promises_alone, options.rounds)?;
     if promises_alone {
         return promises::check(&bench);
     }
@@ -127,7 +129,11 @@ fn measure(bench: &Bench, kind: &sections::Kind, options: &Options) -> Section {
         taken: machine::taken(&options.root, options.short),
         ..Section::default()
     };
-    if let Err(cause) = (kind.run)(bench, &mut section) {
+    let outcome = bench.disturbance().and_then(|disturbance| {
+        section.notes.extend(disturbance);
+        (kind.run)(bench, &mut section)
+    });
+    if let Err(cause) = outcome {
         bench.fail(&mut section, "the whole", &cause);
     }
     section.taken.seconds = begun.elapsed().as_secs_f64();
