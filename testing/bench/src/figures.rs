@@ -15,6 +15,9 @@ pub fn markdown(measured: &Measured) -> String {
     if let Some(first) = measured.sections.first() {
         let _ = writeln!(text, "Machine: {}.\n", first.taken.machine);
     }
+    if let Some(disturbance) = measured.disturbance() {
+        let _ = writeln!(text, "**{disturbance}**\n");
+    }
     text.push_str("| section | measured at | sources |\n|---|---|---|\n");
     for section in &measured.sections {
         let taken = &section.taken;
@@ -48,7 +51,7 @@ pub fn markdown(measured: &Measured) -> String {
 
 fn section_markdown(text: &mut String, section: &Section) {
     let _ = write!(text, "\n## {}\n\n{}\n", section.title, section.about);
-    for note in &section.notes {
+    for note in section.disturbed.iter().chain(&section.notes) {
         let _ = write!(text, "\n{note}\n");
     }
     for failure in &section.failures {

@@ -130,7 +130,7 @@ fn measure(bench: &Bench, kind: &sections::Kind, options: &Options) -> Section {
         ..Section::default()
     };
     let outcome = bench.disturbance().and_then(|disturbance| {
-        section.notes.extend(disturbance);
+        section.disturbed = disturbance;
         (kind.run)(bench, &mut section)
     });
     if let Err(cause) = outcome {

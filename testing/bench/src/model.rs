@@ -26,6 +26,9 @@ pub struct Section {
     pub histograms: Vec<Bars>,
     /// Single figures by name, for the table of targets.
     pub figures: Vec<Figure>,
+    /// What else ran just before this was measured; such figures are not to be relied on.
+    #[serde(default)]
+    pub disturbed: Option<String>,
     pub notes: Vec<String>,
     /// What could not be measured, and why.
     pub failures: Vec<String>,
@@ -209,6 +212,22 @@ impl Section {
 }
 
 impl Measured {
+    /// How many sections were measured while something else ran, in words.
+    pub fn disturbance(&self) -> Option<String> {
+        let sections = self.sections.iter();
+        let disturbed = sections
+            .filter(|section| section.disturbed.is_some())
+            .count();
+        (disturbed > 0).then(|| {
+            format!(
+                "{disturbed} of {} sections were measured on a machine that was not quiet: their \
+                 figures, absolute ones above all, are worse than they would be alone. Measure \
+                 them anew before relying on them.",
+                self.sections.len()
+            )
+        })
+    }
+
     pub fn section(&self, name: &str) -> Option<&Section> {
         self.sections.iter().find(|section| section.name == name)
     }

@@ -28,6 +28,9 @@ pub fn html(measured: &Measured) -> String {
          busy each core was stands with every figure.</p><p class=\"soft\">{}</p>",
         escape(machine.unwrap_or("nothing was measured"))
     );
+    if let Some(disturbance) = measured.disturbance() {
+        let _ = write!(body, "<p class=\"failed\">{}</p>", escape(&disturbance));
+    }
     body.push_str("<nav><a href=\"#targets\">Targets</a>");
     for section in &measured.sections {
         let _ = write!(
@@ -86,6 +89,9 @@ fn section_html(section: &Section, machine: Option<&BarSet>) -> String {
         escape(&section.title),
         escape(&section.about)
     );
+    if let Some(disturbance) = &section.disturbed {
+        let _ = write!(html, "<p class=\"failed\">{}</p>", escape(disturbance));
+    }
     for note in &section.notes {
         let _ = write!(html, "<p class=\"soft\">{}</p>", escape(note));
     }
