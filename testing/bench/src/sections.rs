@@ -94,13 +94,13 @@ pub const ALL: [Kind; 14] = [
     Kind {
         name: "memory",
         title: "Sweep: resident memory",
-        about: "Memory that was written once and is left alone, beside 1,000 requests a second. Filling: the standby is killed, and the time until another one protects.",
+        about: "Memory that was written once and is left alone, beside 300 requests a second. Filling: the standby is killed, and the time until another one protects.",
         run: memory::run,
     },
     Kind {
         name: "dirty",
         title: "Sweep: dirty pages",
-        about: "A thread that writes so many pages of 64 MB each millisecond, one word each, beside 1,000 requests a second.",
+        about: "A thread that writes so many pages of 64 MB each millisecond, one word each, beside 300 requests a second.",
         run: dirty::run,
     },
     Kind {

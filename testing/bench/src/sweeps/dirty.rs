@@ -12,7 +12,7 @@ const PAGES_PER_MS: [usize; 6] = [1, 3, 10, 30, 100, 300];
 const MEGABYTES: usize = 64;
 /// Requests a second: enough that answers show what the writing costs them, little enough that
 /// they are not the load.
-const RATE_PER_S: f64 = 1000.0;
+const RATE_PER_S: f64 = 300.0;
 const X: &str = "pages written per millisecond";
 
 pub fn run(bench: &Bench, section: &mut Section) -> Result<()> {

@@ -14,7 +14,7 @@ use crate::text::{duration_us, number};
 const MEGABYTES: [usize; 6] = [10, 100, 500, 2000, 4000, 8000];
 /// A service and its replica each have the memory, and something must be left.
 const SPARE_MEGABYTES: usize = 2000;
-const RATE_PER_S: f64 = 1000.0;
+const RATE_PER_S: f64 = 300.0;
 const X: &str = "resident MB";
 /// How long the filling of gigabytes may take.
 const PATIENCE: Duration = Duration::from_secs(60);

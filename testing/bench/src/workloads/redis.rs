@@ -11,8 +11,9 @@ use crate::subject::Side;
 use crate::text::count;
 use crate::tool::{self, redis_row};
 
-/// Requests of the first look, from which the number is reckoned that fills the window.
-const PROBE_REQUESTS: u64 = 20_000;
+/// Requests of each connection in the first look, from which the number is reckoned that fills the
+/// window; one connection that waits for each answer is slow.
+const PROBE_REQUESTS: u64 = 500;
 
 pub fn run(bench: &Bench, section: &mut Section) -> Result<()> {
     let served = Served {
@@ -27,15 +28,16 @@ pub fn run(bench: &Bench, section: &mut Section) -> Result<()> {
             let case = format!("{}, pipeline {pipeline}", count(*connections, "connection"));
             // By side: how many requests fill the window.
             let mut requests = [None; 2];
+            let probe = PROBE_REQUESTS * (*connections as u64).min(20);
             bench.compare(section, &served, &case, |subject, side| {
                 let press = |requests| press(subject.address(), *connections, *pipeline, requests);
                 let known = &mut requests[usize::from(side == Side::Protected)];
                 let requests = match known {
                     Some(requests) => *requests,
                     None => {
-                        let probed = redis_row(&press(PROBE_REQUESTS)?, "GET")?;
+                        let probed = redis_row(&press(probe)?, "GET")?;
                         let fill = probed.per_s * bench.window().as_secs_f64() / 2.0;
-                        *known.insert((fill as u64).max(PROBE_REQUESTS))
+                        *known.insert((fill as u64).max(probe))
                     }
                 };
                 let (printed, busy) = bench.watch_program(subject, || press(requests))?;
