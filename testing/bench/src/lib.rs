@@ -100,6 +100,8 @@ pub fn run(options: &Options) -> Result<()> {
                 .iter()
                 .map(|line| format!("{}: {line}", kind.name)),
         );
+        // Another run may have measured another part meanwhile.
+        measured = read(&file);
         replace(&mut measured, section);
         write_json(&file, &measured)?;
     }
