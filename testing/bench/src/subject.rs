@@ -1,11 +1,12 @@
 //! A server to be measured, unprotected or protected, with the same pin.
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use unbroken_harness::{Launch, Plain, Scratch, Service};
+use unbroken_harness::{Launch, Plain, Scratch, Service, wait_until};
 
 use crate::cores::Cores;
 use crate::model::Profile;
@@ -38,6 +39,23 @@ pub struct Subject {
     profiles: RefCell<Vec<Profile>>,
     /// Its files; gone after it.
     _scratch: Scratch,
+}
+
+/// How long a server may take until it listens and is protected: one that first writes gigabytes
+/// has to be followed all the while.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Waits until the service listens and, with all that it did before, is protected.
+fn ready(service: &Service, port: u16) -> Result<SocketAddr> {
+    let address = SocketAddr::new(service.status()?.address, port);
+    wait_until(&format!("a listener on {address}"), PATIENCE, || {
+        let tried = TcpStream::connect_timeout(&address, Duration::from_secs(5));
+        Ok(tried.ok().map(drop))
+    })?;
+    wait_until("protection of a server that listens", PATIENCE, || {
+        Ok(service.status()?.is_protected().then_some(()))
+    })?;
+    Ok(address)
 }
 
 #[derive(Debug)]
@@ -78,7 +96,7 @@ impl Subject {
         let running = running.with_context(|| format!("starting {name} {}", side.name()))?;
         let address = match &running {
             Running::Unprotected(plain) => plain.address(),
-            Running::Protected(service) => service.listening(port)?,
+            Running::Protected(service) => ready(service, port)?,
         };
         Ok(Self {
             address,
