@@ -1,5 +1,6 @@
 //! Every developer's chore: `cargo xtask TASK`.
 
+mod bench;
 mod demo;
 mod fuzz;
 mod packages;
@@ -15,7 +16,11 @@ usage: cargo xtask TASK
 
   demo     a chat server with 20 clients and a streaming server with 10 listeners, each killed ten
            times under load, with a live table of what the clients see
-  test     formatting, lints, unit tests, and the scenario suite over real servers
+  test     formatting, lints, unit tests, the scenario suite over real servers, and the promises
+           about figures
+  bench    every workload with and without protection, in turn; a report with plots in
+           target/bench/report.html and docs/FIGURES.md. --only NAME measures a part anew (more
+           than one may be given), --short only what the promises need
   torture  faults by the thousand against every server of the tests; `torture --help`
   fuzz     every decoder that reads bytes from elsewhere; `fuzz --help`
 
@@ -25,6 +30,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
+        ["bench", options @ ..] => bench::run(options),
         ["demo"] => demo::run(),
         ["test"] => suite::run(),
         ["fuzz", words @ ..] => fuzz::run(words),

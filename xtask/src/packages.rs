@@ -36,6 +36,23 @@ pub const REDIS: Package = Package {
     name: "redis-server",
 };
 
+pub const REDIS_TOOLS: Package = Package {
+    program: "redis-benchmark",
+    name: "redis-tools",
+};
+pub const MEMCACHED: Package = Package {
+    program: "memcached",
+    name: "memcached",
+};
+pub const NGINX: Package = Package {
+    program: "nginx",
+    name: "nginx-light",
+};
+pub const WRK: Package = Package {
+    program: "wrk",
+    name: "wrk",
+};
+
 const PLACES: [&str; 6] = [
     "/usr/local/sbin",
     "/usr/local/bin",

@@ -4,8 +4,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Result, bail};
 
+use crate::bench;
 use crate::packages::{self, install_missing};
-use crate::tools::{build_programs, build_release, cargo, require_root, succeeds};
+use crate::tools::{build_programs, cargo, require_root, succeeds};
 
 /// Scenarios measure pauses and kill at moments; more than this at a time disturb each other when
 /// the test runner cannot limit them by itself (.config/nextest.toml does).
@@ -53,6 +54,7 @@ pub fn run() -> Result<()> {
         packages::NGIRCD,
         packages::ICECAST,
         packages::REDIS,
+        packages::REDIS_TOOLS,
     ])?;
     let mut failed = Vec::new();
     for check in CHECKS {
@@ -63,8 +65,12 @@ pub fn run() -> Result<()> {
         }
     }
     println!("== build");
-    build_release()?;
+    bench::build()?;
     build_programs()?;
+    println!("== promises about figures");
+    if bench::measure(&["--short"]).is_err() {
+        failed.push("promises about figures");
+    }
     println!("== tests");
     if !succeeds(&mut tests())? {
         failed.push("tests");

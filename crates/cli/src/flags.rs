@@ -99,6 +99,10 @@ pub struct StatusFlags {
     /// For programs: an object with NAME, else an array of them
     #[arg(long)]
     pub json: bool,
+
+    /// For programs: all that was counted since the start, with every histogram, as an object
+    #[arg(long, requires = "name", conflicts_with = "json")]
+    pub histograms: bool,
 }
 
 #[derive(Args, Debug, PartialEq)]

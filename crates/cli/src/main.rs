@@ -83,6 +83,9 @@ fn show(text: &str) -> Result<ExitCode, Failure> {
 fn show_status(flags: &StatusFlags) -> Result<ExitCode, Failure> {
     let in_colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     if let Some(name) = &flags.name {
+        if flags.histograms {
+            return show(&format!("{}\n", status::totals(name)?));
+        }
         let service = status::one(name)?;
         return match flags.json {
             true => show(&format!("{:#}\n", status::json(&service))),

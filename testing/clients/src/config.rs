@@ -8,6 +8,12 @@ use nix::unistd::User;
 pub const IRC_PORT: u16 = 6667;
 pub const ICECAST_PORT: u16 = 8000;
 pub const REDIS_PORT: u16 = 6379;
+pub const MEMCACHED_PORT: u16 = 11211;
+pub const NGINX_PORT: u16 = 8080;
+
+/// What nginx serves: `/small` and `/large` of these lengths.
+pub const NGINX_SMALL_BYTES: usize = 128;
+pub const NGINX_LARGE_BYTES: usize = 1 << 20;
 
 /// The account and group that the Debian package of icecast2 makes.
 const ICECAST_ACCOUNT: &str = "icecast2";
@@ -82,7 +88,7 @@ pub fn icecast(directory: &Path) -> io::Result<Command> {
             "<icecast>
   <location>test</location><admin>test@localhost</admin><hostname>localhost</hostname>
   <limits>
-    <clients>200</clients><sources>4</sources>
+    <clients>20000</clients><sources>4</sources>
     <queue-size>8388608</queue-size><burst-on-connect>1</burst-on-connect>
     <burst-size>16384</burst-size>
     <client-timeout>60</client-timeout><header-timeout>30</header-timeout>
@@ -130,6 +136,63 @@ pub fn redis(directory: &Path) -> Command {
         "--dir",
         &directory.to_string_lossy(),
     ])
+}
+
+/// The command that starts memcached with its usual four threads.
+pub fn memcached() -> Command {
+    words(&[
+        "/usr/bin/memcached",
+        "-u",
+        "root",
+        "-l",
+        "0.0.0.0",
+        "-p",
+        &MEMCACHED_PORT.to_string(),
+        "-m",
+        "256",
+        "-c",
+        "4096",
+    ])
+}
+
+/// Writes a configuration for nginx as one process, and two files to serve, into `directory`;
+/// returns the command that starts it.
+pub fn nginx(directory: &Path) -> io::Result<Command> {
+    std::fs::write(directory.join("small"), vec![b's'; NGINX_SMALL_BYTES])?;
+    std::fs::write(directory.join("large"), vec![b'l'; NGINX_LARGE_BYTES])?;
+    let file = directory.join("nginx.conf");
+    std::fs::write(
+        &file,
+        format!(
+            "daemon off;
+master_process off;
+user root;
+pid {base}/nginx.pid;
+error_log {base}/nginx-error.log;
+events {{ worker_connections 16384; }}
+http {{
+  access_log off;
+  sendfile on;
+  tcp_nopush on;
+  keepalive_requests 1000000;
+  client_body_temp_path {base}/body;
+  proxy_temp_path {base}/proxy;
+  fastcgi_temp_path {base}/fastcgi;
+  uwsgi_temp_path {base}/uwsgi;
+  scgi_temp_path {base}/scgi;
+  server {{ listen 0.0.0.0:{NGINX_PORT} backlog=4096; root {base}; }}
+}}
+",
+            base = directory.display(),
+        ),
+    )?;
+    Ok(words(&[
+        "/usr/sbin/nginx",
+        "-p",
+        &directory.to_string_lossy(),
+        "-c",
+        &file.to_string_lossy(),
+    ]))
 }
 
 /// One of our own small programs, which stand beside the running one, with its one argument: the

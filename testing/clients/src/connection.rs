@@ -5,7 +5,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
 
 const READ_BYTES: usize = 64 * 1024;
 
@@ -79,16 +80,15 @@ impl Connection {
         }
     }
 
-    /// Takes the whole lines that have arrived, each without its line end.
-    pub(crate) fn take_lines(&mut self) -> Vec<Vec<u8>> {
+    /// Takes the whole lines that have arrived, with all their ends but the last.
+    pub(crate) fn take_lines(&mut self) -> Vec<u8> {
         let Some(end) = self.incoming.iter().rposition(|byte| *byte == b'\n') else {
             return Vec::new();
         };
-        let whole: Vec<u8> = self.incoming.drain(..=end).collect();
-        let lines = whole[..end].split(|byte| *byte == b'\n');
-        lines
-            .map(|line| line.strip_suffix(b"\r").unwrap_or(line).to_vec())
-            .collect()
+        let rest = self.incoming.split_off(end + 1);
+        let mut whole = std::mem::replace(&mut self.incoming, rest);
+        whole.truncate(end);
+        whole
     }
 
     /// Takes everything that has arrived.
@@ -128,9 +128,8 @@ pub(crate) fn wait(
         slots.push(index);
         descriptors.push(PollFd::new(connection.stream.as_fd(), wanted));
     }
-    // Rounded up: a timeout of less than a millisecond must not become a busy loop.
-    let timeout_ms = timeout.as_micros().div_ceil(1000).min(60_000) as u16;
-    match poll(&mut descriptors, PollTimeout::from(timeout_ms)) {
+    // Not poll: its milliseconds would turn an even load into bursts.
+    match ppoll(&mut descriptors, Some(TimeSpec::from(timeout)), None) {
         Ok(_) | Err(nix::errno::Errno::EINTR) => {}
         Err(errno) => return Err(errno.into()),
     }

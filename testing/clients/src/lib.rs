@@ -14,6 +14,7 @@ pub mod icecast;
 pub mod irc;
 pub mod latency;
 pub mod redis;
+pub mod requests;
 mod running;
 mod sequence;
 pub mod serve;

@@ -3,8 +3,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use hdrhistogram::Histogram;
 use serde::Serialize;
 
 /// At most this many failures are kept in words; the counters count all of them.
@@ -28,6 +29,8 @@ pub struct Tally {
     failures: Mutex<Vec<String>>,
     /// When each connection that should hear all the time last did.
     listening: Mutex<Vec<Arc<AtomicU64>>>,
+    /// Nanoseconds from what was sent to its arrival, or to its answer, where the load knows both.
+    latency_ns: Mutex<Histogram<u64>>,
 }
 
 /// One connection, or one client that opens many, that should hear from the server all the time.
@@ -80,6 +83,7 @@ impl Tally {
             longest_gap_us: AtomicU64::new(0),
             failures: Mutex::new(Vec::new()),
             listening: Mutex::new(Vec::new()),
+            latency_ns: Mutex::new(times_ns()),
         }
     }
 
@@ -127,6 +131,11 @@ impl Tally {
         self.received.fetch_add(units, Ordering::Relaxed);
     }
 
+    /// Units received so far.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
     /// Counts units that did not arrive.
     pub fn add_lost(&self, units: u64, what: impl FnOnce() -> String) {
         self.lost.fetch_add(units, Ordering::Relaxed);
@@ -153,6 +162,29 @@ impl Tally {
     pub fn add_reconnect(&self, what: impl FnOnce() -> String) {
         self.reconnects.fetch_add(1, Ordering::Relaxed);
         self.note(what);
+    }
+
+    /// Counts how long one message or answer took.
+    pub fn add_latency(&self, took: Duration) {
+        self.add_latencies(std::iter::once(took));
+    }
+
+    /// Counts how long each of several took.
+    pub fn add_latencies(&self, took: impl Iterator<Item = Duration>) {
+        if let Ok(mut latency_ns) = self.latency_ns.lock() {
+            for took in took {
+                latency_ns.saturating_record(took.as_nanos() as u64);
+            }
+        }
+    }
+
+    /// The times so far, in nanoseconds; they begin anew from here.
+    pub fn take_latency_ns(&self) -> Histogram<u64> {
+        let taken = self.latency_ns.lock();
+        taken.map_or_else(
+            |_| times_ns(),
+            |mut times| std::mem::replace(&mut *times, times_ns()),
+        )
     }
 
     fn note(&self, what: impl FnOnce() -> String) {
@@ -185,6 +217,12 @@ impl Tally {
     }
 }
 
+/// An empty histogram of times in nanoseconds, up to a minute, exact to a thousandth.
+pub fn times_ns() -> Histogram<u64> {
+    const MOST_NS: u64 = 60_000_000_000;
+    Histogram::new_with_bounds(1, MOST_NS, 3).expect("the bounds are constants in order")
+}
+
 impl Snapshot {
     /// Nothing lost, doubled, reordered or damaged, and no connection broke.
     pub fn is_clean(&self) -> bool {
@@ -202,14 +240,23 @@ pub struct Timeline {
 impl Timeline {
     /// Notes that something arrived now; keeps the load's longest gap up to date.
     pub fn heard(&mut self, tally: &Tally) {
+        self.heard_at(tally, tally.now_us());
+    }
+
+    /// Notes that something arrived at a moment of the load's clock, not before the last.
+    pub fn heard_at(&mut self, tally: &Tally, now_us: u64) {
         self.ear.get_or_insert_with(|| tally.listen()).heard(tally);
-        let now_us = tally.now_us();
         if let Some(last_us) = self.received_us.last() {
             tally
                 .longest_gap_us
                 .fetch_max(now_us - last_us, Ordering::Relaxed);
         }
         self.received_us.push(now_us);
+    }
+
+    /// Every arrival, in microseconds of the load's clock.
+    pub fn received_us(&self) -> &[u64] {
+        &self.received_us
     }
 
     /// The longest time between two arrivals of which some part lies in `from_us..=until_us`.

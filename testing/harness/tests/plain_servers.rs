@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use unbroken_clients::{Running, bulk, churn, config, icecast, irc, latency, redis};
+use unbroken_clients::{Running, bulk, churn, config, icecast, irc, latency, redis, requests};
 use unbroken_harness::{PATIENCE, Plain, Scratch, namespace, wait_until};
 
 const SHORT: Duration = Duration::from_millis(1500);
@@ -169,6 +169,35 @@ fn latency_is_measured() -> Result<()> {
     let plain = Plain::start(&config::own_program("echo-server", PORT)?, PORT, &scratch)?;
     let found = latency::measure(plain.address(), 500, 64)?;
     ensure!(found.samples == 500 && found.p50_us > 0.0 && found.p50_us <= found.max_us);
+    Ok(())
+}
+
+#[test]
+fn requests_are_answered_and_a_death_is_noticed() -> Result<()> {
+    namespace::enter_new()?;
+    let scratch = Scratch::new("requests")?;
+    let options = |kind| requests::Options {
+        kind,
+        connections: 5,
+        active: 3,
+        rate_per_s: Some(3000.0),
+    };
+    let mut store = Plain::start(&config::redis(scratch.path()), config::REDIS_PORT, &scratch)?;
+    let echo = Plain::start(&config::own_program("echo-server", PORT)?, PORT, &scratch)?;
+    for (address, kind) in [
+        (store.address(), requests::Kind::RedisSet(100)),
+        (echo.address(), requests::Kind::Echo(64)),
+    ] {
+        let report = finish_clean(requests::start(address, &options(kind))?)?;
+        ensure!(report.timelines.len() == 3, "{:?}", report.totals);
+    }
+    let running = requests::start(store.address(), &options(requests::Kind::RedisSet(100)))?;
+    store.kill()?;
+    let report = running.finish();
+    ensure!(report.totals.reconnects >= 5, "{:?}", report.totals);
+    // A store that answers something else than was asked of it.
+    let wrong = requests::start(echo.address(), &options(requests::Kind::MemcachedSet(10)));
+    ensure!(wrong.is_err(), "an echo passed for an answer");
     Ok(())
 }
 

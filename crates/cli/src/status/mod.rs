@@ -5,6 +5,7 @@ mod report;
 mod table;
 
 pub use report::json;
+use report::totals_json;
 pub use table::{detail, overview};
 
 use crate::exit::{Exit, Failure};
@@ -33,6 +34,18 @@ pub fn one(name: &ServiceName) -> Result<Service, Failure> {
             format!("no service {name} is running; `unbroken status` lists those that are"),
         )
     })
+}
+
+/// All that was counted of the service of that name.
+///
+/// # Errors
+/// As [`one`].
+pub fn totals(name: &ServiceName) -> Result<serde_json::Value, Failure> {
+    one(name)?;
+    let directory = RunDirectory::new(name.clone());
+    let board = Board::open_to_read(&directory);
+    let board = board.map_err(|error| Failure::new(Exit::Internal, error.to_string()))?;
+    Ok(totals_json(&board.totals()))
 }
 
 /// All services by name, and what could not be read.

@@ -2,7 +2,7 @@
 
 use super::Service;
 use serde_json::{Value, json};
-use unbroken_node::board::Percentiles;
+use unbroken_node::board::{Percentiles, Totals};
 use unbroken_node::steps::EpochStep;
 
 /// One service as an object. What is not there (a standby, a takeover) is null.
@@ -51,6 +51,28 @@ fn steps(steps: &[Percentiles]) -> Value {
     Value::Object(entries.collect())
 }
 
+/// All that was counted. The times are a list, because their order says what follows what; of each
+/// the buckets that are not empty: upper bound in microseconds, and count.
+pub(super) fn totals_json(totals: &Totals) -> Value {
+    let buckets = |buckets: &[(u64, u64)]| -> Vec<Value> {
+        let pairs = buckets.iter();
+        pairs
+            .map(|(upper_ns, count)| json!([*upper_ns as f64 / 1e3, count]))
+            .collect()
+    };
+    let times: Vec<Value> = totals
+        .times
+        .iter()
+        .map(|(name, counts)| json!({ "name": name, "us": buckets(counts) }))
+        .collect();
+    json!({
+        "epochs": totals.epochs,
+        "dirty_pages": totals.dirty_pages,
+        "bytes": totals.bytes,
+        "times": times,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::samples;
@@ -92,6 +114,22 @@ mod tests {
         assert_eq!(object["last_takeover_ms"], 0.875);
         assert_eq!(object["pause_us"]["p50"], 48.1);
         assert_eq!(object["unprotected_seconds"], 1.5);
+    }
+
+    #[test]
+    fn times_are_listed_in_their_order() {
+        let totals = Totals {
+            epochs: 2,
+            times: vec![("pause", vec![(1500, 2)]), ("hold", vec![])],
+            ..Totals::default()
+        };
+        let object = totals_json(&totals);
+        assert_eq!(object["epochs"], 2);
+        assert_eq!(
+            object["times"][0],
+            json!({ "name": "pause", "us": [[1.5, 2]] })
+        );
+        assert_eq!(object["times"][1]["name"], "hold");
     }
 
     #[test]

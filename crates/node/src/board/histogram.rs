@@ -82,6 +82,16 @@ pub(super) fn read(words: &[AtomicU64]) -> Percentiles {
     }
 }
 
+/// The buckets that counted anything: the largest value of each in nanoseconds, and how many.
+pub(super) fn counts(words: &[AtomicU64]) -> Vec<(u64, u64)> {
+    let counts = words[..BUCKETS].iter().enumerate();
+    let counts = counts.map(|(bucket, count)| (bucket, count.load(Ordering::Relaxed)));
+    counts
+        .filter(|(_, count)| *count > 0)
+        .map(|(bucket, count)| (upper_bound_ns(bucket), count))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,6 +123,12 @@ mod tests {
         }
         let read = read(&words);
         assert_eq!((read.samples, read.max_ns), (1000, 1_000_000));
+        let counts = counts(&words);
+        assert_eq!(counts.iter().map(|(_, count)| count).sum::<u64>(), 1000);
+        assert_eq!(
+            counts.first().map(|(upper_ns, _)| bucket_of(*upper_ns)),
+            Some(bucket_of(1000))
+        );
         assert!((500_000..=516_000).contains(&read.p50_ns), "{read:?}");
         assert!((990_000..=1_000_000).contains(&read.p99_ns), "{read:?}");
     }

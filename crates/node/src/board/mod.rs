@@ -11,9 +11,11 @@ mod histogram;
 mod layout;
 mod snapshot;
 mod text;
+mod totals;
 
 pub use histogram::Percentiles;
 pub use snapshot::{Recent, Snapshot};
+pub use totals::Totals;
 
 use crate::clock::now_ns;
 use crate::directory::RunDirectory;
