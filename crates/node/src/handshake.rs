@@ -97,7 +97,7 @@ impl Handshake {
     }
 
     /// Tracer: waits until the main thread has drained the output; gives the input position.
-    /// The main thread polls while a capture is under way, so this takes a microsecond or two.
+    /// The main thread was woken by the step before this one.
     pub fn wait_drained(&self) -> u64 {
         while self.step() != Step::Drained {
             std::hint::spin_loop();

@@ -11,14 +11,10 @@ use unbroken_core::role::{Event, State};
 use unbroken_wire::commit::Committed;
 use unbroken_wire::flows::NamedConnection;
 
-/// How long the loop watches a capture before it sleeps: longer than captures usually take.
-const WATCH_NS: u64 = 300_000;
-
 pub(super) struct Capturing {
     pacing: Pacing,
     /// The step of the capture that this thread has dealt with.
     seen: Step,
-    started_ns: u64,
     /// The next capture completes the fill of a standby.
     sealing: bool,
     /// The epoch that completed the fill: its output goes when the standby stands.
@@ -32,7 +28,6 @@ impl Default for Capturing {
         Capturing {
             pacing: Pacing::new(PacingLimits::default()),
             seen: Step::Idle,
-            started_ns: 0,
             sealing: false,
             sealed: None,
             accepted: Vec::new(),
@@ -77,11 +72,6 @@ impl Capturing {
 }
 
 impl Primary {
-    /// Whether the loop should look again at once rather than sleep.
-    pub(super) fn watches_capture(&self) -> bool {
-        self.capturing.seen != Step::Idle && now_ns() - self.capturing.started_ns < WATCH_NS
-    }
-
     fn captures_wanted(&self) -> bool {
         match self.role.state() {
             State::Protected => true,
@@ -107,7 +97,6 @@ impl Primary {
             return;
         }
         self.capturing.pacing.epoch_started(now);
-        self.capturing.started_ns = now;
         self.capturing.seen = Step::Requested;
         self.line.handshake.request(now);
         self.bell.ring();

@@ -304,12 +304,10 @@ impl Primary {
         Ok(())
     }
 
-    /// Sleeps until something is to do, or the next capture is due.
+    /// Sleeps until something is to do, the tracer has made a step, or the next capture is due. (To
+    /// watch a capture awake gained nothing where a core idles, and took the spare core from the
+    /// standby where it does not.)
     fn rest(&mut self) -> io::Result<()> {
-        if self.watches_capture() {
-            std::hint::spin_loop();
-            return Ok(());
-        }
         if !self.line.handshake.main_falls_asleep(self.capturing.seen()) {
             return Ok(());
         }
