@@ -10,6 +10,10 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 const OPTIONS: &str = "size=16m,mode=755";
+/// Stays while the machine runs.
+const RUN: &str = "/run";
+/// Comes with the first service and goes with the last; where it is a place to mount on, a mount
+/// in any other namespace goes with it (fs/namespace.c, detach_mounts).
 const RUN_DIRECTORY: &str = "/run/unbroken";
 const FILLER: &str = "filler";
 
@@ -21,15 +25,14 @@ pub struct Disks {
 }
 
 impl Disks {
-    /// Moves the calling thread into a mount namespace of its own, where /run/unbroken and
-    /// `own_files` are small.
+    /// Moves the calling thread into a mount namespace of its own, where /run, and /run/unbroken in
+    /// it, and `own_files` are small.
     pub fn mount(own_files: &Path) -> Result<Self> {
         unshare(CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace")?;
         let none = None::<&str>;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
             .context("cannot make mounts our own")?;
-        fs::create_dir_all(RUN_DIRECTORY)?;
-        for place in [Path::new(RUN_DIRECTORY), own_files] {
+        for place in [Path::new(RUN), own_files] {
             mount(
                 Some("torture"),
                 place,
@@ -39,6 +42,7 @@ impl Disks {
             )
             .with_context(|| format!("cannot mount a small disk on {}", place.display()))?;
         }
+        fs::create_dir_all(RUN_DIRECTORY)?;
         Ok(Self {
             own_files: own_files.to_path_buf(),
         })
