@@ -1,8 +1,9 @@
 //! The service's only way to the network, and the logs beside it.
 //!
 //! Packets come and go over two TUN devices, each behind a virtio network header. [`gate`] holds
-//! output until its epoch is committed; [`flows`] knows what each client was told; [`sent`] what is under
-//! way to it; [`craft`] builds the packets that a takeover needs; [`log`] gives input and epochs to the standby.
+//! output until its epoch is committed; [`flows`] knows what each client was told, [`sent`] what is
+//! under way to it; [`craft`] builds the packets that a takeover needs; [`log`] gives input and
+//! epochs to the standby.
 #![forbid(unsafe_code)]
 
 pub mod commit;

@@ -304,9 +304,8 @@ impl Primary {
         Ok(())
     }
 
-    /// Sleeps until something is to do, the tracer has made a step, or the next capture is due. (To
-    /// watch a capture awake gained nothing where a core idles, and took the spare core from the
-    /// standby where it does not.)
+    /// Sleeps until something is to do, the tracer has made a step, or the next capture is due.
+    /// Watching a capture awake would take the spare core from the standby.
     fn rest(&mut self) -> io::Result<()> {
         if !self.line.handshake.main_falls_asleep(self.capturing.seen()) {
             return Ok(());

@@ -22,7 +22,7 @@ pub enum Change {
     MemoryVoid(AddressRange),
     /// The end of the heap moves here; what lay above is void.
     Break(u64),
-    /// A file is opened in the lowest free slot.
+    /// A file is opened in the lowest free slot, or taken over from another process.
     Opened,
     /// Up to this many descriptors appear in the lowest free slots.
     Created(u32),
@@ -107,7 +107,8 @@ pub fn changes(
         | libc::SYS_openat
         | libc::SYS_openat2
         | libc::SYS_open_by_handle_at
-        | libc::SYS_creat => Change::Opened,
+        | libc::SYS_creat
+        | libc::SYS_pidfd_getfd => Change::Opened,
         libc::SYS_socket
         | libc::SYS_accept
         | libc::SYS_accept4
@@ -118,7 +119,6 @@ pub fn changes(
         | libc::SYS_timerfd_create
         | libc::SYS_memfd_create
         | libc::SYS_pidfd_open
-        | libc::SYS_pidfd_getfd
         | libc::SYS_clone => Change::Created(1),
         libc::SYS_pipe | libc::SYS_pipe2 | libc::SYS_socketpair => Change::Created(2),
         libc::SYS_signalfd | libc::SYS_signalfd4 if a as i32 == -1 => Change::Created(1),

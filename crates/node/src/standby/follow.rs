@@ -13,6 +13,7 @@ use crate::record::{Cause, Connections, Record};
 use crate::stage::launch::{Init, Role as InitRole};
 use crate::stage::{Stage, StageConfig};
 use crate::standby::image::ServiceImage;
+use std::io::{self, ErrorKind::BrokenPipe, ErrorKind::ConnectionReset};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
@@ -106,11 +107,11 @@ impl Follower {
         let term = self.role.term();
         let mut reader = JournalReader::new(journal.consumer()?, term);
         let mut following = Following::prepare(self)?;
-        say(&tell, &Notice::Empty);
+        say(&tell, &Notice::Empty)?;
         let end = match following.read_on(&mut reader, &watch, &tell) {
             Ok(end) => end,
             Err(error) => {
-                say(&tell, &Notice::Refused(error.to_string()));
+                let _ = say(&tell, &Notice::Refused(error.to_string()));
                 return Err(error);
             }
         };
@@ -126,10 +127,15 @@ impl Follower {
 }
 
 /// Tells the primary. One that is gone hears nothing, which is no reason to give up: its pidfd says
-/// so, and the service is this node's to hold then.
-fn say(tell: &OwnedFd, notice: &Notice) {
-    if let Err(error) = channel::send(tell.as_fd(), notice, &[]) {
-        log!("{notice:?} was not heard: {error}");
+/// so, and the service is this node's to hold then. One that lives and does not hear would wait for
+/// ever.
+fn say(tell: &OwnedFd, notice: &Notice) -> io::Result<()> {
+    match channel::send(tell.as_fd(), notice, &[]) {
+        Err(error) if matches!(error.kind(), BrokenPipe | ConnectionReset) => {
+            log!("{notice:?} was not heard: {error}");
+            Ok(())
+        }
+        result => result,
     }
 }
 
@@ -231,7 +237,7 @@ impl Following {
         self.commit_flows(first, &change, connections);
         if first {
             self.role.apply(Event::StandbyReady, now_ns());
-            say(tell, &Notice::Warm);
+            say(tell, &Notice::Warm)?;
         }
         Ok(())
     }

@@ -86,9 +86,10 @@ pub(super) fn make_room(
     let last = needed.next_power_of_two() - 1;
     let place = u64::from(last);
     // A process that may not have so many says so at the takeover, if it has to.
-    if place < limit_of(leader)? {
+    let limit = limit_of(leader)?;
+    if place < limit {
         let mut calls = Calls::new(stopped, leader);
-        duplicate_channel(&mut calls, leader, place)?;
+        duplicate_channel(&mut calls, limit, place)?;
         calls.add("close", libc::SYS_close, &[place], Expect::Success)?;
         calls.run()?;
     }
@@ -110,7 +111,7 @@ fn move_channel(
         });
     }
     let mut calls = Calls::new(stopped, leader);
-    duplicate_channel(&mut calls, leader, place)?;
+    duplicate_channel(&mut calls, limit, place)?;
     let from = i64::from(STUB_CHANNEL) as u64;
     calls.add("close", libc::SYS_close, &[from], Expect::Success)?;
     calls.run()?;
@@ -123,13 +124,13 @@ fn limit_of(leader: HostTid) -> Result<u64, ReplicaError> {
     Ok(limit)
 }
 
-/// The channel appears under `place`, too, which is free and below the limit.
+/// The channel appears under `place`, too, which is free and below `limit`, the highest that the
+/// process may set.
 fn duplicate_channel(
     calls: &mut Calls<'_, '_>,
-    leader: HostTid,
+    limit: u64,
     place: u64,
 ) -> Result<(), ReplicaError> {
-    let limit = limit_of(leader)?;
     let raised = calls.words(&[limit, limit])?;
     let arguments = [0, u64::from(libc::RLIMIT_NOFILE), raised.0, 0];
     calls.add(
