@@ -5,10 +5,10 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::process::{Command, Stdio};
-use std::time::Duration;
-use unbroken_sys::ptrace;
+use std::time::{Duration, Instant};
 use unbroken_sys::shared::{Consumer, Producer, RingMemory};
 use unbroken_sys::wait::wait;
+use unbroken_sys::{process, ptrace};
 
 /// A small generator (splitmix64): the tests need cheap, seeded variety and nothing else.
 struct Random(u64);
@@ -278,16 +278,26 @@ fn a_record_shows_by_one_instruction() {
     child.wait().unwrap();
 }
 
+/// A sleep of this length was not woken from.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 #[test]
 fn a_producer_does_not_wait_for_a_consumer_that_is_gone() {
     let ring = RingMemory::create("unbroken-test", 4096).unwrap();
     let mut producer = ring.producer().unwrap();
     let whole = ring.largest_record_bytes();
     producer.reserve(whole).unwrap().publish(whole);
+    let (tell, told) = std::sync::mpsc::channel();
     let waiting = std::thread::spawn(move || {
-        let fits = producer.wait_for_room(1, None).unwrap();
-        (fits, producer.is_abandoned())
+        tell.send(process::this_thread()).unwrap();
+        let started = Instant::now();
+        let fits = producer.wait_for_room(1, Some(PATIENCE)).unwrap();
+        (fits, producer.is_abandoned(), started.elapsed() < PATIENCE)
     });
+    let state = format!("/proc/self/task/{}/stat", told.recv().unwrap());
+    while !std::fs::read_to_string(&state).unwrap().contains(") S ") {
+        std::thread::yield_now();
+    }
     ring.abandon().unwrap();
-    assert_eq!(waiting.join().unwrap(), (false, true));
+    assert_eq!(waiting.join().unwrap(), (false, true, true));
 }

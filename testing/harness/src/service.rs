@@ -350,6 +350,9 @@ impl Service {
     /// another standby, which no load need notice.
     pub fn assert_consistent(&self) -> Result<()> {
         let log = self.log_text();
+        if self.log.get().is_none() {
+            bail!("{}: its log was never there to be looked at", self.name);
+        }
         let is_wrong = |line: &&str| {
             line.contains("mirror differs") || line.contains("changed while it was captured")
         };

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 /// Every key that the command line promises (DESIGN, "Command line").
-pub const PROMISED_KEYS: [&str; 19] = [
+pub const PROMISED_KEYS: [&str; 20] = [
     "name",
     "address",
     "command",
@@ -22,6 +22,7 @@ pub const PROMISED_KEYS: [&str; 19] = [
     "epochs_per_s",
     "pause_us",
     "hold_us",
+    "steps_us",
     "dirty_pages_per_epoch",
     "bytes_per_epoch",
     "connections",

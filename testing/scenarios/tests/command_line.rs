@@ -230,11 +230,23 @@ fn the_service_runs_as_the_user_it_was_given() -> Result<()> {
     Ok(())
 }
 
+/// A service that nobody waits for, which a test that fails must not leave running.
+struct Detached<'a>(&'a Marker);
+
+impl Drop for Detached<'_> {
+    fn drop(&mut self) {
+        for (pid, _) in self.0.processes() {
+            let _ = send(pid, Signal::SIGKILL);
+        }
+    }
+}
+
 #[test]
 fn detached_it_goes_on_without_us() -> Result<()> {
     host()?;
     let name = format!("t-detach-{}", std::process::id());
     let marker = Marker::new(&name);
+    let _detached = Detached(&marker);
     let command = config::own_program("echo-server", PORT)?;
     let mut words = vec!["run", "--name", &name, "--detach", "--"];
     words.extend(command.iter().map(String::as_str));
@@ -260,6 +272,7 @@ fn nothing_of_whoever_started_it_is_kept_open() -> Result<()> {
     let opened = scratch.path().join("opened");
     let name = format!("t-open-{}", std::process::id());
     let marker = Marker::new(&name);
+    let _detached = Detached(&marker);
     let (variable, value) = marker.variable();
     let started = Command::new("sh")
         .args(["-c", "exec \"$@\" 9> \"$0\""])
@@ -276,11 +289,14 @@ fn nothing_of_whoever_started_it_is_kept_open() -> Result<()> {
         let status = Status::parse(&shown.stdout)?;
         Ok(status.is_protected().then_some(status))
     })?;
-    let pids = [status.primary_pid, status.standby_pid];
-    for pid in pids.into_iter().flatten().chain(status.service_pids) {
+    let processes = marker.processes();
+    let of_ours = [status.primary_pid, status.standby_pid];
+    let mut known = of_ours.into_iter().flatten().chain(status.service_pids);
+    ensure!(known.all(|pid| processes.iter().any(|(other, _)| *other == pid)));
+    for (pid, line) in processes {
         for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
             let target = fs::read_link(entry?.path()).unwrap_or_default();
-            ensure!(target != opened, "process {pid} has it open");
+            ensure!(target != opened, "process {pid} has it open: {line}");
         }
     }
     let outcome = run_to_end(&["stop", &name], None)?;

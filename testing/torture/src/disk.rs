@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
 const OPTIONS: &str = "size=16m,mode=755";
@@ -30,7 +30,7 @@ impl Disks {
     pub fn mount(own_files: &Path) -> Result<Self> {
         unshare(CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace")?;
         let none = None::<&str>;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
             .context("cannot make mounts our own")?;
         for place in [Path::new(RUN), own_files] {
             mount(
@@ -66,6 +66,13 @@ impl Disks {
             }
         }
         Ok(full)
+    }
+}
+
+impl Drop for Disks {
+    fn drop(&mut self) {
+        // Else whoever made the directory cannot remove it.
+        let _ = umount2(&self.own_files, MntFlags::MNT_DETACH);
     }
 }
 

@@ -21,16 +21,16 @@ const KILLED_FIRST: &str = "1000";
 struct Group {
     path: PathBuf,
     kind: Kind,
-    /// Where its processes go when it goes.
-    parent: PathBuf,
+    /// Ours, where its processes go when it goes.
+    home: PathBuf,
 }
 
 impl Group {
     fn new(purpose: &str) -> Result<Self> {
-        let (parent, kind) = own_group()?;
+        let (home, parent, kind) = own_group()?;
         let path = parent.join(format!("torture-{}-{purpose}", std::process::id()));
         fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        let group = Self { path, kind, parent };
+        let group = Self { path, kind, home };
         group.write(kind.limit, &ROOM_BYTES.to_string())?;
         Ok(group)
     }
@@ -54,7 +54,7 @@ impl Drop for Group {
         // Whoever the victim started before it died has nothing to do with this.
         let left = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
         for pid in left.lines() {
-            let _ = fs::write(self.parent.join("cgroup.procs"), pid);
+            let _ = fs::write(self.home.join("cgroup.procs"), pid);
         }
         // A process that is being reaped holds it a moment longer.
         let _ = wait_until("an empty control group", PATIENCE, || {
@@ -79,8 +79,8 @@ const UNIFIED: Kind = Kind {
     used: "memory.current",
 };
 
-/// The group in which groups can be made.
-fn own_group() -> Result<(PathBuf, Kind)> {
+/// Our group, and the one in which groups can be made.
+fn own_group() -> Result<(PathBuf, PathBuf, Kind)> {
     let groups = fs::read_to_string("/proc/self/cgroup")?;
     for line in groups.lines() {
         let mut fields = line.splitn(3, ':').skip(1);
@@ -92,13 +92,15 @@ fn own_group() -> Result<(PathBuf, Kind)> {
             .split(',')
             .any(|controller| controller == "memory")
         {
-            return Ok((Path::new("/sys/fs/cgroup/memory").join(path), OLD));
+            let own = Path::new("/sys/fs/cgroup/memory").join(path);
+            return Ok((own.clone(), own, OLD));
         }
         let unified = Path::new("/sys/fs/cgroup").join(path);
         if controllers.is_empty() && unified.join("memory.current").exists() {
             // A group with processes cannot have limited children: its parent can.
             let parent = unified.parent().map(Path::to_path_buf);
-            return Ok((parent.context("no control group above ours")?, UNIFIED));
+            let parent = parent.context("no control group above ours")?;
+            return Ok((unified, parent, UNIFIED));
         }
     }
     bail!("no control group limits memory here")

@@ -23,6 +23,16 @@ pub struct Scene<'a> {
 impl Scene<'_> {
     /// Does it; returns the pids that must be gone from now on.
     pub fn strike(&self, fault: Fault) -> Result<Vec<i32>> {
+        let (service, init) = (self.pid(Victim::Service)?, self.pid(Victim::Init)?);
+        let mut gone = self.carry_out(fault)?;
+        if gone.contains(&init) {
+            // It takes its namespace with it, and it is the service that status shows.
+            gone.push(service);
+        }
+        Ok(gone)
+    }
+
+    fn carry_out(&self, fault: Fault) -> Result<Vec<i32>> {
         match fault {
             Fault::Death(death) => Ok(vec![self.deal(death)?]),
             Fault::Deaths(first, gap, second) => {

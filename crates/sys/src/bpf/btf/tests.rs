@@ -95,22 +95,28 @@ fn a_blob_that_is_cut_off_anywhere_is_an_error() {
     }
 }
 
+fn ask(blob: &[u8]) {
+    let Ok(btf) = Btf::parse(blob) else { return };
+    for name in ["s", "t", "int"] {
+        let _ = btf.function(name);
+        let _ = btf.structure(name);
+    }
+    for number in 0..8 {
+        for path in ["in.a", "in.b", "a", "b"] {
+            let _ = btf.place(number, path);
+        }
+    }
+}
+
+#[test]
+fn fuzz_btf() {
+    unbroken_fuzz::bytes("btf", &[sample()], ask);
+}
+
 /// Every word of a small blob takes odd values, one after the other: the answers may be anything.
 #[test]
 fn a_damaged_blob_panics_nothing() {
     let whole = sample();
-    let ask = |blob: &[u8]| {
-        let Ok(btf) = Btf::parse(blob) else { return };
-        for name in ["s", "t", "int"] {
-            let _ = btf.function(name);
-            let _ = btf.structure(name);
-        }
-        for number in 0..8 {
-            for path in ["in.a", "in.b", "a", "b"] {
-                let _ = btf.place(number, path);
-            }
-        }
-    };
     for at in 0..whole.len() - 3 {
         for value in [
             0,
