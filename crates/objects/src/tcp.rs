@@ -9,10 +9,11 @@ mod closed;
 mod closing;
 mod fingerprint;
 mod packets;
+mod queues;
 mod quiet;
 mod restore;
 
-pub use capture::{Tracker, capture, capture_accepted, has_send_queue};
+pub use capture::{Tracker, capture, capture_accepted, difference};
 pub use closing::{capture_closing, has_words_left, is_said, said_since};
 pub use fingerprint::{Fingerprint, Seen, fingerprint};
 pub use packets::{Inject, Resend};

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 // From include/uapi/asm-generic/sockios.h and include/uapi/linux/sockios.h.
 const SIOCINQ: libc::Ioctl = 0x541B;
+const SIOCATMARK: libc::Ioctl = 0x8905;
 const SIOCOUTQ: libc::Ioctl = 0x5411;
 
 /// A new socket, close-on-exec. `kind` is `SOCK_*` and may carry `SOCK_NONBLOCK`.
@@ -151,6 +152,11 @@ pub fn receive_from(
 /// Bytes that a read would find (`SIOCINQ`); a TCP FIN is not counted.
 pub fn unread_bytes(fd: BorrowedFd<'_>) -> io::Result<u32> {
     ioctl_i32(fd, SIOCINQ)
+}
+
+/// Whether the next byte to be read is an urgent one, read already or not (`SIOCATMARK`).
+pub fn is_at_mark(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(ioctl_i32(fd, SIOCATMARK)? != 0)
 }
 
 /// Bytes written and not acknowledged (`SIOCOUTQ`). TCP counts a queued FIN as one byte.

@@ -11,9 +11,11 @@ use crate::packet::{Segment, TcpFlags};
 use crate::serial::is_after;
 use std::collections::{HashMap, VecDeque};
 
-/// Bytes kept for all connections together. Beyond it all are forgotten: queues that long are
+/// Bytes kept for all connections together, what each takes for itself included. Beyond it all are forgotten: queues that long are
 /// rarely sent whole anyway, and what is not sent yet is read from the kernel.
 const KEPT_BYTES_MAX: usize = 64 << 20;
+/// What a connection takes for itself. A client that is gone without a word leaves it here.
+const STREAM_BYTES: usize = 256;
 /// Buffers kept for the next connection that sends.
 const SPARE_MAX: usize = 64;
 
@@ -47,7 +49,7 @@ impl SentBytes {
         if segment.payload.is_empty() {
             return;
         }
-        if self.kept_bytes + segment.payload.len() > KEPT_BYTES_MAX {
+        if self.kept_bytes + segment.payload.len() + STREAM_BYTES > KEPT_BYTES_MAX {
             self.streams.clear();
             self.kept_bytes = 0;
         }
@@ -56,9 +58,12 @@ impl SentBytes {
             spare,
             kept_bytes,
         } = self;
-        let stream = streams.entry(tuple).or_insert_with(|| Stream {
-            first: segment.sequence,
-            bytes: spare.pop().unwrap_or_default(),
+        let stream = streams.entry(tuple).or_insert_with(|| {
+            *kept_bytes += STREAM_BYTES;
+            Stream {
+                first: segment.sequence,
+                bytes: spare.pop().unwrap_or_default(),
+            }
         });
         let end = stream.end();
         let known = end.wrapping_sub(segment.sequence);
@@ -103,18 +108,18 @@ impl SentBytes {
         let Some(mut stream) = self.streams.remove(&tuple) else {
             return;
         };
-        self.kept_bytes -= stream.bytes.len();
+        self.kept_bytes -= stream.bytes.len() + STREAM_BYTES;
         if self.spare.len() < SPARE_MAX {
             stream.bytes.clear();
             self.spare.push(stream.bytes);
         }
     }
 
-    /// Appends to `into` the `length` bytes from `first` on, if they end where all that was sent
-    /// does; says whether they do.
+    /// Fills `into` with the `length` bytes from `first` on, if they end where all that was sent
+    /// does; says whether they do, and otherwise leaves it as it is.
     pub fn copy(&self, tuple: Tuple, first: u32, length: usize, into: &mut Vec<u8>) -> bool {
         let Some(stream) = self.streams.get(&tuple) else {
-            return length == 0;
+            return false;
         };
         let Some(skipped) = stream.bytes.len().checked_sub(length) else {
             return false;
@@ -122,15 +127,11 @@ impl SentBytes {
         if stream.first.wrapping_add(skipped as u32) != first {
             return false;
         }
+        into.clear();
         let (front, back) = stream.bytes.as_slices();
         into.extend_from_slice(front.get(skipped..).unwrap_or_default());
         into.extend_from_slice(&back[skipped.saturating_sub(front.len())..]);
         true
-    }
-
-    /// Bytes kept for all connections.
-    pub fn kept_bytes(&self) -> usize {
-        self.kept_bytes
     }
 }
 
@@ -168,7 +169,6 @@ mod tests {
     #[test]
     fn what_was_lost_or_is_older_is_not_made_up() {
         let mut sent = SentBytes::default();
-        assert_eq!(copied(&sent, 7, 0), Some(vec![]));
         assert_eq!(copied(&sent, 7, 1), None);
         sent.output(tuple(9), &segment(ACK, 100, 0, b"abc"));
         assert_eq!(copied(&sent, 100, 3), Some(b"abc".to_vec()));
@@ -178,7 +178,7 @@ mod tests {
         sent.output(tuple(9), &segment(ACK, 105, 0, b"fg"));
         assert_eq!(copied(&sent, 100, 7), None, "two bytes were lost");
         assert_eq!(copied(&sent, 105, 2), Some(b"fg".to_vec()));
-        assert_eq!(sent.kept_bytes(), 2);
+        assert_eq!(sent.kept_bytes, 2 + STREAM_BYTES);
     }
 
     #[test]
@@ -190,7 +190,7 @@ mod tests {
         sent.output(tuple(9), &segment(ACK, 103, 0, b"x"));
         assert_eq!(copied(&sent, 103, 1), Some(b"x".to_vec()));
         sent.input(tuple(9), &segment(0x04, 0, 0, b""));
-        assert_eq!(sent.kept_bytes(), 0);
+        assert_eq!(sent.kept_bytes, 0);
     }
 
     proptest! {
@@ -217,12 +217,14 @@ mod tests {
                     end = end.max(to);
                 }
                 let first = start.wrapping_add(acknowledged as u32);
-                let mut bytes = Vec::new();
+                let mut bytes = vec![99];
                 if sent.copy(tuple(9), first, end - acknowledged, &mut bytes) {
                     prop_assert_eq!(&bytes, &said[acknowledged..end]);
                 } else {
-                    // Only what was sent again after it was acknowledged may be in the way.
-                    prop_assert!(sent.kept_bytes() > 0);
+                    // Nothing is under way, or what was sent again after it was acknowledged is in
+                    // the way.
+                    prop_assert!(end == acknowledged || sent.kept_bytes > 0);
+                    prop_assert_eq!(bytes, [99]);
                 }
             }
         }

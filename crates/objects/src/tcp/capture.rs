@@ -1,7 +1,8 @@
 //! Reading a connection from our own duplicate of its descriptor, while the service is stopped and
 //! its input held.
 
-use super::fingerprint::{Fingerprint, Seen, fingerprint, fingerprint_from};
+use super::fingerprint::{Fingerprint, Seen, fingerprint_from};
+use super::queues::{peek_inline, peek_send_queue};
 use super::{SUBJECT, own_fin_is_open, peer_fin_arrived, phase_of};
 use crate::socket::{Context, SocketError};
 use crate::socket_options;
@@ -9,11 +10,8 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 use unbroken_image::object::{SocketOption, TcpConnection, TcpPhase, TcpWindow};
 use unbroken_sys::bpf::Record;
-use unbroken_sys::tcp::{self, Info, Queue, Repair, negotiated};
+use unbroken_sys::tcp::{self, Info, Queue, Repair, negotiated, state};
 use unbroken_sys::{socket, sockopt};
-
-/// The most that a segment can hold of a queue's front that is acknowledged already.
-const LARGEST_SEGMENT_BYTES: usize = 65536;
 
 /// What the primary remembers of one connection between captures. It belongs to one kernel socket
 /// and means nothing for another.
@@ -95,7 +93,7 @@ fn capture_once(
         send_base: 0,
         receive_base: 0,
         max_window: 0,
-        handshake_done: is_connected(phase),
+        handshake_done: is_connected(phase) && info.state != state::SYN_RECEIVED,
         fingerprint,
     };
     match inherited {
@@ -130,11 +128,15 @@ fn is_connected(phase: TcpPhase) -> bool {
     !matches!(phase, TcpPhase::SynSent | TcpPhase::Closed)
 }
 
-/// What was read belongs together if no packet came in between: queues and sequence numbers are
-/// read one after the other.
+/// What was read belongs together if no packet came in between, and of a connection that is being
+/// closed nothing was written: queues and sequence numbers are read one after the other.
 fn expect_unmoved(fd: BorrowedFd<'_>, before: &Info) -> Result<(), SocketError> {
     let now = tcp::info(fd).context("read TCP_INFO", SUBJECT)?;
-    let numbers = |info: &Info| (info.state, info.bytes_acked, info.bytes_received);
+    let numbers = |info: &Info| {
+        let sent = info.bytes_sent.wrapping_sub(info.bytes_retransmitted);
+        let written = sent.wrapping_add(u64::from(info.not_sent_bytes));
+        (info.state, info.bytes_acked, info.bytes_received, written)
+    };
     if numbers(&now) == numbers(before) {
         return Ok(());
     }
@@ -165,8 +167,9 @@ impl Tracker {
 
     /// As [`Tracker::capture_into`] without attributes, if anything moved; says whether it did.
     ///
-    /// `sent` appends the bytes that the service has sent from a sequence number on, if they are so
-    /// many and end where all that it sent does. Without it the kernel is asked for them.
+    /// `sent` fills a buffer with the bytes that the service has sent from a sequence number on, if
+    /// they are so many and end where all that it sent does; otherwise it leaves it as it is, and
+    /// the kernel is asked for them.
     pub fn look(
         &mut self,
         fd: BorrowedFd<'_>,
@@ -178,7 +181,11 @@ impl Tracker {
         if fingerprint == self.fingerprint {
             return Ok(false);
         }
-        if self.take_from_outside(fingerprint, info.unacked, connection, sent) {
+        // A FIN in flight may hide what was acknowledged beside it, and an urgent byte what lies
+        // behind it.
+        let is_plain = !phase_of(info.state).is_some_and(own_fin_is_open)
+            && !socket::is_at_mark(fd).context("read SIOCATMARK", SUBJECT)?;
+        if is_plain && self.take_from_outside(fingerprint, info.unacked, connection, sent) {
             return Ok(true);
         }
         match self.take(fd, &info, fingerprint, connection, false) {
@@ -241,13 +248,15 @@ impl Tracker {
             return false;
         };
         let first = self.send_base.wrapping_add(fingerprint.bytes_acked as u32);
-        connection.send_queue.clear();
         let known = match queued {
             0 => packets_out == fin,
             _ => sent(first, queued as usize, &mut connection.send_queue),
         };
         if !known {
             return false;
+        }
+        if queued == 0 {
+            connection.send_queue.clear();
         }
         connection.phase = phase;
         connection.fin_sent = fin == 1;
@@ -274,7 +283,8 @@ impl Tracker {
             read_attributes(fd, connection)?;
         }
         connection.phase = phase;
-        let completes = !self.handshake_done && is_connected(phase);
+        let shook_hands = is_connected(phase) && info.state != state::SYN_RECEIVED;
+        let completes = !self.handshake_done && shook_hands;
         if completes {
             // The handshake chose sequence numbers and options.
             connection.options = u32::from(info.options);
@@ -383,30 +393,20 @@ impl Tracker {
     }
 
     fn read_receive_queue(
-        &self,
+        &mut self,
         fd: BorrowedFd<'_>,
         connection: &mut TcpConnection,
     ) -> Result<(), SocketError> {
         connection.receive_queue.clear();
-        let expected = self.fingerprint.unread_bytes as usize;
-        if expected == 0 {
+        let is_empty = self.fingerprint.unread_bytes == 0
+            && !socket::is_at_mark(fd).context("read SIOCATMARK", SUBJECT)?;
+        if is_empty {
             return Ok(());
         }
-        if ready(fd, libc::POLLPRI)? & libc::POLLPRI == 0 {
-            return peek_stream(fd, &mut connection.receive_queue, expected);
-        }
-        // SIOCINQ and a read end at the urgent byte. Inline, the byte is one of the stream: its
-        // sequence number must be covered, and that it was urgent is lost.
-        let inline = sockopt::get_i32(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE)
-            .context("read SO_OOBINLINE", SUBJECT)?;
-        sockopt::set_i32(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE, 1)
-            .context("set SO_OOBINLINE", SUBJECT)?;
-        let result = socket::unread_bytes(fd)
-            .context("read SIOCINQ", SUBJECT)
-            .and_then(|bytes| peek_stream(fd, &mut connection.receive_queue, bytes as usize));
-        sockopt::set_i32(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE, inline)
-            .context("put SO_OOBINLINE back", SUBJECT)?;
-        result
+        peek_inline(fd, &mut connection.receive_queue)?;
+        // What was counted ends at an urgent byte: reading past it would not show.
+        self.fingerprint.unread_bytes = connection.receive_queue.len() as u32;
+        Ok(())
     }
 
     fn read_send_queue(
@@ -437,22 +437,37 @@ impl Tracker {
     }
 }
 
-/// I7: whether the kernel has the send queue that was captured, unless packets moved it since.
-pub fn has_send_queue(
+/// I7: what is wrong with a connection that a capture, or several of the quick ways, brought up to
+/// date: reads it anew, and compares what packets, reads and writes move.
+pub fn difference(
     fd: BorrowedFd<'_>,
     connection: &TcpConnection,
     tracker: &Tracker,
-) -> Result<bool, SocketError> {
-    let mut found = Vec::new();
-    let read = in_repair(fd, reuses_address(connection), || {
-        tcp::select_queue(fd, Queue::Send).context("select send queue", SUBJECT)?;
-        peek_send_queue(fd, &mut found, connection.send_queue.len())
-    });
-    match read {
-        Ok(()) if found == connection.send_queue => Ok(true),
-        Ok(()) | Err(SocketError::Changed { .. }) => Ok(fingerprint(fd)? != tracker.fingerprint),
-        Err(error) => Err(error),
+) -> Result<Option<String>, SocketError> {
+    let (found, fresh) = capture(fd)?;
+    if fresh.fingerprint != tracker.fingerprint {
+        // A packet that was given before the stop came to the socket only now.
+        return Ok(None);
     }
+    let numbers = |of: &TcpConnection| {
+        let TcpWindow {
+            snd_wnd, rcv_wnd, ..
+        } = of.window;
+        (
+            (of.phase, of.fin_sent, of.sent_bytes, of.send_sequence),
+            (of.receive_sequence, snd_wnd, rcv_wnd),
+            (of.send_queue.len(), of.receive_queue.len()),
+        )
+    };
+    let (known, now) = (numbers(connection), numbers(&found));
+    if known != now {
+        return Ok(Some(format!("{known:?}, kernel {now:?}")));
+    }
+    let queues = |of: &TcpConnection| (of.send_queue.clone(), of.receive_queue.clone());
+    if queues(connection) != queues(&found) {
+        return Ok(Some("its queues hold other bytes".to_owned()));
+    }
+    Ok(None)
 }
 
 /// What `poll` says at once.
@@ -496,80 +511,6 @@ fn in_repair<T>(
             .context("put SO_REUSEADDR back", SUBJECT)?;
     }
     result
-}
-
-/// Peeks `expected` bytes of the receive queue into `buffer`, and notices one byte more.
-fn peek_stream(
-    fd: BorrowedFd<'_>,
-    buffer: &mut Vec<u8>,
-    expected: usize,
-) -> Result<(), SocketError> {
-    if expected == 0 {
-        return Ok(());
-    }
-    // A peek offset that the service set (SO_PEEK_OFF; TCP has it since Linux 6.10) would start
-    // the peek there, and move. One that is off reads -1, one that is unknown fails.
-    let offset = sockopt::get_i32(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF).unwrap_or(-1);
-    if offset >= 0 {
-        set_peek_offset(fd, 0)?;
-    }
-    let mut peeked = peek(fd, buffer, expected + 1);
-    let mut short = offset;
-    // A peek ends at an urgent byte even when bytes follow it.
-    while let Ok(1..) = peeked
-        && buffer.len() < expected
-    {
-        short = 0;
-        set_peek_offset(fd, buffer.len() as i32)?;
-        peeked = peek(fd, buffer, expected + 1 - buffer.len());
-    }
-    if offset >= 0 || short >= 0 {
-        set_peek_offset(fd, offset)?;
-    }
-    peeked.context("peek at the receive queue", SUBJECT)?;
-    if buffer.len() != expected {
-        return Err(SocketError::Changed {
-            what: "receive queue of a TCP connection",
-            expected_bytes: expected,
-            found_bytes: buffer.len(),
-        });
-    }
-    Ok(())
-}
-
-fn peek(fd: BorrowedFd<'_>, buffer: &mut Vec<u8>, limit: usize) -> std::io::Result<usize> {
-    socket::receive_into(fd, buffer, limit, libc::MSG_PEEK | libc::MSG_DONTWAIT)
-}
-
-fn set_peek_offset(fd: BorrowedFd<'_>, offset: i32) -> Result<(), SocketError> {
-    sockopt::set_i32(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset)
-        .context("set SO_PEEK_OFF", SUBJECT)
-}
-
-/// Peeks the selected send queue into `buffer`. The kernel copies whole segments, whose first may
-/// begin with bytes that are acknowledged already, and fails when they do not fit.
-fn peek_send_queue(
-    fd: BorrowedFd<'_>,
-    buffer: &mut Vec<u8>,
-    expected: usize,
-) -> Result<(), SocketError> {
-    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-    let found = match socket::receive_into(fd, buffer, expected, flags) {
-        Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {
-            socket::receive_into(fd, buffer, expected + LARGEST_SEGMENT_BYTES, flags)
-        }
-        other => other,
-    }
-    .context("peek at the send queue", SUBJECT)?;
-    if found < expected {
-        return Err(SocketError::Changed {
-            what: "send queue of a TCP connection",
-            expected_bytes: expected,
-            found_bytes: found,
-        });
-    }
-    buffer.drain(..found - expected);
-    Ok(())
 }
 
 /// Layers over or under TCP whose state no interface gives out.

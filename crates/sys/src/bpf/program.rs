@@ -54,10 +54,8 @@ const WIDE_FIELDS: [(&str, usize); 5] = [
 ];
 
 /// The same, into words of four.
-const FIELDS: [(&str, usize); 13] = [
+const FIELDS: [(&str, usize); 11] = [
     (sock!("__sk_common.skc_state"), offset_of!(Record, state)),
-    (sock!("sk_shutdown"), offset_of!(Record, shut)),
-    (sock!("sk_err"), offset_of!(Record, error)),
     ("snd_una", offset_of!(Record, send_unacknowledged)),
     ("snd_nxt", offset_of!(Record, send_next)),
     ("write_seq", offset_of!(Record, write_sequence)),

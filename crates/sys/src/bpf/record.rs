@@ -27,10 +27,6 @@ pub struct Record {
     pub(super) before: Guard,
     pub(super) descriptor: u32,
     pub(super) state: u32,
-    /// `SEND_SHUTDOWN` (2) and `RCV_SHUTDOWN` (1).
-    pub shut: u32,
-    /// An error that the next call on the socket returns.
-    pub error: u32,
     pub send_unacknowledged: u32,
     pub send_next: u32,
     pub write_sequence: u32,
