@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use unbroken_harness::{Signal, Target};
 
-use super::{Lines, add_steps, ask, file, point, steps_sweep};
+use super::{Lines, add_steps, ask, file, note_pause, point, steps_sweep};
 use crate::bench::Bench;
 use crate::model::Section;
 use crate::subject::{Side, Subject};
@@ -66,7 +66,7 @@ pub fn run(bench: &Bench, section: &mut Section) -> Result<()> {
         ));
         pauses.add_pause("", x, &profile);
         add_steps(&mut steps, x, &profile);
-        section.set_figure(&format!("pause p50, {megabytes} MB"), profile.pause_us.p50);
+        note_pause(section, &case, &profile);
     }
     file(
         section,

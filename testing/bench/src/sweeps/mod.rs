@@ -116,6 +116,18 @@ pub fn add_steps(lines: &mut Lines, x: f64, profile: &Profile) {
     }
 }
 
+/// The name of a part (p50, p99) of the pause among the figures by which targets are judged.
+pub fn pause_figure(part: &str, case: &str) -> String {
+    format!("pause {part}, {case}")
+}
+
+/// Keeps the pause of one point for the targets.
+pub fn note_pause(section: &mut Section, case: &str, profile: &Profile) {
+    let pause_us = profile.pause_us;
+    section.set_figure(&pause_figure("p50", case), pause_us.p50);
+    section.set_figure(&pause_figure("p99", case), pause_us.p99);
+}
+
 /// Keeps the lines of the few steps that ever take longest: more cannot be told apart.
 pub fn steps_sweep(lines: Lines, title: &str, x: &str) -> Option<Sweep> {
     const SHOWN: usize = 6;
