@@ -30,15 +30,11 @@ fn sweep(bench: &Bench, section: &mut Section, active: fn(usize) -> usize) {
         let x = connections as f64;
         for side in [Side::Unprotected, Side::Protected] {
             let case = format!("{}, {}", count(connections, "connection"), side.name());
-            let measured = point(bench, side, &[], |subject| {
+            let measured = point(bench, section, &case, side, &[], |subject| {
                 ask(bench, subject, connections, active(connections), None)
             });
-            let found = match measured {
-                Ok(found) => found,
-                Err(cause) => {
-                    bench.fail(section, &case, &cause);
-                    continue;
-                }
+            let Some(found) = measured else {
+                continue;
             };
             let middle_us = found.window.latency_us(0.5);
             times.add(side.name(), x, middle_us);

@@ -57,23 +57,30 @@ pub fn ask(
     })
 }
 
-/// One point on one side, on a server of its own.
+/// One point on one side, on a server of its own. One that fails becomes a failure of the section,
+/// and the sweep goes on without it.
 pub fn point(
     bench: &Bench,
+    section: &mut Section,
+    case: &str,
     side: Side,
     arguments: &[(&str, usize)],
     measure: impl FnOnce(&Subject) -> Result<Point>,
-) -> Result<Point> {
+) -> Option<Point> {
     let command = |_: &std::path::Path| holder(arguments);
     let served = Served {
         name: "holder",
         port: PORT,
         command: &command,
     };
-    let subject = bench.start(side, &served)?;
-    let point = measure(&subject)?;
-    subject.stop()?;
-    Ok(point)
+    let measured = bench.start(side, &served).and_then(|subject| {
+        let point = measure(&subject)?;
+        subject.stop()?;
+        Ok(point)
+    });
+    measured
+        .inspect_err(|cause| bench.fail(section, case, cause))
+        .ok()
 }
 
 /// Lines that grow by a point each time something is measured.
