@@ -7,8 +7,25 @@ use anyhow::{Result, bail};
 use crate::packages::{self, install_missing};
 use crate::tools::{build_release, cargo, require_root, root, succeeds};
 
-/// Installs, builds, and measures; `options` are those of the program `unbroken-bench`.
+/// The options are those of the program `unbroken-bench`, which is not built yet when this is asked
+/// for.
+const USAGE: &str = "\
+usage: cargo xtask bench [--short] [--rounds N] [--draw] [--only PART]...
+
+  --only PART  measures this part anew, the others stay as they were; may be given again
+  --rounds N   how often each side runs (3)
+  --short      the promises alone, in less than a minute
+  --draw       measures nothing: the report anew from report.json
+
+docs/TESTING.md lists the parts and says how they are measured. The report is
+target/bench/report.html, its numbers are in report.json beside it.";
+
+/// Installs, builds, and measures.
 pub fn run(options: &[&str]) -> Result<()> {
+    if options.iter().any(|word| matches!(*word, "--help" | "-h")) {
+        println!("{USAGE}");
+        return Ok(());
+    }
     require_root("bench")?;
     install_missing(&[
         packages::IPROUTE,

@@ -1,11 +1,11 @@
 //! A server killed under load, and what each of its clients saw of it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use unbroken_clients::requests::{self, Kind};
-use unbroken_clients::{Report, Running, Tally, config, irc};
-use unbroken_harness::{Random, Service, Signal, send};
+use unbroken_clients::{Report, Running, Timeline, config, irc};
+use unbroken_harness::{KillEvent, KillPlan, Random, Target};
 
 use crate::bench::{Bench, Served, finish};
 use crate::model::{Failover, Section, Spread};
@@ -23,13 +23,6 @@ const WAIT: (Duration, Duration) = (Duration::from_millis(300), Duration::from_m
 const WINDOW_US: u64 = 300_000;
 /// What a timeline keeps before and after a kill.
 const SHOWN_US: (u64, u64) = (10_000, 100_000);
-
-/// A kill under way.
-struct Death {
-    at: Instant,
-    takeover_ms: Option<f64>,
-    protected_again_ms: f64,
-}
 
 pub fn run(bench: &Bench, section: &mut Section) -> Result<()> {
     let chat = |subject: &Subject| -> Result<Running> {
@@ -112,19 +105,32 @@ fn perform(
     let subject = bench.start(Side::Protected, served)?;
     let running = load(&subject)?;
     let tally = std::sync::Arc::clone(running.tally());
-    let mut random = Random::from_seed(1);
-    let mut deaths = Vec::new();
+    let plan = KillPlan {
+        wait: WAIT,
+        ..KillPlan::new(Target::Service, KILLS)
+    };
+    // A kill's own time is from before its victim was looked up, which takes milliseconds.
+    let mut moments_us = Vec::new();
     let service = subject.service().context("nothing protects it")?;
-    for number in 1..=KILLS {
-        std::thread::sleep(random.between(WAIT.0, WAIT.1));
-        deaths.push(kill(service).with_context(|| format!("kill {number}"))?);
-    }
+    let kills = service.kill_repeatedly(&plan, &mut Random::from_seed(1), |event| {
+        if matches!(event, KillEvent::Killed) {
+            moments_us.push(tally.now_us());
+        }
+    })?;
     std::thread::sleep(WAIT.1);
     let report = finish(running)?;
     subject.stop()?;
-    for (index, death) in (1..).zip(&deaths) {
-        let title = format!("{}, kill {index}", served.name);
-        let seen = seen(title, death, &tally, &report, &deaths);
+    for (index, kill) in kills.iter().enumerate() {
+        let zero_us = moments_us[index];
+        let late_ms = (zero_us - tally.us_at(kill.at)) as f64 / 1e3;
+        let seen = Failover {
+            title: format!("{}, kill {}", served.name, index + 1),
+            takeover_ms: kill.takeover_ms,
+            protected_again_ms: kill.protected_again_ms - late_ms,
+            clients: arrivals_ms(&report, zero_us),
+            gaps_ms: gaps_ms(&report, zero_us),
+            usual_gap_ms: report.usual_gap_us(&moments_us, WINDOW_US) as f64 / 1e3,
+        };
         let longest = Spread::of(&seen.gaps_ms).map_or(f64::NAN, |gaps| gaps.most);
         bench.tell(&format!(
             "{}: takeover {} ms, longest silence {} ms, protected again after {} ms",
@@ -142,53 +148,18 @@ fn number_or_dash(value: Option<f64>) -> String {
     value.map_or("-".into(), number)
 }
 
-/// Kills the service's first process and waits until the service is protected again.
-fn kill(service: &Service) -> Result<Death> {
-    let before = service.status()?;
-    let pid = before
-        .service_pids
-        .first()
-        .context("the service has no process")?;
-    let at = Instant::now();
-    if !send(*pid, Signal::SIGKILL)? {
-        bail!("process {pid} is gone already");
-    }
-    let after = service.wait_for("protection after the kill", |status| {
-        status.is_protected() && status.takeovers > before.takeovers
-    })?;
-    Ok(Death {
-        at,
-        takeover_ms: after.last_takeover_ms,
-        protected_again_ms: at.elapsed().as_secs_f64() * 1e3,
-    })
+/// When each client heard something around the kill, counted from it.
+fn arrivals_ms(report: &Report, zero_us: u64) -> Vec<Vec<f64>> {
+    let shown = zero_us.saturating_sub(SHOWN_US.0)..zero_us + SHOWN_US.1;
+    let arrivals = |line: &Timeline| {
+        let all = line.received_us().iter().filter(|at| shown.contains(at));
+        all.map(|at| (*at as f64 - zero_us as f64) / 1e3).collect()
+    };
+    report.timelines.iter().map(arrivals).collect()
 }
 
-fn seen(
-    title: String,
-    death: &Death,
-    tally: &Tally,
-    report: &Report,
-    deaths: &[Death],
-) -> Failover {
-    let zero_us = tally.us_at(death.at);
-    let moments: Vec<u64> = deaths.iter().map(|death| tally.us_at(death.at)).collect();
-    let lines = &report.timelines;
-    let from_us = zero_us.saturating_sub(SHOWN_US.0);
-    let arrivals = |line: &unbroken_clients::Timeline| {
-        let all = line.received_us().iter();
-        all.filter(|at| (from_us..zero_us + SHOWN_US.1).contains(at))
-            .map(|at| (*at as f64 - zero_us as f64) / 1e3)
-            .collect()
-    };
-    let gap_ms = |line: &unbroken_clients::Timeline| {
-        line.longest_gap_us(zero_us, zero_us + WINDOW_US) as f64 / 1e3
-    };
-    Failover {
-        title,
-        takeover_ms: death.takeover_ms,
-        protected_again_ms: death.protected_again_ms,
-        clients: lines.iter().map(arrivals).collect(),
-        gaps_ms: lines.iter().map(gap_ms).collect(),
-        usual_gap_ms: report.usual_gap_us(&moments, WINDOW_US) as f64 / 1e3,
-    }
+/// Each client's longest silence around the kill.
+fn gaps_ms(report: &Report, zero_us: u64) -> Vec<f64> {
+    let gap_ms = |line: &Timeline| line.longest_gap_us(zero_us, zero_us + WINDOW_US) as f64 / 1e3;
+    report.timelines.iter().map(gap_ms).collect()
 }

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use unbroken_clients::config::own_program;
 use unbroken_clients::requests::{self, Kind, Options};
 
@@ -155,12 +155,19 @@ fn idle_epochs(bench: &Bench) -> Result<f64> {
     const SECOND: Duration = Duration::from_secs(1);
     with_echo(bench, |subject| {
         let mut stream = TcpStream::connect(subject.address())?;
+        let unused = subject.epoch()?;
         stream.write_all(b"x")?;
         stream.read_exact(&mut [0])?;
         std::thread::sleep(SECOND);
         let before = subject.epoch()?;
+        // A count that stands still whatever happens would say nothing of a second of silence.
+        ensure!(
+            before > unused,
+            "an exchange left the number of the newest epoch at {before}"
+        );
         std::thread::sleep(SECOND);
-        Ok((subject.epoch()? - before) as f64)
+        let more = subject.epoch()?.checked_sub(before);
+        Ok(more.context("the number of the newest epoch has fallen")? as f64)
     })
 }
 
@@ -177,7 +184,14 @@ fn echo_profile(bench: &Bench, connections: usize) -> Result<Profile> {
         bench.watch(subject, &running, "")?;
         finish(running)?;
         let profile = subject.take_profiles().pop();
-        profile.with_context(|| format!("no figures of {}", count(connections, "connection")))
+        let of = count(connections, "connection");
+        let profile = profile.with_context(|| format!("no figures of {of}"))?;
+        // A request that is answered has written something.
+        ensure!(
+            profile.dirty_pages_per_epoch > 0.0 && profile.bytes_per_epoch > 0.0,
+            "the epochs of {of} are counted as empty"
+        );
+        Ok(profile)
     })
 }
 

@@ -37,7 +37,8 @@ pub const ALL: [Kind; 14] = [
         title: "Chat: ngircd",
         about: "Everybody in one channel; each message of 80 bytes goes to all others. Pressed: as \
                 fast as messages are heard. 80 % and 50 %: those parts of what the unprotected \
-                server delivers when pressed, offered to both.",
+                server delivered, pressed, in one window of the first round, offered to both in \
+                every round.",
         run: ngircd::run,
     },
     Kind {

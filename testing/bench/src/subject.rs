@@ -5,11 +5,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use unbroken_harness::{Launch, Plain, Scratch, Service, wait_until};
+use anyhow::{Context, Result, ensure};
+use unbroken_harness::{Launch, Plain, Scratch, Service, Status, wait_until};
 
 use crate::cores::Cores;
-use crate::model::Profile;
+use crate::model::{Profile, Times};
 use crate::totals::Totals;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +56,22 @@ fn ready(service: &Service, port: u16) -> Result<SocketAddr> {
         Ok(service.status()?.is_protected().then_some(()))
     })?;
     Ok(address)
+}
+
+fn require_protection(status: &Status) -> Result<()> {
+    let reason = status.whole["reason"].as_str().unwrap_or_default();
+    ensure!(
+        status.is_protected(),
+        "the service is {} ({reason})",
+        status.state
+    );
+    Ok(())
+}
+
+/// A count of the status; one that is missing is no zero.
+fn number(status: &Status, key: &str) -> Result<u64> {
+    let found = status.whole[key].as_u64();
+    found.with_context(|| format!("status has no number {key}: {}", status.whole))
 }
 
 #[derive(Debug)]
@@ -118,12 +134,12 @@ impl Subject {
         }
     }
 
-    /// The number of the newest epoch; 0 on the unprotected side.
+    /// The number of the newest epoch; an error where nothing protects the server now.
     pub fn epoch(&self) -> Result<u64> {
-        let Some(service) = self.service() else {
-            return Ok(0);
-        };
-        Ok(service.status()?.whole["epoch"].as_u64().unwrap_or(0))
+        let service = self.service().context("nothing protects it")?;
+        let status = service.status()?;
+        require_protection(&status)?;
+        number(&status, "epoch")
     }
 
     /// What was noted so far.
@@ -143,18 +159,19 @@ impl Subject {
         };
         let counted = Totals::read(service)?.since(before);
         let status = service.status()?;
-        if !status.is_protected() {
-            bail!(
-                "{window}: the service is {} ({})",
-                status.state,
-                status.whole["reason"].as_str().unwrap_or_default()
-            );
-        }
-        let number = |key: &str| status.whole[key].as_u64().unwrap_or(0);
-        let each = |sum: u64| sum as f64 / counted.epochs.max(1) as f64;
+        require_protection(&status).with_context(|| format!("window {window:?}"))?;
+        let pause_us = counted.times("pause");
+        // Zeros would keep every promise and meet every target.
+        ensure!(
+            counted.epochs > 0 && pause_us != Times::default(),
+            "window {window:?}: the service counted {} epochs, the longest pause {} us",
+            counted.epochs,
+            pause_us.max
+        );
+        let each = |sum: u64| sum as f64 / counted.epochs as f64;
         self.profiles.borrow_mut().push(Profile {
             case: window.into(),
-            pause_us: counted.times("pause"),
+            pause_us,
             hold_us: counted.times("hold"),
             steps_us: counted.steps(),
             pause_bars: counted.bars("pause"),
@@ -162,8 +179,8 @@ impl Subject {
             epochs_per_s: counted.epochs as f64 / seconds,
             dirty_pages_per_epoch: each(counted.dirty_pages),
             bytes_per_epoch: each(counted.bytes),
-            connections: number("connections"),
-            resident_bytes: number("resident_bytes"),
+            connections: number(&status, "connections")?,
+            resident_bytes: number(&status, "resident_bytes")?,
         });
         Ok(())
     }

@@ -94,6 +94,10 @@ impl Cast {
         for _ in 0..options.listeners {
             let mut connection = cast.open()?;
             connection.queue(format!("GET {MOUNT} HTTP/1.0\r\n\r\n").as_bytes());
+            // At once: while many connect, the first would wait longer for this than the server does.
+            connection
+                .write_some()
+                .map_err(|cause| ClientError::Connect { address, cause })?;
             cast.listeners.push(Listener {
                 connection: Some(connection),
                 checker: RunChecker::anywhere(cast.content),
@@ -143,6 +147,8 @@ impl Cast {
 
     /// Streams until every listener has received bytes.
     fn gather(&mut self) -> Result<(), ClientError> {
+        // Only now: the time that connecting took is none in which anything was to be sent.
+        self.started = Instant::now();
         let deadline = Instant::now() + PATIENCE;
         while self
             .listeners

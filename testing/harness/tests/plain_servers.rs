@@ -163,12 +163,44 @@ fn transfers_arrive_whole_in_both_directions() -> Result<()> {
 }
 
 #[test]
+fn transfers_without_end_notice_the_death_of_their_server() -> Result<()> {
+    namespace::enter_new()?;
+    let scratch = Scratch::new("bulk-death")?;
+    let mut plain = Plain::start(&config::own_program("bulk-server", PORT)?, PORT, &scratch)?;
+    let start =
+        |plain: &Plain, direction| bulk::start_endless(plain.address(), direction, 2, 1_000_001);
+    let directions = [bulk::Direction::Download, bulk::Direction::Upload];
+    for direction in directions {
+        let report = finish_clean(start(&plain, direction)?)?;
+        let totals = report.totals;
+        ensure!(
+            totals.received > 2_000_002 && totals.received == totals.sent,
+            "{totals:?}"
+        );
+    }
+    let both = [start(&plain, directions[0])?, start(&plain, directions[1])?];
+    for running in &both {
+        wait_until("a transfer", PATIENCE, || {
+            Ok((running.tally().snapshot().received > 0).then_some(()))
+        })?;
+    }
+    plain.kill()?;
+    for running in both {
+        let report = running.wait();
+        ensure!(report.totals.reconnects == 2, "{:?}", report.totals);
+    }
+    Ok(())
+}
+
+#[test]
 fn latency_is_measured() -> Result<()> {
     namespace::enter_new()?;
     let scratch = Scratch::new("latency")?;
-    let plain = Plain::start(&config::own_program("echo-server", PORT)?, PORT, &scratch)?;
+    let mut plain = Plain::start(&config::own_program("echo-server", PORT)?, PORT, &scratch)?;
     let found = latency::measure(plain.address(), 500, 64)?;
     ensure!(found.samples == 500 && found.p50_us > 0.0 && found.p50_us <= found.max_us);
+    plain.kill()?;
+    ensure!(latency::measure(plain.address(), 1, 64).is_err());
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{Lines, add_steps, ask, file, point, steps_sweep};
+use super::{Lines, add_steps, ask, file, note_pause, point, steps_sweep};
 use crate::bench::Bench;
 use crate::model::Section;
 use crate::subject::Side;
@@ -30,21 +30,22 @@ fn sweep(bench: &Bench, section: &mut Section, active: fn(usize) -> usize) {
         let x = connections as f64;
         for side in [Side::Unprotected, Side::Protected] {
             let case = format!("{}, {}", count(connections, "connection"), side.name());
-            let measured = point(bench, side, &[], |subject| {
+            let measured = point(bench, section, &case, side, &[], |subject| {
                 ask(bench, subject, connections, active(connections), None)
             });
-            let found = match measured {
-                Ok(found) => found,
-                Err(cause) => {
-                    bench.fail(section, &case, &cause);
-                    continue;
-                }
+            let Some(found) = measured else {
+                continue;
             };
             let middle_us = found.window.latency_us(0.5);
             times.add(side.name(), x, middle_us);
             answers.add(side.name(), x, found.window.received_per_s);
             let pause = found.profile.as_ref().map_or(String::new(), |profile| {
-                format!(", pause p50 {}", duration_us(profile.pause_us.p50))
+                let pause_us = profile.pause_us;
+                format!(
+                    ", pause p50 {}, p99 {}",
+                    duration_us(pause_us.p50),
+                    duration_us(pause_us.p99)
+                )
             });
             bench.tell(&format!(
                 "{case}: {} answers/s, p50 {}{pause}",
@@ -54,8 +55,7 @@ fn sweep(bench: &Bench, section: &mut Section, active: fn(usize) -> usize) {
             if let Some(profile) = found.profile {
                 pauses.add_pause("", x, &profile);
                 add_steps(&mut steps, x, &profile);
-                let name = format!("pause p50, {connections} connections");
-                section.set_figure(&name, profile.pause_us.p50);
+                note_pause(section, &format!("{connections} connections"), &profile);
             }
         }
     }

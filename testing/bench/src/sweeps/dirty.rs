@@ -23,15 +23,11 @@ pub fn run(bench: &Bench, section: &mut Section) -> Result<()> {
         let x = pages as f64;
         for side in [Side::Unprotected, Side::Protected] {
             let case = format!("{pages} pages/ms, {}", side.name());
-            let measured = point(bench, side, &arguments, |subject| {
+            let measured = point(bench, section, &case, side, &arguments, |subject| {
                 ask(bench, subject, 1, 1, Some(RATE_PER_S))
             });
-            let found = match measured {
-                Ok(found) => found,
-                Err(cause) => {
-                    bench.fail(section, &case, &cause);
-                    continue;
-                }
+            let Some(found) = measured else {
+                continue;
             };
             let middle_us = found.window.latency_us(0.5);
             times.add(&format!("p50, {}", side.name()), x, middle_us);

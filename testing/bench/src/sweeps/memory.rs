@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use unbroken_harness::{Signal, Target};
+use anyhow::{Context, Result};
+use unbroken_harness::{Signal, Target, wait_until};
 
-use super::{Lines, add_steps, ask, file, point, steps_sweep};
+use super::{Lines, add_steps, ask, file, note_pause, point, steps_sweep};
 use crate::bench::Bench;
 use crate::model::Section;
 use crate::subject::{Side, Subject};
@@ -34,6 +34,8 @@ pub fn run(bench: &Bench, section: &mut Section) -> Result<()> {
         let mut refill_s = None;
         let measured = point(
             bench,
+            section,
+            &case,
             Side::Protected,
             &[("--megabytes", megabytes)],
             |subject| {
@@ -42,12 +44,8 @@ pub fn run(bench: &Bench, section: &mut Section) -> Result<()> {
                 Ok(found)
             },
         );
-        let found = match measured {
-            Ok(found) => found,
-            Err(cause) => {
-                bench.fail(section, &case, &cause);
-                continue;
-            }
+        let Some(found) = measured else {
+            continue;
         };
         let middle_us = found.window.latency_us(0.5);
         times.add("p50", x, middle_us);
@@ -66,7 +64,7 @@ pub fn run(bench: &Bench, section: &mut Section) -> Result<()> {
         ));
         pauses.add_pause("", x, &profile);
         add_steps(&mut steps, x, &profile);
-        section.set_figure(&format!("pause p50, {megabytes} MB"), profile.pause_us.p50);
+        note_pause(section, &case, &profile);
     }
     file(
         section,
@@ -85,14 +83,11 @@ fn refill(subject: &Subject) -> Result<f64> {
     let service = subject.service().context("nothing protects it")?;
     let before = service.kill(Target::Standby, Signal::SIGKILL)?;
     let begun = Instant::now();
-    while begun.elapsed() < PATIENCE {
+    wait_until("protection by another standby", PATIENCE, || {
         let status = service.status()?;
-        if status.is_protected() && status.standby_pid != before.standby_pid {
-            return Ok(begun.elapsed().as_secs_f64());
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    bail!("not protected again after {} s", PATIENCE.as_secs())
+        let replaced = status.is_protected() && status.standby_pid != before.standby_pid;
+        Ok(replaced.then(|| begun.elapsed().as_secs_f64()))
+    })
 }
 
 fn available_megabytes() -> Result<usize> {

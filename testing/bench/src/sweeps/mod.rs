@@ -57,23 +57,30 @@ pub fn ask(
     })
 }
 
-/// One point on one side, on a server of its own.
+/// One point on one side, on a server of its own. One that fails becomes a failure of the section,
+/// and the sweep goes on without it.
 pub fn point(
     bench: &Bench,
+    section: &mut Section,
+    case: &str,
     side: Side,
     arguments: &[(&str, usize)],
     measure: impl FnOnce(&Subject) -> Result<Point>,
-) -> Result<Point> {
+) -> Option<Point> {
     let command = |_: &std::path::Path| holder(arguments);
     let served = Served {
         name: "holder",
         port: PORT,
         command: &command,
     };
-    let subject = bench.start(side, &served)?;
-    let point = measure(&subject)?;
-    subject.stop()?;
-    Ok(point)
+    let measured = bench.start(side, &served).and_then(|subject| {
+        let point = measure(&subject)?;
+        subject.stop()?;
+        Ok(point)
+    });
+    measured
+        .inspect_err(|cause| bench.fail(section, case, cause))
+        .ok()
 }
 
 /// Lines that grow by a point each time something is measured.
@@ -114,6 +121,18 @@ pub fn add_steps(lines: &mut Lines, x: f64, profile: &Profile) {
     for (name, times) in &profile.steps_us {
         lines.add(name, x, times.p50);
     }
+}
+
+/// The name of a part (p50, p99) of the pause among the figures by which targets are judged.
+pub fn pause_figure(part: &str, case: &str) -> String {
+    format!("pause {part}, {case}")
+}
+
+/// Keeps the pause of one point for the targets.
+pub fn note_pause(section: &mut Section, case: &str, profile: &Profile) {
+    let pause_us = profile.pause_us;
+    section.set_figure(&pause_figure("p50", case), pause_us.p50);
+    section.set_figure(&pause_figure("p99", case), pause_us.p99);
 }
 
 /// Keeps the lines of the few steps that ever take longest: more cannot be told apart.

@@ -19,15 +19,16 @@ pub fn run(bench: &Bench, section: &mut Section) -> Result<()> {
             for side in [Side::Unprotected, Side::Protected] {
                 let name = format!("{manner}, {}", side.name());
                 let case = format!("{}, {name}", count(threads, "thread"));
-                let measured = point(bench, side, &[("--threads", threads)], |subject| {
-                    ask(bench, subject, connections, connections, None)
-                });
-                let found = match measured {
-                    Ok(found) => found,
-                    Err(cause) => {
-                        bench.fail(section, &case, &cause);
-                        continue;
-                    }
+                let measured = point(
+                    bench,
+                    section,
+                    &case,
+                    side,
+                    &[("--threads", threads)],
+                    |subject| ask(bench, subject, connections, connections, None),
+                );
+                let Some(found) = measured else {
+                    continue;
                 };
                 let middle_us = found.window.latency_us(0.5);
                 bench.tell(&format!("{case}: p50 {}", duration_us(middle_us)));

@@ -1,6 +1,6 @@
 //! A streaming server: one source, many listeners, each chunk to all of them in time.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use unbroken_clients::icecast::{self, Options};
 use unbroken_clients::tally::times_ns;
 use unbroken_clients::{Report, config};
@@ -12,6 +12,8 @@ use crate::text::count;
 
 /// What was delivered to a crowd of listeners at their rate.
 pub const DELIVERED_AT_RATE: &str = "delivered in time";
+/// How many listeners take [`SHARE`] of a core; not there when they could not be measured.
+pub const LISTENERS_AT_SHARE: &str = "listeners at 80 %";
 
 const RATE_BYTES_PER_S: u64 = 320_000 / 8;
 /// The first look, from which the number of listeners that the cores take is reckoned.
@@ -19,6 +21,8 @@ const PROBE_LISTENERS: usize = 200;
 /// What the other core must be left for besides the listeners: the wire and the standby.
 const SHARE: f64 = 0.8;
 const LISTENERS_MAX: usize = 4000;
+/// More than this much of what was offered in a window is the backlog of the time before it.
+const DELIVERED_MAX: f64 = 1.2;
 
 pub fn run(bench: &Bench, section: &mut Section) -> Result<()> {
     let served = Served {
@@ -30,11 +34,17 @@ pub fn run(bench: &Bench, section: &mut Section) -> Result<()> {
     if bench.short {
         return Ok(());
     }
-    at_rate(bench, section, &served, PROBE_LISTENERS);
+    let probed = at_rate(bench, section, &served, PROBE_LISTENERS);
     let Some(many) = reckon(section) else {
         return Ok(());
     };
-    at_rate(bench, section, &served, many);
+    let measured = match many {
+        PROBE_LISTENERS => probed,
+        _ => at_rate(bench, section, &served, many),
+    };
+    if measured {
+        section.set_figure(LISTENERS_AT_SHARE, many as f64);
+    }
     Ok(())
 }
 
@@ -57,11 +67,14 @@ fn reckon(section: &mut Section) -> Option<usize> {
         busy.service * 100.0,
         busy.others * 100.0
     ));
-    (many > PROBE_LISTENERS).then_some(many)
+    (many > 0).then_some(many)
 }
 
-fn at_rate(bench: &Bench, section: &mut Section, served: &Served<'_>, listeners: usize) {
+/// So many listeners at their rate; whether every run of it could be measured.
+fn at_rate(bench: &Bench, section: &mut Section, served: &Served<'_>, listeners: usize) -> bool {
     let case = count(listeners, "listener");
+    let offered_per_s = listeners as f64 * RATE_BYTES_PER_S as f64;
+    let failures = section.failures.len();
     let mut sets: Vec<BarSet> = Vec::new();
     bench.compare(section, served, &case, |subject, side| {
         let options = Options {
@@ -72,6 +85,12 @@ fn at_rate(bench: &Bench, section: &mut Section, served: &Served<'_>, listeners:
         let window = bench.watch(subject, &running, "")?;
         let until_us = running.tally().now_us();
         let report = finish(running)?;
+        ensure!(
+            window.received_per_s <= DELIVERED_MAX * offered_per_s,
+            "{:.1} MB/s were delivered of {:.1} MB/s offered: the window is not of an even stream",
+            window.received_per_s / 1e6,
+            offered_per_s / 1e6
+        );
         let span_us = bench.window().as_micros() as u64;
         let gaps = gaps_ns(&report, until_us - span_us, until_us);
         sets.retain(|set| set.name != side.name());
@@ -90,6 +109,7 @@ fn at_rate(bench: &Bench, section: &mut Section, served: &Served<'_>, listeners:
         x: "ms".into(),
         sets,
     });
+    section.failures.len() == failures
 }
 
 /// One listener as fast as the server passes the stream on.
