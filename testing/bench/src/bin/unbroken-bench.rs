@@ -1,6 +1,7 @@
 //! `unbroken-bench ROOT [--short] [--rounds N] [--draw] [--only NAME]...`: what `cargo xtask bench` runs, built with
 //! optimisation because it is also the load.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use unbroken_bench::{Options, names, run};
@@ -25,8 +26,9 @@ fn main() -> ExitCode {
 }
 
 fn parse(mut words: impl Iterator<Item = String>) -> Option<Options> {
+    let root = words.next().map(PathBuf::from);
     let mut options = Options {
-        root: words.next()?.into(),
+        root: root.filter(|root| root.join("Cargo.toml").is_file())?,
         only: Vec::new(),
         short: false,
         draw: false,
