@@ -4,8 +4,9 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
+use crate::build;
 use crate::packages::{self, install_missing};
-use crate::tools::{build_release, cargo, require_root, root, succeeds};
+use crate::tools::{require_root, root, succeeds, target};
 
 /// The options are those of the program `unbroken-bench`, which is not built yet when this is asked
 /// for.
@@ -37,36 +38,14 @@ pub fn run(options: &[&str]) -> Result<()> {
         packages::NGINX,
         packages::WRK,
     ])?;
-    build()?;
+    build::product()?;
+    build::benchmark()?;
     measure(options)
-}
-
-/// The product, the benchmark, and the servers that it starts by name; the benchmark is also the
-/// load, so all of them with optimisation.
-pub fn build() -> Result<()> {
-    build_release()?;
-    let programs = [
-        "build",
-        "--release",
-        "--quiet",
-        "--message-format",
-        "short",
-        "--package",
-        "unbroken-bench",
-        "--package",
-        "unbroken-clients",
-        "--bins",
-    ];
-    if !succeeds(&mut cargo(&programs))? {
-        bail!("the build failed; in full: `cargo build --release -p unbroken-bench --bins`");
-    }
-    Ok(())
 }
 
 /// Runs the benchmark that was built.
 pub fn measure(options: &[&str]) -> Result<()> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or(root().join("target"), Into::into);
-    let mut bench = Command::new(target.join("release/unbroken-bench"));
+    let mut bench = Command::new(target().join("release/unbroken-bench"));
     bench.arg(root()).args(options);
     if !succeeds(&mut bench)? {
         bail!("the benchmark failed: see above");

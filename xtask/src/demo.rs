@@ -12,9 +12,10 @@ use unbroken_harness::{
     namespace, run_to_end,
 };
 
+use crate::build;
 use crate::packages::{self, install_missing};
 use crate::table::{Row, Table, Unit};
-use crate::tools::{build_release, require_root};
+use crate::tools::require_root;
 
 const KILLS: usize = 10;
 /// The wait before each kill lies between these: long enough to see the load run, short enough
@@ -43,7 +44,7 @@ struct Progress {
 pub fn run() -> Result<()> {
     require_root("demo")?;
     install_missing(&[packages::IPROUTE, packages::NGIRCD, packages::ICECAST])?;
-    build_release()?;
+    build::product()?;
     check_machine()?;
     namespace::enter_new()?;
     let scratch = Scratch::new("demo")?;

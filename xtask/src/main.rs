@@ -1,6 +1,7 @@
 //! Every developer's chore: `cargo xtask TASK`.
 
 mod bench;
+mod build;
 mod demo;
 mod fuzz;
 mod packages;
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
         ["test"] => suite::run(),
         ["fuzz", words @ ..] => fuzz::run(words),
         ["torture", words @ ..] => torture::run(words),
-        ["--help" | "-h" | "help"] => {
+        ["--help" | "-h" | "help"] | ["demo" | "test", "--help" | "-h"] => {
             println!("{USAGE}");
             return ExitCode::SUCCESS;
         }

@@ -5,8 +5,9 @@ use std::process::{Command, Stdio};
 use anyhow::{Result, bail};
 
 use crate::bench;
+use crate::build;
 use crate::packages::{self, install_missing};
-use crate::tools::{build_programs, cargo, require_root, succeeds};
+use crate::tools::{cargo, require_root, succeeds};
 
 /// Scenarios measure pauses and kill at moments; more than this at a time disturb each other when
 /// the test runner cannot limit them by itself (.config/nextest.toml does).
@@ -65,8 +66,9 @@ pub fn run() -> Result<()> {
         }
     }
     println!("== build");
-    bench::build()?;
-    build_programs()?;
+    build::product()?;
+    build::benchmark()?;
+    build::programs()?;
     println!("== promises about figures");
     if bench::measure(&["--short"]).is_err() {
         failed.push("promises about figures");

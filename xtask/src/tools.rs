@@ -12,6 +12,13 @@ pub fn root() -> PathBuf {
     here.parent().unwrap_or(here).to_path_buf()
 }
 
+/// Where cargo puts what it builds, and we what we write.
+pub fn target() -> PathBuf {
+    let given = std::env::var_os("CARGO_TARGET_DIR");
+    // cargo, which we start in the root, takes a path that is not absolute from there too.
+    root().join(given.unwrap_or_else(|| OsString::from("target")))
+}
+
 /// Fails unless we are root: namespaces, ptrace and TUN devices need it.
 pub fn require_root(task: &str) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
@@ -34,36 +41,4 @@ pub fn succeeds(command: &mut Command) -> Result<bool> {
         .status()
         .with_context(|| format!("cannot start {command:?}"))?;
     Ok(status.success())
-}
-
-/// Builds the product with optimisation.
-pub fn build_release() -> Result<()> {
-    println!("building unbroken (release)");
-    if !succeeds(&mut cargo(&[
-        "build",
-        "--release",
-        "--quiet",
-        "--message-format",
-        "short",
-        "--bin",
-        "unbroken",
-    ]))? {
-        bail!("the release build failed; in full: `cargo build --release --bin unbroken`");
-    }
-    Ok(())
-}
-
-/// Builds the programs that tests start by name.
-pub fn build_programs() -> Result<()> {
-    if !succeeds(&mut cargo(&[
-        "build",
-        "--quiet",
-        "--message-format",
-        "short",
-        "--workspace",
-        "--bins",
-    ]))? {
-        bail!("the build failed; in full: `cargo build --workspace --bins`");
-    }
-    Ok(())
 }

@@ -3,15 +3,16 @@
 use anyhow::{Result, bail};
 use unbroken_torture::{Options, USAGE};
 
+use crate::build;
 use crate::packages::{self, install_missing};
-use crate::tools::{build_programs, build_release, require_root, root};
+use crate::tools::{require_root, target};
 
 pub fn run(words: &[&str]) -> Result<()> {
     if words.iter().any(|word| matches!(*word, "--help" | "-h")) {
         println!("{USAGE}");
         return Ok(());
     }
-    let options = Options::parse(words, root().join("target/torture"))?;
+    let options = Options::parse(words, target().join("torture"))?;
     require_root("torture")?;
     install_missing(&[
         packages::IPROUTE,
@@ -20,8 +21,8 @@ pub fn run(words: &[&str]) -> Result<()> {
         packages::ICECAST,
         packages::REDIS,
     ])?;
-    build_release()?;
-    build_programs()?;
+    build::product()?;
+    build::programs()?;
     let totals = unbroken_torture::run(&options)?;
     if totals.failed() > 0 {
         bail!("seed {}: {} failed", options.seed, totals.failed());
