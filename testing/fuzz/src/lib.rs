@@ -118,7 +118,8 @@ fn home() -> &'static Path {
 }
 
 fn kept(name: &str, what: &str) -> PathBuf {
-    let place = home().join("../../target/fuzz");
+    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    let place = home().join("../..").join(target).join("fuzz");
     let _ = fs::create_dir_all(&place);
     place.join(format!("{name}.{what}"))
 }
