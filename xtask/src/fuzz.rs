@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: every decoder that reads bytes from elsewhere, for a time.
+//! `cargo xtask fuzz`: the decoders of bytes from elsewhere, for a time.
 
 use std::process::Command;
 

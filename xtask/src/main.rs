@@ -16,16 +16,18 @@ const USAGE: &str = "\
 usage: cargo xtask TASK
 
   demo     a chat server with 20 clients and a streaming server with 10 listeners, each killed ten
-           times under load, with a live table of what the clients see
+           times under load, with a live table of what the clients see; fails if any lost
+           anything, got anything twice, or had to reconnect
   test     formatting, lints, unit tests, the scenario suite over real servers, and the promises
            about figures
   bench    every workload with and without protection, in turn; a report with plots in
-           target/bench/report.html and docs/FIGURES.md. --only NAME measures a part anew (more
-           than one may be given), --short only what the promises need
+           target/bench/report.html, and docs/FIGURES.md; `bench --help`
   torture  faults by the thousand against every server of the tests; `torture --help`
-  fuzz     every decoder that reads bytes from elsewhere; `fuzz --help`
+  fuzz     decoders of bytes from elsewhere, with bytes that are almost right; `fuzz --help`
 
-They run as root, install the Debian packages they lack, and build what they need.";
+They need root, install the Debian packages they lack, and build what they need:
+
+  sudo -E env PATH=$PATH cargo xtask demo";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -13,14 +13,18 @@ usage: cargo xtask torture [OPTIONS]
 
   --faults N     this many (1000)
   --seed N       the seed of an earlier run, to have the same faults again
-  --from N       begin with this fault of the seed rather than with the first
+  --from N       begin with this fault of the seed rather than with the first; give a multiple of
+                 --each, or --server: the first fault of a session draws its server
   --server NAME  torture this one alone: ngircd, icecast, redis, churn, echo, download, upload, or
                  the name of a guest
   --only TEXT    only faults that have this in their name, such as \"standby paused\"
   --parallel N   this many services at once (2)
   --each N       faults a service lives through before another is started (25)
   --hygiene      one service for all faults, and at the end how much it held early and late
-  --stop         end at the first failure; otherwise the run goes on";
+  --stop         end at the first failure; otherwise the run goes on
+
+Failures, and what was SLOW (survived, but protected again only after more than 5 s, which fails
+nothing), are kept in target/torture.";
 
 /// How many faults, against whom.
 #[derive(Debug, Clone)]
