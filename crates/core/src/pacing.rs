@@ -40,8 +40,12 @@ pub struct Pacing {
     dirty_since_ns: Option<u64>,
     under_way: u32,
     stopped: bool,
-    /// Before this the budget allows no further pause.
+    /// Before this the budget allows no further pause of a service that works.
     earliest_ns: u64,
+    /// The next epoch need not wait for the budget: the service waits.
+    early: bool,
+    /// The last epoch did not wait for the budget, and met the service in its work after all.
+    in_debt: bool,
 }
 
 impl Pacing {
@@ -59,6 +63,8 @@ impl Pacing {
             under_way: 0,
             stopped: false,
             earliest_ns: 0,
+            early: false,
+            in_debt: false,
         }
     }
 
@@ -73,9 +79,11 @@ impl Pacing {
     }
 
     /// The service is being stopped; output and changes so far will be in this epoch.
-    pub fn epoch_started(&mut self, _now_ns: u64) {
+    pub fn epoch_started(&mut self, now_ns: u64) {
         self.waiting_since_ns = None;
         self.dirty_since_ns = None;
+        self.early = false;
+        self.in_debt = self.earliest_ns > now_ns;
         self.under_way += 1;
         self.stopped = true;
     }
@@ -86,12 +94,28 @@ impl Pacing {
         self.stopped = false;
         if !was_working {
             self.earliest_ns = now_ns;
+            self.in_debt = false;
             return;
         }
         let share = u128::from(self.limits.paused_permille);
         let rest_ns = (u128::from(pause_ns) * (1000 - share)).div_ceil(share);
         let rest_ns = u64::try_from(rest_ns).unwrap_or(u64::MAX);
-        self.earliest_ns = now_ns.saturating_add(rest_ns.min(self.limits.rest_max_ns));
+        // What was left of the last rest when this pause began is still to be had.
+        let rested_ns = self.earliest_ns.saturating_add(pause_ns).max(now_ns);
+        let longest_ns = now_ns.saturating_add(self.limits.rest_max_ns);
+        self.earliest_ns = rested_ns.saturating_add(rest_ns).min(longest_ns);
+    }
+
+    /// Whether it would be good to know that the service waits: output does, and nothing but the
+    /// budget is in the way. Not after an epoch that was started for that and was wrong.
+    pub fn asks_whether_it_waits(&self, now_ns: u64) -> bool {
+        let may_start = !self.stopped && self.under_way < self.limits.under_way;
+        may_start && self.waiting_since_ns.is_some() && self.earliest_ns > now_ns && !self.in_debt
+    }
+
+    /// All of the service was seen waiting: a pause takes nothing from it.
+    pub fn seen_waiting(&mut self) {
+        self.early = !self.in_debt;
     }
 
     /// The oldest epoch under way is safe.
@@ -126,7 +150,10 @@ impl Pacing {
             (Some(output_ns), Some(state_ns)) => output_ns.min(state_ns),
             (output_ns, state_ns) => output_ns.or(state_ns)?,
         };
-        Some(wanted_ns.max(self.earliest_ns))
+        match self.early {
+            true => Some(wanted_ns),
+            false => Some(wanted_ns.max(self.earliest_ns)),
+        }
     }
 }
 
@@ -179,6 +206,25 @@ mod tests {
     }
 
     #[test]
+    fn a_service_that_waits_is_stopped_at_once() {
+        let mut pacing = Pacing::new(PacingLimits::default());
+        pacing.epoch_started(1000);
+        pacing.resumed(1050, 50, true);
+        pacing.committed(1060);
+        assert!(!pacing.asks_whether_it_waits(1065), "no output, no hurry");
+        pacing.output_waits(1070);
+        assert!(pacing.asks_whether_it_waits(1075));
+        pacing.seen_waiting();
+        assert_eq!(pacing.next_start(), Some(1070));
+        pacing.epoch_started(1080);
+        pacing.resumed(1130, 50, true);
+        pacing.committed(1140);
+        pacing.output_waits(1140);
+        assert!(!pacing.asks_whether_it_waits(1140), "it worked after all");
+        assert_eq!(pacing.next_start(), Some(1250 + 50 + 200), "both rests");
+    }
+
+    #[test]
     fn a_pause_of_the_machines_making_is_not_made_longer() {
         let limits = PacingLimits::default();
         let mut pacing = Pacing::new(limits);
@@ -210,6 +256,7 @@ mod tests {
         input: bool,
         pause_ns: u64,
         was_working: bool,
+        seen_waiting: bool,
         commit_after_ns: u64,
     }
 
@@ -219,23 +266,34 @@ mod tests {
             any::<bool>(),
             any::<bool>(),
             1..2_000_000u64,
-            any::<bool>(),
+            any::<[bool; 2]>(),
             0..500_000u64,
         )
             .prop_map(
-                |(passes_ns, output, input, pause_ns, was_working, commit_after_ns)| Step {
+                |(
                     passes_ns,
                     output,
                     input,
                     pause_ns,
-                    was_working,
+                    [was_working, seen_waiting],
                     commit_after_ns,
+                )| {
+                    Step {
+                        passes_ns,
+                        output,
+                        input,
+                        pause_ns,
+                        was_working,
+                        seen_waiting,
+                        commit_after_ns,
+                    }
                 },
             )
     }
 
     proptest! {
-        /// A driver that obeys `next_start` keeps to the budget, and gives all output an epoch.
+        /// A driver that obeys `next_start` keeps to the budget, or pays back before it asks again
+        /// whether the service waits; and it gives all output an epoch.
         #[test]
         fn the_budget_holds_and_waiting_output_always_gets_its_epoch(
             paused_permille in 1u32..=1000,
@@ -257,18 +315,26 @@ mod tests {
                 if step.input {
                     pacing.input_arrived(now_ns);
                 }
+                let early = step.seen_waiting && pacing.asks_whether_it_waits(now_ns);
+                if early {
+                    pacing.seen_waiting();
+                }
                 let start_ns = pacing.next_start();
                 prop_assert_eq!(start_ns.is_some(), step.output || step.input);
                 let Some(start_ns) = start_ns else { continue };
+                prop_assert!(!early || start_ns <= now_ns);
                 now_ns = now_ns.max(start_ns);
                 let first_ns = *first_start_ns.get_or_insert(now_ns);
                 let elapsed_ns = u128::from(now_ns - first_ns);
-                prop_assert!(paused_ns * 1000 <= elapsed_ns * u128::from(paused_permille));
+                let affordable_ns = elapsed_ns * u128::from(paused_permille);
+                prop_assert!(early || paused_ns * 1000 <= affordable_ns);
                 pacing.epoch_started(now_ns);
                 prop_assert_eq!(pacing.next_start(), None);
                 now_ns += step.pause_ns;
-                if step.was_working {
-                    paused_ns += u128::from(step.pause_ns);
+                match step.was_working {
+                    true => paused_ns += u128::from(step.pause_ns),
+                    // It waited: what it was paused before took nothing from what it does next.
+                    false => (paused_ns, first_start_ns) = (0, Some(now_ns)),
                 }
                 pacing.resumed(now_ns, step.pause_ns, step.was_working);
                 now_ns += step.commit_after_ns;

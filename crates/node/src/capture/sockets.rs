@@ -1,11 +1,10 @@
 //! The numbers of all TCP connections of the service in one pass, where the kernel lets us have
 //! them so. Whoever finds nothing here asks the socket itself.
 
+use crate::kernel_program::KernelProgram;
 use std::io;
-use std::thread::JoinHandle;
 use unbroken_image::{Fd, ObjectId, Pid};
 use unbroken_objects::table::Mirror;
-use unbroken_sys::affinity;
 use unbroken_sys::bpf::{Record, SocketProgram, SocketReader};
 
 /// What reading one connection by calls costs, what a pass costs whatever it finds, and what each
@@ -14,17 +13,8 @@ const CALLS_NS: usize = 4_000;
 const PASS_NS: usize = 7_000;
 const DESCRIPTOR_NS: usize = 250;
 
-/// The program takes milliseconds to make. Another thread does it, and until then calls serve.
-enum Program {
-    Unasked,
-    Loading(JoinHandle<io::Result<SocketProgram>>),
-    Ready(SocketProgram),
-    /// This kernel has no such thing, or it failed.
-    Absent,
-}
-
 pub(super) struct Sockets {
-    program: Program,
+    program: KernelProgram<SocketProgram>,
     spare_core: usize,
     /// The process, by its number in the service and in ours.
     process: Option<(Pid, i32)>,
@@ -37,7 +27,7 @@ pub(super) struct Sockets {
 impl Sockets {
     pub fn new(spare_core: usize) -> Sockets {
         Sockets {
-            program: Program::Unasked,
+            program: KernelProgram::Unasked,
             spare_core,
             process: None,
             reader: None,
@@ -51,9 +41,7 @@ impl Sockets {
         self.process = Some((pid, host_pid));
         self.reader = None;
         self.found.clear();
-        if matches!(self.program, Program::Unasked) {
-            self.program = load_on(self.spare_core);
-        }
+        self.program.ask_for(self.spare_core, SocketProgram::load);
     }
 
     /// Reads all connections, when that is cheaper than asking those `active` ones of them that
@@ -69,7 +57,7 @@ impl Sockets {
         if let Err(error) = self.pass(host_pid) {
             crate::log!("sockets are read one by one from now on: {error}");
             self.reader = None;
-            self.program = Program::Absent;
+            self.program = KernelProgram::Absent;
             return;
         }
         for (index, record) in self.records.iter().enumerate() {
@@ -89,12 +77,7 @@ impl Sockets {
     /// Leaves `records` empty while there is no program.
     fn pass(&mut self, host_pid: i32) -> io::Result<()> {
         self.records.clear();
-        if let Program::Loading(thread) = &self.program
-            && thread.is_finished()
-        {
-            self.program = take_loaded(std::mem::replace(&mut self.program, Program::Absent))?;
-        }
-        let Program::Ready(program) = &self.program else {
+        let Some(program) = self.program.ready()? else {
             return Ok(());
         };
         let reader = match self.reader.take() {
@@ -103,21 +86,4 @@ impl Sockets {
         };
         self.reader.insert(reader).read(&mut self.records)
     }
-}
-
-fn load_on(core: usize) -> Program {
-    let work = move || {
-        affinity::bind(0, &[core])?;
-        SocketProgram::load()
-    };
-    let thread = std::thread::Builder::new().name("sockets".to_owned());
-    thread.spawn(work).map_or(Program::Absent, Program::Loading)
-}
-
-fn take_loaded(program: Program) -> io::Result<Program> {
-    let Program::Loading(thread) = program else {
-        return Ok(program);
-    };
-    let loaded = thread.join().map_err(|_| io::ErrorKind::Other)?;
-    loaded.map(Program::Ready)
 }

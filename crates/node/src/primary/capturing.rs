@@ -1,6 +1,7 @@
 //! When to capture, and the main thread's part of each capture.
 
 use super::Primary;
+use super::idleness::Idleness;
 use super::line::Report;
 use crate::clock::now_ns;
 use crate::handshake::Step;
@@ -13,6 +14,7 @@ use unbroken_wire::flows::NamedConnection;
 
 pub(super) struct Capturing {
     pacing: Pacing,
+    idleness: Idleness,
     /// The step of the capture that this thread has dealt with.
     seen: Step,
     /// The next capture completes the fill of a standby.
@@ -23,29 +25,40 @@ pub(super) struct Capturing {
     accepted: Vec<NamedConnection>,
 }
 
-impl Default for Capturing {
-    fn default() -> Capturing {
+impl Capturing {
+    pub fn new(spare_core: usize) -> Capturing {
         Capturing {
             pacing: Pacing::new(PacingLimits::default()),
+            idleness: Idleness::new(spare_core),
             seen: Step::Idle,
             sealing: false,
             sealed: None,
             accepted: Vec::new(),
         }
     }
-}
 
-impl Capturing {
     pub fn seen(&self) -> Step {
         self.seen
     }
 
-    /// When the next capture may start, if one is wanted.
+    /// When the next capture may start, or it is to be asked whether it may; if one is wanted.
     pub fn due_ns(&self) -> Option<u64> {
-        if self.seen == Step::Idle {
-            self.pacing.next_start()
-        } else {
-            None
+        if self.seen != Step::Idle {
+            return None;
+        }
+        let start = self.pacing.next_start()?;
+        let look = match self.pacing.asks_whether_it_waits(now_ns()) {
+            true => self.idleness.next_look_ns(),
+            false => None,
+        };
+        Some(look.map_or(start, |look| look.min(start)))
+    }
+
+    /// Looks whether the service, process `pid`, waits, if an epoch could then start.
+    fn look_if_due(&mut self, pid: i32, now: u64) {
+        let is_due = self.idleness.next_look_ns().is_some_and(|look| look <= now);
+        if is_due && self.pacing.asks_whether_it_waits(now) && self.idleness.waits(pid, now) {
+            self.pacing.seen_waiting();
         }
     }
 
@@ -88,6 +101,7 @@ impl Primary {
         if self.traffic.output_waits() {
             self.capturing.pacing.output_waits(now);
         }
+        self.capturing.look_if_due(self.host_pid, now);
         if self
             .capturing
             .pacing
@@ -192,6 +206,7 @@ impl Primary {
         let was_working = self.line.handshake.was_working();
         let pacing = &mut self.capturing.pacing;
         pacing.resumed(now_ns(), pause, was_working);
+        self.capturing.idleness.paused(pause);
         if !self.capturing.sealing {
             self.common.board.record_pause(pause);
         }

@@ -5,6 +5,7 @@
 
 mod capturing;
 mod ending;
+mod idleness;
 pub mod launch;
 pub mod line;
 mod standby;
@@ -141,7 +142,7 @@ impl Primary {
             notify,
             host_pid,
             traffic,
-            capturing: Capturing::default(),
+            capturing: Capturing::new(common.config.spare_core),
             standby: None,
             retry: Retry::default(),
             standby_wanted_ns: None,

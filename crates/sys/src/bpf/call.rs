@@ -6,7 +6,7 @@
 //! reads it, but for the log, which is a mutable slice. A descriptor that a command returns is new.
 #![allow(unsafe_code)]
 
-use super::program::Instruction;
+use super::instruction::Instruction;
 use crate::descriptor::check;
 use std::ffi::CStr;
 use std::io;
@@ -128,8 +128,16 @@ fn with_last_words(error: io::Error, log: &[u8]) -> io::Error {
     }
 }
 
-/// Ties an iterator over the files of tasks to one task, by its number in our pid namespace.
-pub(super) fn attach_to_task(program: BorrowedFd<'_>, tid: i32) -> io::Result<OwnedFd> {
+/// What an iterator goes over, by numbers of our pid namespace.
+pub(super) enum Attached {
+    /// The files of this thread.
+    FilesOf(i32),
+    /// The threads of this process.
+    Process(i32),
+}
+
+/// Ties an iterator to what it goes over.
+pub(super) fn attach(program: BorrowedFd<'_>, to: Attached) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Attributes {
         program: u32,
@@ -141,7 +149,10 @@ pub(super) fn attach_to_task(program: BorrowedFd<'_>, tid: i32) -> io::Result<Ow
         reserved: u32,
     }
     // `union bpf_iter_link_info`: tid, pid, pidfd.
-    let task = [tid.cast_unsigned(), 0, 0];
+    let task = match to {
+        Attached::FilesOf(tid) => [tid.cast_unsigned(), 0, 0],
+        Attached::Process(pid) => [0, pid.cast_unsigned(), 0],
+    };
     let attributes = Attributes {
         program: raw(program),
         target: 0,

@@ -1,5 +1,4 @@
-//! The program that the kernel runs over the descriptors of a process: instructions of BPF
-//! (Documentation/bpf/standardization/instruction-set.rst in the kernel's sources).
+//! The program that the kernel runs over the descriptors of a process:
 //!
 //! ```text
 //! no more files:       write a record of zeros, so that a reader knows that it has all
@@ -8,34 +7,23 @@
 //! ```
 
 use super::btf::{Btf, Place};
+use super::instruction::{
+    self, CONTEXT, Instruction, Program, R0, R1, call, exit, load, put, set, set_value, skip,
+    skip_if_not_zero, skip_if_zero, write_out,
+};
 use super::record::{Guard, Record};
 use std::io;
 use std::mem::{offset_of, size_of};
 
-/// `struct bpf_insn`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Instruction {
-    code: u8,
-    /// Destination in the low half, source in the high half.
-    registers: u8,
-    offset: i16,
-    value: i32,
-}
-
 /// What the program is attached to: its arguments are the iterator's.
 const TARGET: &str = "bpf_iter_task_file";
 
-const SEQ_WRITE: i32 = 127;
 const SKC_TO_TCP_SOCK: i32 = 137;
 const SOCK_FROM_FILE: i32 = 162;
 
-/// `struct bpf_iter__task_file`, and the first member of `struct bpf_iter_meta`: where the program
-/// sees them, whatever the kernel's own structures look like.
-const CONTEXT_META: i16 = 0;
+/// `struct bpf_iter__task_file`: where the program sees it, whatever the kernel's own looks like.
 const CONTEXT_DESCRIPTOR: i16 = 16;
 const CONTEXT_FILE: i16 = 24;
-const META_OUTPUT: i16 = 0;
 
 /// The way to a member of `struct sock` within `struct tcp_sock`.
 macro_rules! sock {
@@ -79,24 +67,12 @@ const GUARD_FIELDS: [(&str, usize); 4] = [
     ("segs_out", offset_of!(Guard, segments_out)),
 ];
 
-/// Registers: what a call returns, its arguments, what outlives it, and the end of the stack.
-const R0: u8 = 0;
-const R1: u8 = 1;
-const R2: u8 = 2;
-const R3: u8 = 3;
-const CONTEXT: u8 = 6;
+/// The register that keeps the connection.
 const CONNECTION: u8 = 7;
-const STACK: u8 = 10;
 
 /// The record lies at the end of the stack, which has 512 bytes.
 const RECORD_BYTES: usize = size_of::<Record>();
 const _: () = assert!(RECORD_BYTES <= 512 && RECORD_BYTES.is_multiple_of(8));
-
-/// A program, and the number of what it is attached to.
-pub(super) struct Program {
-    pub instructions: Vec<Instruction>,
-    pub target: u32,
-}
 
 /// Makes the program for the kernel that `types` describes.
 ///
@@ -127,14 +103,7 @@ pub(super) fn assemble(types: &Btf<'_>) -> io::Result<Program> {
 /// The whole program around the instructions that read a connection.
 fn around(reading: &[Instruction], sock_offset: i16) -> Vec<Instruction> {
     let ending = [set_value(R0, 0), exit()];
-    let writing = [
-        load(8, R1, CONTEXT, CONTEXT_META),
-        load(8, R1, R1, META_OUTPUT),
-        set(R2, STACK),
-        add_value(R2, -(RECORD_BYTES as i32)),
-        set_value(R3, RECORD_BYTES as i32),
-        call(SEQ_WRITE),
-    ];
+    let writing = write_out(RECORD_BYTES);
     let naming = [
         set(CONNECTION, R0),
         load(4, R1, CONTEXT, CONTEXT_DESCRIPTOR),
@@ -203,76 +172,16 @@ fn expected(path: &str, place: Place, is_known: bool) -> io::Result<i16> {
     })
 }
 
-const fn instruction(
-    code: u8,
-    destination: u8,
-    source: u8,
-    offset: i16,
-    value: i32,
-) -> Instruction {
-    Instruction {
-        code,
-        registers: source << 4 | destination,
-        offset,
-        value,
-    }
-}
-
-/// The bits of an instruction's code that say how many bytes it moves.
-fn width_bits(bytes: u32) -> u8 {
-    match bytes {
-        1 => 0x10,
-        2 => 0x08,
-        4 => 0x00,
-        _ => 0x18,
-    }
-}
-
-/// `destination = *(source + offset)`.
-fn load(bytes: u32, destination: u8, source: u8, offset: i16) -> Instruction {
-    instruction(0x61 | width_bits(bytes), destination, source, offset, 0)
-}
-
 /// `record[offset] = source`.
 fn store(bytes: u32, offset: usize, source: u8) -> Instruction {
-    let offset = offset as i16 - RECORD_BYTES as i16;
-    instruction(0x63 | width_bits(bytes), STACK, source, offset, 0)
+    instruction::store(bytes, in_record(offset), source)
 }
 
 /// `record[offset] = 0`, eight bytes.
 fn clear(offset: usize) -> Instruction {
-    instruction(0x7a, STACK, 0, offset as i16 - RECORD_BYTES as i16, 0)
+    put(in_record(offset), 0)
 }
 
-fn set(destination: u8, source: u8) -> Instruction {
-    instruction(0xbf, destination, source, 0, 0)
-}
-
-fn set_value(destination: u8, value: i32) -> Instruction {
-    instruction(0xb7, destination, 0, 0, value)
-}
-
-fn add_value(destination: u8, value: i32) -> Instruction {
-    instruction(0x07, destination, 0, 0, value)
-}
-
-/// Leaves out the next `count` instructions.
-fn skip(count: usize) -> Instruction {
-    instruction(0x05, 0, 0, count as i16, 0)
-}
-
-fn skip_if_zero(register: u8, count: usize) -> Instruction {
-    instruction(0x15, register, 0, count as i16, 0)
-}
-
-fn skip_if_not_zero(register: u8, count: usize) -> Instruction {
-    instruction(0x55, register, 0, count as i16, 0)
-}
-
-fn call(helper: i32) -> Instruction {
-    instruction(0x85, 0, 0, 0, helper)
-}
-
-fn exit() -> Instruction {
-    instruction(0x95, 0, 0, 0, 0)
+fn in_record(offset: usize) -> i16 {
+    offset as i16 - RECORD_BYTES as i16
 }

@@ -4,11 +4,10 @@
 //! count them in only as far as it did.
 #![allow(unsafe_code)]
 
-use super::btf::{Btf, KERNEL_TYPES};
+use super::call::{self, Attached};
 use super::record::Record;
-use super::{call, program};
+use super::{load_program, program};
 use crate::descriptor::check_size;
-use std::fs;
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -27,21 +26,7 @@ impl SocketProgram {
     /// Says which step was refused, and what would help. What the program does can also be had by
     /// calls on each socket.
     pub fn load() -> io::Result<SocketProgram> {
-        let types = fs::read(KERNEL_TYPES).map_err(|error| {
-            let fix = "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y";
-            explained(&error, &format!("read {KERNEL_TYPES}"), fix)
-        })?;
-        let program = Btf::parse(&types)
-            .and_then(|types| program::assemble(&types))
-            .map_err(|error| {
-                let action = format!("find the parts of a TCP socket in {KERNEL_TYPES}");
-                explained(&error, &action, "boot a newer kernel")
-            })?;
-        let program =
-            call::load_iterator(&program.instructions, program.target).map_err(|error| {
-                let fix = "give CAP_BPF and CAP_PERFMON, and boot without lockdown=confidentiality";
-                explained(&error, "load a BPF iterator over files", fix)
-            })?;
+        let program = load_program("a TCP socket", program::assemble)?;
         Ok(SocketProgram { program })
     }
 
@@ -50,7 +35,7 @@ impl SocketProgram {
     /// # Errors
     /// `NotFound` when there is no thread `tid`.
     pub fn reader(&self, tid: i32) -> io::Result<SocketReader> {
-        let link = call::attach_to_task(self.program.as_fd(), tid)?;
+        let link = call::attach(self.program.as_fd(), Attached::FilesOf(tid))?;
         Ok(SocketReader { link })
     }
 }
@@ -100,9 +85,4 @@ fn read_records(pass: BorrowedFd<'_>, records: &mut Vec<Record>) -> io::Result<u
     // SAFETY: the kernel wrote `count` whole records there, and any bytes are a valid Record.
     unsafe { records.set_len(records.len() + count) };
     Ok(count)
-}
-
-fn explained(error: &io::Error, action: &str, fix: &str) -> io::Error {
-    let text = format!("cannot {action}: {error}; {fix}");
-    io::Error::new(error.kind(), text)
 }

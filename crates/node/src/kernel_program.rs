@@ -1,0 +1,48 @@
+//! A program for the kernel that is made while everything else goes on.
+
+use std::io;
+use std::thread::JoinHandle;
+use unbroken_sys::affinity;
+
+/// It takes milliseconds to make. Another thread does it, and until then there is none.
+pub(crate) enum KernelProgram<P> {
+    Unasked,
+    Loading(JoinHandle<io::Result<P>>),
+    Ready(P),
+    /// This kernel has no such thing, or it failed.
+    Absent,
+}
+
+impl<P: Send + 'static> KernelProgram<P> {
+    /// Has it made on `core`, if it was not asked for before.
+    pub fn ask_for(&mut self, core: usize, load: fn() -> io::Result<P>) {
+        if !matches!(self, KernelProgram::Unasked) {
+            return;
+        }
+        let work = move || {
+            affinity::bind(0, &[core])?;
+            load()
+        };
+        let thread = std::thread::Builder::new().name("programs".to_owned());
+        *self = thread
+            .spawn(work)
+            .map_or(KernelProgram::Absent, KernelProgram::Loading);
+    }
+
+    /// The program, when it is made.
+    ///
+    /// # Errors
+    /// Says once why there is none.
+    pub fn ready(&mut self) -> io::Result<Option<&P>> {
+        if matches!(self, KernelProgram::Loading(thread) if thread.is_finished())
+            && let KernelProgram::Loading(thread) = std::mem::replace(self, KernelProgram::Absent)
+        {
+            let loaded = thread.join().map_err(|_| io::ErrorKind::Other)?;
+            *self = KernelProgram::Ready(loaded?);
+        }
+        Ok(match self {
+            KernelProgram::Ready(program) => Some(program),
+            _ => None,
+        })
+    }
+}
