@@ -193,7 +193,7 @@ pub fn cut_back(fd: BorrowedFd<'_>, state: &RegularFile) -> Result<CutBack, Erro
 
 /// The identity of files on filesystems that make their inodes as they are looked up, and so give
 /// the same path another number on each mount.
-const UNCHECKED: FileIdentity = FileIdentity {
+pub(crate) const UNCHECKED: FileIdentity = FileIdentity {
     device: 0,
     inode: 0,
 };
@@ -203,6 +203,11 @@ const PROC_SUPER_MAGIC: i64 = 0x9fa0;
 const SYSFS_MAGIC: i64 = 0x6265_6572;
 const CGROUP_SUPER_MAGIC: i64 = 0x0027_e0eb;
 const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
+
+pub(crate) fn is_of_proc(fd: BorrowedFd<'_>, path: &str) -> Result<bool, Error> {
+    let magic = descriptor::filesystem_magic(fd).during("look at the filesystem of", path)?;
+    Ok(magic == PROC_SUPER_MAGIC)
+}
 
 pub(crate) fn identity_of(fd: BorrowedFd<'_>, path: &str) -> Result<FileIdentity, Error> {
     let magic = descriptor::filesystem_magic(fd).during("look at the filesystem of", path)?;

@@ -16,6 +16,7 @@ pub mod file;
 pub mod listener;
 pub mod memfd;
 pub mod pipe;
+pub mod proc_file;
 pub mod refuse;
 pub mod signalfd;
 pub mod socket;

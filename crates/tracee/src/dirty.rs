@@ -162,6 +162,16 @@ impl DirtyTracker {
         self.find(Look::Present, map, above, pages)
     }
 
+    /// Whether the process has pages of its own in `range`, in the place of those that were mapped
+    /// there.
+    pub fn has_own_pages(&mut self, range: AddressRange) -> Result<bool, TraceError> {
+        // The kernel makes room for as many as it may return: 1 us for one, 2 us for all.
+        let first = &mut self.regions[..1];
+        let scanned = self.scanner.scan(Look::PresentOfProcess, range, first);
+        let (count, _) = scanned.map_err(self.error("scan the page tables"))?;
+        Ok(count > 0)
+    }
+
     /// Finds the guard regions in `range` and appends them to `guards`, ascending.
     pub fn scan_guards(
         &mut self,

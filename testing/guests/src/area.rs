@@ -10,6 +10,8 @@ use std::ffi::c_void;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+use nix::unistd::Pid;
+
 use crate::raw::outcome;
 
 pub const PAGE: usize = 4096;
@@ -153,6 +155,25 @@ impl Area {
         };
         // SAFETY: one byte of this process is copied to a local.
         unsafe { libc::process_vm_readv(libc::getpid(), &local, 1, &remote, 1, 0) == 1 }
+    }
+
+    /// Has the kernel copy `bytes` here, in the memory of `process`: this one, or the parent of a
+    /// child that was forked with the area.
+    pub fn copy_in(&self, process: Pid, offset: usize, bytes: &[u8]) -> io::Result<()> {
+        let local = libc::iovec {
+            iov_base: bytes.as_ptr().cast_mut().cast(),
+            iov_len: bytes.len(),
+        };
+        let remote = libc::iovec {
+            iov_base: self.place(offset, bytes.len()),
+            iov_len: bytes.len(),
+        };
+        // SAFETY: the local bytes are only read, and the remote ones are within this mapping.
+        let copied = unsafe { libc::process_vm_writev(process.as_raw(), &local, 1, &remote, 1, 0) };
+        match outcome(copied as i64)? as usize {
+            whole if whole == bytes.len() => Ok(()),
+            part => Err(io::Error::other(format!("only {part} bytes were copied"))),
+        }
     }
 
     /// The line of /proc/self/smaps with this name, of the mapping that holds this page.

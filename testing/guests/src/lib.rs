@@ -12,6 +12,7 @@ pub mod raw;
 pub mod registers;
 pub mod robust;
 pub mod signals;
+pub mod text;
 pub mod timer;
 
 use std::fmt::Debug;

@@ -82,6 +82,7 @@ fn every_guest_has_a_test() -> Result<()> {
         include_str!("guests.rs"),
         include_str!("guest/network.rs"),
         include_str!("guest/passing.rs"),
+        include_str!("guest/text.rs"),
     ]
     .concat();
     for entry in std::fs::read_dir(root.join("../guests/src/bin"))? {

@@ -22,6 +22,8 @@ pub(super) struct Due {
     pub threads: Vec<u32>,
     /// So may those of any thread.
     pub all_threads: bool,
+    /// Threads that were there at the last capture are not any more.
+    pub threads_ended: bool,
     /// Announcements were lost: look at everything.
     pub everything: bool,
 }
@@ -37,6 +39,7 @@ impl Due {
         self.process_state = false;
         self.threads.clear();
         self.all_threads = false;
+        self.threads_ended = false;
         self.everything = false;
     }
 

@@ -56,6 +56,7 @@ impl Memory {
         };
         memory.reader.survey(process, &mut memory.map)?;
         memory.make_room_for_stacks();
+        memory.refuse_own_vdso()?;
         memory.register_all()?;
         Ok(memory)
     }
@@ -110,6 +111,7 @@ impl Memory {
         let map_changed = due.map || due.everything || whole_map;
         if map_changed || due.files_opened || self.unprotected {
             self.tracker.scan(&self.scanned, &mut self.pages)?;
+            self.refuse_own_vdso()?;
         } else {
             let (map, ranges) = (&self.scanned, &self.volatile);
             self.tracker.scan_ranges(map, ranges, &mut self.pages)?;
@@ -240,6 +242,20 @@ impl Memory {
             below = mapping.range.end;
         }
         find_volatile(&self.scanned, &mut self.volatile);
+    }
+
+    /// A replica has the vDSO of its kernel, of which writes cannot be tracked: one that the service
+    /// has written to, as programs do that catch calls there, would be another afterwards.
+    fn refuse_own_vdso(&mut self) -> Result<(), CaptureError> {
+        for mapping in &self.map {
+            if mapping.backing == Backing::Vdso
+                && (mapping.protection.write || self.tracker.has_own_pages(mapping.range)?)
+            {
+                let why = "the service writes to its vDSO, which a replica has from the kernel";
+                return Err(CaptureError::Unfit(why.to_owned()));
+            }
+        }
+        Ok(())
     }
 
     /// The service has the memory of a process open as a file. What it writes there needs no

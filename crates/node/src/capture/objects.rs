@@ -15,7 +15,7 @@ use unbroken_image::object::{TcpConnection, TcpPhase, UdpSocket, UnixSocket};
 use unbroken_image::{DescriptorChange, Object, ObjectId, Pid};
 use unbroken_objects::table::{Changes, Mirror, Source};
 use unbroken_objects::tcp::{Seen, Tracker};
-use unbroken_objects::{Kind, listener, tcp, udp, unix};
+use unbroken_objects::{Kind, listener, proc_file, tcp, udp, unix};
 use unbroken_sys::unix::Diag;
 use unbroken_wire::Tuple;
 use unbroken_wire::sent::SentBytes;
@@ -45,6 +45,8 @@ pub(super) struct Objects {
     /// first of them.
     diag: Option<Diag>,
     volatile: Vec<(ObjectId, Kind)>,
+    /// Files that name a thread by their path.
+    of_threads: Vec<ObjectId>,
     sockets: Sockets,
     closed: Closed,
     /// Connections that left the table in this capture.
@@ -112,6 +114,7 @@ impl Objects {
             local: BTreeMap::new(),
             diag: None,
             volatile: Vec::new(),
+            of_threads: Vec::new(),
             sockets: Sockets::new(spare_core),
             closed: Closed::default(),
             left: Vec::new(),
@@ -131,6 +134,7 @@ impl Objects {
         self.by_tuple.clear();
         self.datagrams.clear();
         self.local.clear();
+        self.of_threads.clear();
         self.changes.clear();
         if let [source] = &*sources {
             self.sockets.follow(source.pid, source.host_pid);
@@ -157,6 +161,9 @@ impl Objects {
         // Memfds that were mapped in between may have changed without a trace.
         if due.map {
             self.read_memory_files_again();
+        }
+        if due.threads_ended {
+            self.read_files_of_threads_again();
         }
         self.wake(activity);
         self.collect(sent, delta)?;
@@ -235,6 +242,19 @@ impl Objects {
         }
     }
 
+    /// Those of a thread that has ended cannot be opened again.
+    fn read_files_of_threads_again(&mut self) {
+        let (mirror, changes) = (&self.mirror, &mut self.changes);
+        for id in &self.of_threads {
+            if mirror.kind(*id).is_some()
+                && !changes.appeared.contains(id)
+                && !changes.touched.contains(id)
+            {
+                changes.touched.push(*id);
+            }
+        }
+    }
+
     /// I7: compares the mirror with the kernel.
     pub fn verify(&mut self) -> Result<(), CaptureError> {
         let mut differences = self.mirror.verify()?;
@@ -280,6 +300,7 @@ impl Objects {
             }
             self.datagrams.remove(&id);
             self.local.remove(&id);
+            self.of_threads.retain(|named| *named != id);
         }
         delta.gone.append(&mut self.changes.gone);
         named.sort_unstable();
@@ -325,6 +346,14 @@ impl Objects {
             },
             None => return Ok(()),
         };
+        let path = match &object {
+            Object::RegularFile(file) => &file.path,
+            Object::Directory(directory) => &directory.path,
+            _ => "",
+        };
+        if proc_file::names_thread(path) && !self.of_threads.contains(&id) {
+            self.of_threads.push(id);
+        }
         delta.objects.push((id, object));
         Ok(())
     }

@@ -52,6 +52,7 @@ impl Followed {
         let process = stopped.process(self.pid)?;
         self.threads
             .capture(stopped, process, &shared_pending, awaited, &mut threads)?;
+        due.threads_ended = self.threads.have_ended();
         self.shared_pending = shared_pending;
         clock.done(EpochStep::Registers);
         let memory = self

@@ -20,6 +20,7 @@ pub(super) struct Threads {
     known: HashMap<Tid, Known>,
     round: u64,
     buffer: Vec<u8>,
+    ended: bool,
 }
 
 impl Threads {
@@ -33,6 +34,11 @@ impl Threads {
         self.known
             .get(&tid)
             .is_none_or(|known| known.first == self.round)
+    }
+
+    /// Whether threads of the capture before the last were not there at the last.
+    pub fn have_ended(&self) -> bool {
+        self.ended
     }
 
     /// The states of all threads of `process`; `shared` are the signals pending for the process,
@@ -51,8 +57,9 @@ impl Threads {
             let state = self.capture_one(stopped, tid, host_tid, shared, awaited)?;
             states.push(state);
         }
-        let round = self.round;
+        let (round, before) = (self.round, self.known.len());
         self.known.retain(|_, known| known.seen == round);
+        self.ended = self.known.len() < before;
         Ok(())
     }
 

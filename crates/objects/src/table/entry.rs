@@ -3,7 +3,8 @@
 use super::Process;
 use crate::pipe::{self, Scratch};
 use crate::{
-    Context, Error, Kind, device, directory, epoll, eventfd, file, memfd, signalfd, timerfd,
+    Context, Error, Kind, device, directory, epoll, eventfd, file, memfd, proc_file, signalfd,
+    timerfd,
 };
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -123,9 +124,24 @@ impl Entry {
             Some(Object::TimerDescriptor(state)) if !announced => Some(state),
             _ => None,
         };
+        let host_pid = |pid| sources.get(&pid).map(|process| process.source.host_pid);
         let state = match self.kind {
-            Kind::RegularFile => Object::RegularFile(file::capture(fd)?),
-            Kind::Directory => Object::Directory(directory::capture(fd)?),
+            Kind::RegularFile => {
+                let mut state = file::capture(fd)?;
+                if state.identity == file::UNCHECKED {
+                    let opened = (state.path, state.flags);
+                    state.path = proc_file::path_for_replica(fd, opened, host_pid)?;
+                }
+                Object::RegularFile(state)
+            }
+            Kind::Directory => {
+                let mut state = directory::capture(fd)?;
+                if state.identity == file::UNCHECKED {
+                    let opened = (state.path, state.flags);
+                    state.path = proc_file::path_for_replica(fd, opened, host_pid)?;
+                }
+                Object::Directory(state)
+            }
             Kind::CharacterDevice => Object::CharacterDevice(device::capture(fd)?),
             Kind::MemoryFile => Object::MemoryFile(memfd::capture(fd, mapped)?),
             Kind::Pipe | Kind::Fifo => Object::PipeEnd(pipe::capture(fd, scratch)?),

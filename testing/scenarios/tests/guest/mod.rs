@@ -2,6 +2,7 @@
 
 mod network;
 mod passing;
+mod text;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
