@@ -1,14 +1,23 @@
-//! A nonblocking connection with a buffer on each side, and one poll over many of them.
+//! A nonblocking connection with a buffer on each side, and waiting for many of them.
 
+use std::cell::RefCell;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
 
 const READ_BYTES: usize = 64 * 1024;
+const EVENTS: usize = 256;
+
+thread_local! {
+    /// What arrives passes through here: clearing so much for every answer would cost more than the
+    /// answer.
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
+}
 
 /// One TCP connection that never blocks.
 #[derive(Debug)]
@@ -57,10 +66,13 @@ impl Connection {
     /// Reads what has arrived into the incoming buffer; the end of the stream is an error, since
     /// no server of these loads has reason to close.
     pub(crate) fn read_some(&mut self) -> io::Result<usize> {
+        BUFFER.with_borrow_mut(|buffer| self.read_through(buffer))
+    }
+
+    fn read_through(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let before = self.incoming.len();
-        let mut buffer = [0; READ_BYTES];
         loop {
-            match self.stream.read(&mut buffer) {
+            match self.stream.read(buffer) {
                 Ok(0) => {
                     let why = "the server closed the connection";
                     return Err(io::Error::new(ErrorKind::UnexpectedEof, why));
@@ -139,4 +151,53 @@ pub(crate) fn wait(
         readable[slot] = found.intersects(telling);
     }
     Ok(readable)
+}
+
+/// Waits for thousands of connections at the cost of those that have something to say.
+pub(crate) struct Poller {
+    epoll: Epoll,
+    events: Vec<EpollEvent>,
+}
+
+impl Poller {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self {
+            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
+            events: vec![EpollEvent::empty(); EVENTS],
+        })
+    }
+
+    /// From now on `connection` is waited for, as number `index`, until it is dropped.
+    pub(crate) fn add(&self, connection: &Connection, index: usize) -> io::Result<()> {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, index as u64);
+        Ok(self.epoll.add(&connection.stream, event)?)
+    }
+
+    /// From now on it is waited for that the socket takes more, while there is more.
+    pub(crate) fn watch_writing(&self, connection: &Connection, index: usize) -> io::Result<()> {
+        let mut wanted = EpollFlags::EPOLLIN;
+        wanted.set(EpollFlags::EPOLLOUT, connection.unsent_bytes() > 0);
+        let mut event = EpollEvent::new(wanted, index as u64);
+        Ok(self.epoll.modify(&connection.stream, &mut event)?)
+    }
+
+    /// Waits until there is something to do, but not longer than `timeout`; `ready` is
+    /// then the numbers of those that have it, or of some.
+    pub(crate) fn wait(&mut self, timeout: Duration, ready: &mut Vec<usize>) -> io::Result<()> {
+        ready.clear();
+        let mut whole = [PollFd::new(self.epoll.0.as_fd(), PollFlags::POLLIN)];
+        // epoll_wait counts milliseconds, which would turn an even load into bursts.
+        match ppoll(&mut whole, Some(TimeSpec::from(timeout)), None) {
+            Ok(0) | Err(nix::errno::Errno::EINTR) => return Ok(()),
+            Ok(_) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let count = self.epoll.wait(&mut self.events, EpollTimeout::ZERO)?;
+        ready.extend(
+            self.events[..count]
+                .iter()
+                .map(|event| event.data() as usize),
+        );
+        Ok(())
+    }
 }

@@ -6,12 +6,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::connection::{Connection, wait};
+use crate::connection::{Connection, Poller};
 use crate::running::{ClientError, PATIENCE, Running, Stop};
 use crate::tally::{Tally, Timeline};
 
 const NAME: &str = "requests";
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// So many ask at once before the load begins: it is to find a server at rest.
+const FIRST_AT_ONCE: usize = 100;
 
 /// What is asked for. Each connection asks for things of its own, numbered from zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +58,8 @@ struct Asker {
     /// The answer that is waited for, and when it was due to be asked for.
     awaited: Option<(Vec<u8>, Instant)>,
     next_at: Instant,
+    /// The socket did not take all of the question.
+    is_stuck: bool,
     timeline: Timeline,
 }
 
@@ -63,18 +67,26 @@ struct Crowd {
     options: Options,
     tally: Arc<Tally>,
     askers: Vec<Asker>,
+    poller: Poller,
+    ready: Vec<usize>,
+    /// Those that have their answer.
+    free: Vec<usize>,
 }
 
 impl Crowd {
     fn connect(address: SocketAddr, options: &Options, tally: Arc<Tally>) -> io::Result<Self> {
         let now = Instant::now();
+        let poller = Poller::new()?;
         let mut askers = Vec::with_capacity(options.connections);
-        for _ in 0..options.connections {
+        for index in 0..options.connections {
+            let connection = Connection::open(address, PATIENCE)?;
+            poller.add(&connection, index)?;
             askers.push(Asker {
-                connection: Some(Connection::open(address, PATIENCE)?),
+                connection: Some(connection),
                 number: 0,
                 awaited: None,
                 next_at: now,
+                is_stuck: false,
                 timeline: Timeline::default(),
             });
         }
@@ -82,27 +94,32 @@ impl Crowd {
             options: options.clone(),
             tally,
             askers,
+            poller,
+            ready: Vec::new(),
+            free: Vec::new(),
         })
     }
 
-    /// One request on every connection, then all the answers.
+    /// One request and its answer on every connection.
     fn ask_all(&mut self) -> io::Result<()> {
         let first = match self.options.kind {
             Kind::MemcachedGet(bytes) => Kind::MemcachedSet(bytes),
             other => other,
         };
-        let now = Instant::now();
-        for index in 0..self.askers.len() {
-            self.ask(index, first, now);
-        }
         let everyone = self.askers.len();
-        let deadline = Instant::now() + PATIENCE;
-        while self.askers.iter().any(|asker| asker.awaited.is_some()) {
-            self.turn(everyone, LOOK_EVERY);
-            if Instant::now() > deadline {
-                let waiting = self.askers.iter().filter(|a| a.awaited.is_some()).count();
-                let why = format!("{waiting} of {everyone} connections got no answer");
-                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+        for first_index in (0..everyone).step_by(FIRST_AT_ONCE) {
+            let some = first_index..everyone.min(first_index + FIRST_AT_ONCE);
+            let deadline = Instant::now() + PATIENCE;
+            for index in some.clone() {
+                self.ask(index, first, Instant::now());
+            }
+            while self.askers[some.clone()].iter().any(Asker::is_waiting) {
+                self.turn(LOOK_EVERY);
+                if Instant::now() > deadline {
+                    let waiting = self.askers[some].iter().filter(|a| a.is_waiting()).count();
+                    let why = format!("{waiting} of {everyone} connections got no answer");
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+                }
             }
         }
         let totals = self.tally.snapshot();
@@ -123,13 +140,17 @@ impl Crowd {
             asker.next_at = start + period.unwrap_or_default() * index / active as u32;
         }
         drop(self.tally.take_latency_ns());
+        self.free = (0..active).collect();
         while !stop.asked() {
-            let wait = self.ask_due(active, period);
-            self.turn(active, wait);
+            let wait = match period {
+                Some(period) => self.ask_due(active, period),
+                None => self.ask_free(active),
+            };
+            self.turn(wait);
         }
         let deadline = Instant::now() + PATIENCE;
         while self.askers.iter().any(Asker::is_waiting) && Instant::now() < deadline {
-            self.turn(active, LOOK_EVERY);
+            self.turn(LOOK_EVERY);
         }
         if let Err(cause) = self.ask_all() {
             self.tally
@@ -139,8 +160,21 @@ impl Crowd {
         used.map(|asker| asker.timeline).collect()
     }
 
+    /// Has those that have their answer ask again.
+    fn ask_free(&mut self, active: usize) -> Duration {
+        let mut free = std::mem::take(&mut self.free);
+        for index in free.drain(..) {
+            if index < active {
+                self.ask(index, self.options.kind, Instant::now());
+            }
+        }
+        self.free = free;
+        LOOK_EVERY
+    }
+
     /// Asks what is due; returns how long nothing is.
-    fn ask_due(&mut self, active: usize, period: Option<Duration>) -> Duration {
+    fn ask_due(&mut self, active: usize, period: Duration) -> Duration {
+        self.free.clear();
         let now = Instant::now();
         let mut next_at = now + LOOK_EVERY;
         for index in 0..active {
@@ -148,20 +182,14 @@ impl Crowd {
             if asker.connection.is_none() || asker.awaited.is_some() {
                 continue;
             }
+            if asker.next_at > now {
+                next_at = next_at.min(asker.next_at);
+                continue;
+            }
             // Where answers come late the next question is late too: its time counts from when
             // it was due, or slowness would hide itself.
-            let due_at = match period {
-                Some(_) if asker.next_at > now => {
-                    next_at = next_at.min(asker.next_at);
-                    continue;
-                }
-                Some(period) => {
-                    let due_at = asker.next_at;
-                    asker.next_at += period;
-                    due_at
-                }
-                None => now,
-            };
+            let due_at = asker.next_at;
+            asker.next_at += period;
             self.ask(index, self.options.kind, due_at);
         }
         next_at.saturating_duration_since(now)
@@ -177,38 +205,46 @@ impl Crowd {
         asker.awaited = Some((answer, due_at));
         connection.queue(&request);
         self.tally.add_sent(1);
-        if let Err(cause) = connection.write_some() {
+        if let Err(cause) = self.send_some(index) {
             self.broke(index, &cause);
         }
     }
 
-    /// Sends and receives what is ready on the first `count` connections.
-    fn turn(&mut self, count: usize, timeout: Duration) {
-        let polled: Vec<_> = self.askers[..count]
-            .iter()
-            .map(|asker| asker.connection.as_ref())
-            .collect();
-        let ready = wait(&polled, timeout).unwrap_or_default();
-        for (index, readable) in ready.into_iter().enumerate() {
-            let unsent = self.askers[index].unsent_bytes() > 0;
-            if !readable && !unsent {
-                continue;
-            }
-            if let Err(cause) = self.exchange_some(index, readable) {
-                self.broke(index, &cause);
-            }
-        }
-    }
-
-    fn exchange_some(&mut self, index: usize, readable: bool) -> io::Result<()> {
+    fn send_some(&mut self, index: usize) -> io::Result<()> {
         let asker = &mut self.askers[index];
         let Some(connection) = &mut asker.connection else {
             return Ok(());
         };
         connection.write_some()?;
-        if !readable {
-            return Ok(());
+        let is_stuck = connection.unsent_bytes() > 0;
+        if is_stuck != asker.is_stuck {
+            asker.is_stuck = is_stuck;
+            self.poller.watch_writing(connection, index)?;
         }
+        Ok(())
+    }
+
+    /// Sends and receives what is ready.
+    fn turn(&mut self, timeout: Duration) {
+        let mut ready = std::mem::take(&mut self.ready);
+        if self.poller.wait(timeout, &mut ready).is_ok() {
+            for &index in &ready {
+                if let Err(cause) = self.exchange_some(index) {
+                    self.broke(index, &cause);
+                }
+            }
+        }
+        self.ready = ready;
+    }
+
+    fn exchange_some(&mut self, index: usize) -> io::Result<()> {
+        if self.askers[index].is_stuck {
+            self.send_some(index)?;
+        }
+        let asker = &mut self.askers[index];
+        let Some(connection) = &mut asker.connection else {
+            return Ok(());
+        };
         let outcome = connection.read_some();
         let arrived = connection.waiting();
         match &asker.awaited {
@@ -224,6 +260,7 @@ impl Crowd {
                 }
                 drop(connection.take_bytes());
                 asker.awaited = None;
+                self.free.push(index);
             }
             None if !arrived.is_empty() => {
                 let count = arrived.len();
@@ -248,10 +285,6 @@ impl Crowd {
 impl Asker {
     fn is_waiting(&self) -> bool {
         self.awaited.is_some()
-    }
-
-    fn unsent_bytes(&self) -> usize {
-        self.connection.as_ref().map_or(0, Connection::unsent_bytes)
     }
 }
 
