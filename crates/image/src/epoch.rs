@@ -33,6 +33,16 @@ pub struct DescriptorChange {
     pub descriptor: Option<Descriptor>,
 }
 
+/// An entry of an epoll instance and what it asks for now; `None` when it is taken out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterestChange {
+    pub instance: ObjectId,
+    pub fd: Fd,
+    pub target: ObjectId,
+    /// Events and data, as in [`EpollEntry`](crate::object::EpollEntry).
+    pub event: Option<(u32, u64)>,
+}
+
 /// A consistent cut of the whole service: everything that changed since the epoch before, and for
 /// the first epoch of a standby, everything.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,6 +55,9 @@ pub struct Epoch {
     pub processes: Vec<ProcessDelta>,
     /// New and changed kernel objects.
     pub objects: Vec<(ObjectId, Object)>,
+    /// What became of entries of epoll instances that are not among `objects`, in the order in
+    /// which it came about: with thousands of entries a change is worth more than the whole.
+    pub interests: Vec<InterestChange>,
     /// Objects whose last descriptor is gone.
     pub gone: Vec<ObjectId>,
 }

@@ -61,6 +61,7 @@ mod tests {
             mark: Mark { input_position: 3 },
             processes: Vec::new(),
             objects: Vec::new(),
+            interests: Vec::new(),
             gone: Vec::new(),
         };
         let records = [

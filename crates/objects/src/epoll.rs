@@ -127,7 +127,7 @@ pub fn capture(
             })
         })
         .collect::<Result<Vec<EpollEntry>, Error>>()?;
-    entries.sort_unstable_by_key(key);
+    entries.sort_unstable_by_key(EpollEntry::key);
     let busy_poll = epoll::busy_poll(fd)
         .during("read the busy polling of", SUBJECT)?
         .map(|raw| BusyPoll {
@@ -141,11 +141,6 @@ pub fn capture(
         busy_poll,
         entries,
     })
-}
-
-/// The order of `Epoll::entries`.
-pub(crate) fn key(entry: &EpollEntry) -> (Fd, ObjectId) {
-    (entry.fd, entry.target)
 }
 
 /// Makes an empty instance. Its entries come by [`plan`], once every target exists.

@@ -28,7 +28,9 @@ use interest::Namings;
 use order::Order;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
-use unbroken_image::{Descriptor, DescriptorChange, Fd, FileIdentity, ObjectId, Pid};
+use unbroken_image::{
+    Descriptor, DescriptorChange, Fd, FileIdentity, InterestChange, ObjectId, Pid,
+};
 use unbroken_sys::kcmp;
 
 /// One process and its slots.
@@ -48,6 +50,9 @@ pub struct Changes {
     /// Objects that a call changed, to be captured again; of an epoll instance the mirror has the
     /// new state already.
     pub touched: Vec<ObjectId>,
+    /// Entries of epoll instances that are not among the others, where what became of them could
+    /// be followed.
+    pub interests: Vec<InterestChange>,
     /// Objects whose last descriptor is gone.
     pub gone: Vec<ObjectId>,
 }
@@ -57,6 +62,7 @@ impl Changes {
         self.slots.clear();
         self.appeared.clear();
         self.touched.clear();
+        self.interests.clear();
         self.gone.clear();
     }
 

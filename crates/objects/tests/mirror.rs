@@ -4,6 +4,7 @@ mod guest;
 
 use guest::Guest;
 use std::collections::BTreeMap;
+use unbroken_image::object::Epoll;
 use unbroken_image::{Fd, Object, ObjectId, Pid};
 use unbroken_objects::Kind;
 use unbroken_objects::table::{Announced, Announcement, Changes, Mirror};
@@ -522,8 +523,17 @@ fn shape(mirror: &mut Mirror) -> BTreeMap<Place, (Option<Object>, Place, bool)> 
         .collect()
 }
 
+/// The epoll instances as whoever was told of every change has them.
+type Told = BTreeMap<ObjectId, Epoll>;
+
+fn tell_whole(scene: &Scene, id: ObjectId, told: &mut Told) {
+    if let Some(Object::Epoll(epoll)) = scene.mirror.state(id) {
+        told.insert(id, epoll.clone());
+    }
+}
+
 /// Captures as the node does: what appeared or was touched whole, what is volatile by a look.
-fn capture_changed(scene: &mut Scene) {
+fn capture_changed(scene: &mut Scene, told: &mut Told) {
     let fresh: Vec<ObjectId> = scene
         .changes
         .appeared
@@ -535,13 +545,32 @@ fn capture_changed(scene: &mut Scene) {
     for id in fresh {
         if !sockets(&scene.mirror, id) && !is_outer(scene, id) {
             scene.mirror.capture(id).expect("capture");
+            tell_whole(scene, id, told);
         }
+    }
+    for change in &scene.changes.interests {
+        told.get_mut(&change.instance)
+            .expect("it appeared once")
+            .apply(change);
     }
     let volatile: Vec<ObjectId> = scene.mirror.volatile().map(|(id, _)| id).collect();
     for id in volatile {
         if !sockets(&scene.mirror, id) && !is_outer(scene, id) {
-            scene.mirror.look(id).expect("look");
+            let changed = scene.mirror.look(id).expect("look").is_some();
+            if changed {
+                tell_whole(scene, id, told);
+            }
         }
+    }
+    for id in &scene.changes.gone {
+        told.remove(id);
+    }
+    for (id, epoll) in told {
+        assert_eq!(
+            scene.mirror.state(*id),
+            Some(&Object::Epoll(epoll.clone())),
+            "what was told of {id}"
+        );
     }
 }
 
@@ -559,7 +588,8 @@ fn random_calls_leave_the_mirror_where_a_survey_is() {
     println!("SEED={seed}");
     let mut random = Random(seed);
     let mut scene = Scene::new();
-    capture_changed(&mut scene);
+    let mut told = Told::new();
+    capture_changed(&mut scene, &mut told);
     let mut steps = 0;
     while steps < 1000 {
         let batch = 1 + random.below(12);
@@ -568,7 +598,7 @@ fn random_calls_leave_the_mirror_where_a_survey_is() {
         }
         steps += batch;
         scene.epoch();
-        capture_changed(&mut scene);
+        capture_changed(&mut scene, &mut told);
         if random.below(10) == 0 {
             let (fresh, changes) = mirror(&[&scene.guest]);
             let mut other = Scene {
@@ -578,7 +608,7 @@ fn random_calls_leave_the_mirror_where_a_survey_is() {
                 announced: Vec::new(),
             };
             std::mem::swap(&mut other.guest, &mut scene.guest);
-            capture_changed(&mut other);
+            capture_changed(&mut other, &mut Told::new());
             std::mem::swap(&mut other.guest, &mut scene.guest);
             assert_eq!(shape(&mut scene.mirror), shape(&mut other.mirror));
         }

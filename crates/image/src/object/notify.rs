@@ -1,4 +1,4 @@
-use crate::{Fd, ObjectId};
+use crate::{Fd, InterestChange, ObjectId};
 use serde::{Deserialize, Serialize};
 
 /// One interest of an epoll instance.
@@ -11,6 +11,13 @@ pub struct EpollEntry {
     /// `EPOLL*` bits as fdinfo shows them; a fired `EPOLLONESHOT` entry has only its private bits.
     pub events: u32,
     pub data: u64,
+}
+
+impl EpollEntry {
+    /// What entries are ordered by.
+    pub fn key(&self) -> (Fd, ObjectId) {
+        (self.fd, self.target)
+    }
 }
 
 /// `EPIOCSPARAMS`: how long an epoll instance polls its network devices before it sleeps.
@@ -26,8 +33,32 @@ pub struct BusyPoll {
 pub struct Epoll {
     pub flags: i32,
     pub busy_poll: BusyPoll,
-    /// Ordered by number, then target.
+    /// Ordered by [`EpollEntry::key`].
     pub entries: Vec<EpollEntry>,
+}
+
+impl Epoll {
+    /// Takes in what became of one entry.
+    pub fn apply(&mut self, change: &InterestChange) {
+        let InterestChange {
+            fd, target, event, ..
+        } = *change;
+        let place = self
+            .entries
+            .binary_search_by_key(&(fd, target), EpollEntry::key);
+        let entry = event.map(|(events, data)| EpollEntry {
+            fd,
+            target,
+            events,
+            data,
+        });
+        match (place, entry) {
+            (Ok(place), Some(entry)) => self.entries[place] = entry,
+            (Err(place), Some(entry)) => self.entries.insert(place, entry),
+            (Ok(place), None) => drop(self.entries.remove(place)),
+            (Err(_), None) => {}
+        }
+    }
 }
 
 /// `eventfd(2)`.

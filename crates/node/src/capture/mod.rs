@@ -263,6 +263,7 @@ impl Capture {
             mark: Mark { input_position },
             processes: vec![process],
             objects: std::mem::take(&mut self.delta.objects),
+            interests: std::mem::take(&mut self.delta.interests),
             gone: std::mem::take(&mut self.delta.gone),
         };
         let record = Record::Epoch {

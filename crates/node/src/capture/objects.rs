@@ -12,7 +12,7 @@ use crate::steps::{EpochStep, StepClock};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd};
 use unbroken_image::object::{TcpConnection, TcpPhase, UdpSocket, UnixSocket};
-use unbroken_image::{DescriptorChange, Object, ObjectId, Pid};
+use unbroken_image::{DescriptorChange, InterestChange, Object, ObjectId, Pid};
 use unbroken_objects::table::{Changes, Mirror, Source};
 use unbroken_objects::tcp::{Seen, Tracker};
 use unbroken_objects::{Kind, listener, proc_file, tcp, udp, unix};
@@ -57,12 +57,15 @@ pub(super) struct Objects {
 
 /// A connection's description without its queues: numbers, and some forty options.
 const CONNECTION_BYTES_MAX: usize = 2048;
+/// So does a changed entry of an epoll instance.
+const INTEREST_BYTES_MAX: usize = 48;
 
 /// The objects' part of an epoch. The buffers are used again.
 #[derive(Default)]
 pub(super) struct ObjectsDelta {
     pub slots: Vec<(Pid, DescriptorChange)>,
     pub objects: Vec<(ObjectId, Object)>,
+    pub interests: Vec<InterestChange>,
     /// Connections on which packets, reads or writes moved something, and what their queues hold.
     moved: Vec<ObjectId>,
     moved_bytes: usize,
@@ -75,6 +78,7 @@ impl ObjectsDelta {
     pub fn clear(&mut self) {
         self.slots.clear();
         self.objects.clear();
+        self.interests.clear();
         self.moved.clear();
         self.moved_bytes = 0;
         self.gone.clear();
@@ -97,7 +101,8 @@ impl ObjectsDelta {
     pub fn description_bound(&self) -> usize {
         let whole = self.objects.iter();
         let whole: usize = whole.map(|(_, object)| object.content_bytes() + 512).sum();
-        whole + self.moved_bytes + self.moved.len() * CONNECTION_BYTES_MAX
+        let interests = self.interests.len() * INTEREST_BYTES_MAX;
+        whole + interests + self.moved_bytes + self.moved.len() * CONNECTION_BYTES_MAX
     }
 }
 
@@ -284,6 +289,7 @@ impl Objects {
 
     fn collect(&mut self, sent: &SentBytes, delta: &mut ObjectsDelta) -> Result<(), CaptureError> {
         delta.slots.append(&mut self.changes.slots);
+        delta.interests.append(&mut self.changes.interests);
         let mut named = std::mem::take(&mut self.changes.appeared);
         named.append(&mut self.changes.touched);
         for &id in &named {

@@ -45,6 +45,11 @@ impl ServiceImage {
             }
             self.objects.insert(id, object);
         }
+        for change in &epoch.interests {
+            if let Some(Object::Epoll(state)) = self.objects.get_mut(&change.instance) {
+                state.apply(change);
+            }
+        }
         let live: HashSet<Pid> = epoch.processes.iter().map(|process| process.pid).collect();
         self.processes.retain(|pid, _| live.contains(pid));
         for delta in epoch.processes {
@@ -151,6 +156,7 @@ mod tests {
             mark: Mark::default(),
             processes: vec![process],
             objects: Vec::new(),
+            interests: Vec::new(),
             gone: Vec::new(),
         }
     }

@@ -5,7 +5,7 @@
 
 use super::announced::{Announced, Announcement};
 use crate::Kind;
-use crate::epoll::{self, EPOLLERR, EPOLLEXCLUSIVE, EPOLLHUP, EPOLLWAKEUP};
+use crate::epoll::{EPOLLERR, EPOLLEXCLUSIVE, EPOLLHUP, EPOLLWAKEUP};
 use std::collections::HashMap;
 use unbroken_image::object::EpollEntry;
 use unbroken_image::{Fd, ObjectId, Pid};
@@ -19,14 +19,14 @@ pub(crate) enum Outcome {
     Doubtful,
 }
 
-/// Applies one call to the entries of an instance, which are sorted by [`epoll::key`].
+/// Applies one call to the entries of an instance, which are sorted by [`EpollEntry::key`].
 pub(crate) fn apply(
     entries: &mut Vec<EpollEntry>,
     operation: i32,
     (fd, target, kind): (Fd, ObjectId, Kind),
     event: Option<(u32, u64)>,
 ) -> Outcome {
-    let place = entries.binary_search_by_key(&(fd, target), epoll::key);
+    let place = entries.binary_search_by_key(&(fd, target), EpollEntry::key);
     match (operation, place, event) {
         (libc::EPOLL_CTL_DEL, Ok(place), _) => {
             entries.remove(place);

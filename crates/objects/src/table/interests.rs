@@ -8,8 +8,8 @@ use crate::epoll::{self, RawEntry};
 use crate::{Error, Kind};
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::AsFd;
-use unbroken_image::object::Epoll;
-use unbroken_image::{Descriptor, Fd, Object, ObjectId, Pid};
+use unbroken_image::object::{Epoll, EpollEntry};
+use unbroken_image::{Descriptor, Fd, InterestChange, Object, ObjectId, Pid};
 use unbroken_sys::kcmp;
 
 /// What a slot held before an update.
@@ -32,10 +32,14 @@ impl Mirror {
             else {
                 continue;
             };
-            if let Ok(place) = state.entries.binary_search_by_key(&(*fd, id), epoll::key) {
-                state.entries.remove(place);
-                changes.touch(*watcher);
-            }
+            let change = InterestChange {
+                instance: *watcher,
+                fd: *fd,
+                target: id,
+                event: None,
+            };
+            state.apply(&change);
+            note(&self.volatile, change, changes);
         }
     }
 
@@ -71,6 +75,11 @@ impl Mirror {
                 changes.touch(id);
             }
         }
+        // Of those the whole is told.
+        let (touched, appeared) = (&changes.touched, &changes.appeared);
+        changes.interests.retain(|InterestChange { instance, .. }| {
+            !touched.contains(instance) && !appeared.contains(instance)
+        });
         Ok(())
     }
 
@@ -97,6 +106,7 @@ impl Mirror {
         if may_have_moved {
             let touched = changes.touched.iter().copied();
             doubtful.extend(touched.filter(|id| self.kind(*id) == Some(Kind::Epoll)));
+            doubtful.extend(changes.interests.iter().map(|change| change.instance));
         }
     }
 
@@ -179,7 +189,10 @@ impl Mirror {
             };
             match self.apply_call(instance, operation, target, slot.object, event) {
                 Outcome::Unchanged => {}
-                Outcome::Changed => changes.touch(instance),
+                Outcome::Changed => {
+                    let change = self.interest(instance, target, slot.object);
+                    note(&self.volatile, change, changes);
+                }
                 Outcome::Doubtful => {
                     doubtful.insert(instance);
                 }
@@ -218,7 +231,7 @@ impl Mirror {
         let host = process.source.host_pid;
         let expected = state
             .entries
-            .binary_search_by_key(&(target, slot.object), epoll::key)
+            .binary_search_by_key(&(target, slot.object), EpollEntry::key)
             .is_ok();
         let mut nth = 0;
         loop {
@@ -258,6 +271,22 @@ impl Mirror {
             }
         }
         outcome
+    }
+
+    /// What an entry is now.
+    fn interest(&self, instance: ObjectId, fd: Fd, target: ObjectId) -> InterestChange {
+        let entries = match self.state(instance) {
+            Some(Object::Epoll(state)) => state.entries.as_slice(),
+            _ => &[],
+        };
+        let place = entries.binary_search_by_key(&(fd, target), EpollEntry::key);
+        let entry = place.ok().map(|place| &entries[place]);
+        InterestChange {
+            instance,
+            fd,
+            target,
+            event: entry.map(|entry| (entry.events, entry.data)),
+        }
     }
 
     /// Reads an instance from the kernel; whether it differs from the mirror, which has it now.
@@ -325,6 +354,16 @@ impl Mirror {
                 "no process of the service has its target open any more, so nobody could add it",
             )
         })
+    }
+}
+
+/// Says what became of an entry. An instance with entries that fire by themselves is read in every
+/// epoch, and told whole.
+fn note(volatile: &BTreeSet<ObjectId>, change: InterestChange, changes: &mut Changes) {
+    let fires = |(events, _)| epoll::may_fire(events);
+    match volatile.contains(&change.instance) || change.event.is_some_and(fires) {
+        true => changes.touch(change.instance),
+        false => changes.interests.push(change),
     }
 }
 
