@@ -30,9 +30,9 @@ struct Connection {
     quiet: bool,
 }
 
-/// A connection may become quiet when it has been calm for so long. Whatever a look at the right
-/// moment cannot show (a timer that is about to send) shows in packets until then.
-const CALM_NS: u64 = 50_000_000;
+/// A connection that was calm for so long is asked whether it may be quiet: some epochs, lest one
+/// that is in use be asked in vain, and no longer, for until then it is looked at in each of them.
+const CALM_NS: u64 = 5_000_000;
 
 pub(super) struct Objects {
     mirror: Mirror,
