@@ -207,15 +207,23 @@ impl Service {
                 Ok(None)
             }
         });
-        waited.with_context(|| {
-            let (out, err) = self.printed();
-            let (out, err) = (last_lines(&out), last_lines(&err));
-            let log = last_lines(&self.log_text());
-            format!(
-                "{}: last seen: {last}\nstdout: {out}\nstderr: {err}\nlog: {log}",
-                self.name
-            )
-        })
+        waited.with_context(|| format!("{}: last seen: {last}\n{}", self.name, self.prints()))
+    }
+
+    /// What there is to be read about the service now, for whoever wonders what became of it.
+    pub fn story(&self) -> String {
+        let status = match self.status() {
+            Ok(status) => status.whole.to_string(),
+            Err(cause) => format!("{cause:#}"),
+        };
+        format!("{}: {status}\n{}", self.name, self.prints())
+    }
+
+    fn prints(&self) -> String {
+        let (out, err) = self.printed();
+        let (out, err) = (last_lines(&out), last_lines(&err));
+        let log = last_lines(&self.log_text());
+        format!("stdout: {out}\nstderr: {err}\nlog: {log}")
     }
 
     fn open_log(&self) {

@@ -41,8 +41,8 @@ impl Capturing {
         self.seen
     }
 
-    /// When the next capture may start, or it is to be asked whether it may; if one is wanted.
-    pub fn due_ns(&self) -> Option<u64> {
+    /// When the next capture may start, or it is to be asked whether it may; if there is a reason.
+    fn due_ns(&self) -> Option<u64> {
         if self.seen != Step::Idle {
             return None;
         }
@@ -91,6 +91,13 @@ impl Primary {
             State::Syncing => self.capturing.sealing,
             _ => false,
         }
+    }
+
+    /// When to look whether a capture is to start.
+    pub(super) fn capture_due_ns(&self) -> Option<u64> {
+        self.captures_wanted()
+            .then(|| self.capturing.due_ns())
+            .flatten()
     }
 
     pub(super) fn start_capture_if_due(&mut self) {

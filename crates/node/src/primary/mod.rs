@@ -339,7 +339,7 @@ impl Primary {
 
     fn sleep_limit(&self) -> Option<Timespec> {
         let due = [
-            self.capturing.due_ns(),
+            self.capture_due_ns(),
             self.standby_due_ns(),
             self.ending.due_ns(),
         ]

@@ -75,10 +75,8 @@ impl Guest {
     /// Says a line and hears `ok`.
     pub fn tell(&mut self, words: &str) -> Result<()> {
         let answer = self.ask(words);
-        let answer = answer.with_context(|| {
-            let (out, err) = self.service.printed();
-            format!("after {words:?}; stdout: {out}; stderr: {err}")
-        })?;
+        let answer =
+            answer.with_context(|| format!("after {words:?}\n{}", self.service.story()))?;
         ensure!(answer == "ok", "after {words:?}: {answer}");
         Ok(())
     }
