@@ -74,6 +74,19 @@ fn a_fill_that_waits_does_not_stop_the_service() -> Result<()> {
     guest.stop()
 }
 
+/// Output waits for a standby that has all it needs, and not for ever: one that hangs then is
+/// given up, and clients are answered.
+#[test]
+fn a_standby_that_never_gets_ready_is_given_up() -> Result<()> {
+    let mut guest = Guest::start("large", &[])?;
+    guest.tell("set up")?;
+    guest.tell("halve")?;
+    guest.tell("check")?;
+    guest.tell_while_the_standby_hangs("check")?;
+    guest.tell("check")?;
+    guest.stop()
+}
+
 /// A guest that no test starts proves nothing.
 #[test]
 fn every_guest_has_a_test() -> Result<()> {

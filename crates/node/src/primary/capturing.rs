@@ -196,6 +196,7 @@ impl Primary {
         let began = log.is_some_and(|log| self.traffic.begin_log(log));
         self.traffic.restart_gate(self.role.term());
         self.apply(Event::FillMarked)?;
+        self.expect_warmth();
         if !began {
             // The tracer still makes its epoch; nobody shall stand on it.
             self.line.report(Report::Broken(

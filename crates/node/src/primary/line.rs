@@ -22,7 +22,7 @@ use unbroken_wire::sent::SentBytes;
 /// From main to the tracer.
 pub enum Command {
     /// Fill the standby that reads this journal. An earlier link is let go.
-    Fill(JournalWriter),
+    Fill(JournalWriter, FillNumber),
     /// The standby is gone: let its journal go.
     Unlink,
     /// This thread releases nothing more: let the standby take over, and end the process.
@@ -35,12 +35,16 @@ pub enum Command {
     Quit,
 }
 
+/// Tells the fills of one primary apart: what is said of one may be heard when another has begun.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FillNumber(pub u64);
+
 /// From the tracer to main.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
     /// So much of the service's memory has been sent that the rest fits a pause: the next capture
     /// completes the fill.
-    ReadyToSeal,
+    ReadyToSeal(FillNumber),
     /// The service holds something that no replica can have; what.
     Unfit(String),
     /// It has more than one process now; why that matters.

@@ -23,7 +23,7 @@ use crate::stage::launch::Init;
 use capturing::Capturing;
 use ending::Ending;
 pub use ending::close_failed;
-use line::{Line, Report};
+use line::{FillNumber, Line, Report};
 use rustix::event::{Timespec, epoll};
 pub use standby::Notice;
 use std::io;
@@ -84,6 +84,10 @@ pub struct Primary {
     traffic: Traffic,
     capturing: Capturing,
     standby: Option<standby::Standby>,
+    /// The last fill that was begun.
+    fill: FillNumber,
+    /// Until when a standby that has all it needs may take to say that it stands.
+    warm_until_ns: Option<u64>,
     /// Paces the attempts to fill a standby.
     retry: Retry,
     /// A standby is wanted from this time on: started if there is none, filled if it may be.
@@ -144,6 +148,8 @@ impl Primary {
             traffic,
             capturing: Capturing::new(common.config.spare_core),
             standby: None,
+            fill: FillNumber::default(),
+            warm_until_ns: None,
             retry: Retry::default(),
             standby_wanted_ns: None,
             standby_start_ns: None,
@@ -176,6 +182,7 @@ impl Primary {
                 self.take_report(report)?;
             }
             self.tend_standby()?;
+            self.give_up_slow_standby()?;
             self.end_if_due()?;
             if !busy {
                 self.rest()?;
@@ -252,7 +259,11 @@ impl Primary {
 
     fn take_report(&mut self, report: Report) -> io::Result<()> {
         match report {
-            Report::ReadyToSeal => self.capturing.seal_next(now_ns()),
+            Report::ReadyToSeal(fill) => {
+                if fill == self.fill && self.role.state() == State::Syncing {
+                    self.capturing.seal_next(now_ns());
+                }
+            }
             Report::Unfit(why) => self.unfit(why)?,
             Report::Forked(why) => {
                 log!("{why}");
@@ -341,6 +352,7 @@ impl Primary {
         let due = [
             self.capture_due_ns(),
             self.standby_due_ns(),
+            self.warm_until_ns,
             self.ending.due_ns(),
         ]
         .into_iter()

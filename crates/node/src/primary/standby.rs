@@ -20,6 +20,9 @@ const JOURNAL_BYTES: usize = 128 << 20;
 /// Input since the last epoch that the standby has applied.
 const INPUT_LOG_BYTES: usize = 32 << 20;
 
+/// How long output may wait for a standby that is about to be complete.
+const WARM_PATIENCE_NS: u64 = 10_000_000_000;
+
 /// What a standby tells its primary.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Notice {
@@ -125,7 +128,9 @@ impl Primary {
         };
         let journal = JournalWriter::new(standby.journal.producer()?, self.role.term());
         standby.phase = Phase::Linked;
-        self.line.command(Command::Fill(journal), &self.bell);
+        self.fill.0 += 1;
+        let command = Command::Fill(journal, self.fill);
+        self.line.command(command, &self.bell);
         self.apply(Event::FillBegun)
     }
 
@@ -192,6 +197,7 @@ impl Primary {
         self.line.command(Command::Unlink, &self.bell);
         self.traffic.end_log();
         self.capturing.forget_fill();
+        self.warm_until_ns = None;
         self.common.board.set_standby_pid(0);
         self.common.ring_front();
     }
@@ -201,6 +207,23 @@ impl Primary {
         self.standby = None;
         self.forget_standby();
         self.apply(Event::StandbyDied)
+    }
+
+    /// All that a standby needs is on its way and output waits for it, which it must not do for
+    /// ever: one that hangs is as good as dead.
+    pub(super) fn expect_warmth(&mut self) {
+        self.warm_until_ns = Some(now_ns() + WARM_PATIENCE_NS);
+    }
+
+    pub(super) fn give_up_slow_standby(&mut self) -> io::Result<()> {
+        if self.warm_until_ns.is_none_or(|until| until > now_ns()) {
+            return Ok(());
+        }
+        let seconds = WARM_PATIENCE_NS / 1_000_000_000;
+        let why = format!("the standby was not ready within {seconds} s");
+        log!("{why}");
+        self.last_failure = Some(why);
+        self.replace_standby()
     }
 
     /// Something came from the standby, or it is gone.
@@ -235,6 +258,7 @@ impl Primary {
         if self.role.state() != State::Sealing {
             return Ok(());
         }
+        self.warm_until_ns = None;
         self.retry.succeeded();
         (self.last_failure, self.hindrance) = (None, None);
         self.apply(Event::StandbyReady)?;

@@ -1,7 +1,7 @@
 //! The tracer thread: the only one that may use ptrace on the service. It waits for what the
 //! service's processes do, captures when main asks, and fills standbys.
 
-use super::line::{Command, Line, Report};
+use super::line::{Command, FillNumber, Line, Report};
 use crate::capture::{Capture, CaptureError};
 use crate::handshake::Step;
 use crate::log;
@@ -14,6 +14,8 @@ pub struct Tracer {
     tree: Tree,
     line: Arc<Line>,
     capture: Capture,
+    /// The last fill that was begun.
+    fill: FillNumber,
     /// Whether main was told that there are several processes.
     forked: bool,
     /// The end of the process that ended last, and whether it has been told.
@@ -35,6 +37,7 @@ impl Tracer {
             tree,
             line,
             capture,
+            fill: FillNumber::default(),
             forked: false,
             last_end: End {
                 death: Death::Exited(0),
@@ -108,7 +111,10 @@ impl Tracer {
     fn attend(&mut self) -> bool {
         while let Some(command) = self.line.next_command() {
             match command {
-                Command::Fill(journal) => self.begin_fill(journal),
+                Command::Fill(journal, fill) => {
+                    self.fill = fill;
+                    self.begin_fill(journal);
+                }
                 Command::Unlink => self.capture.unlink(),
                 Command::HandOver(cause) => return self.hand_over(cause),
                 Command::Quit => return false,
@@ -134,7 +140,7 @@ impl Tracer {
 
     fn fill_on(&mut self) {
         match self.capture.fill_on(&self.tree) {
-            Ok(true) => self.line.report(Report::ReadyToSeal),
+            Ok(true) => self.line.report(Report::ReadyToSeal(self.fill)),
             Ok(false) => {}
             Err(error) => self.capture_failed(&error),
         }
@@ -238,7 +244,7 @@ impl Tracer {
                 Command::Continue => return true,
                 Command::Quit => return false,
                 Command::Unlink => self.capture.unlink(),
-                Command::Fill(_) => {}
+                Command::Fill(..) => {}
             }
         }
     }

@@ -187,6 +187,30 @@ impl Guest {
         Ok(())
     }
 
+    /// Stops a new standby while it is filled, with all it needs on its way: says `words`, and hears
+    /// `ok` when that standby has been given up.
+    pub fn tell_while_the_standby_hangs(&mut self, words: &str) -> Result<()> {
+        /// Time enough for the fill of what fits to be marked complete.
+        const MARKED: Duration = Duration::from_secs(1);
+        let before = self.service.kill(Target::Standby, Signal::SIGKILL)?;
+        let status = self.service.wait_for("a fill", |status| {
+            status.state == "syncing" && status.standby_pid != before.standby_pid
+        })?;
+        let standby = status.standby_pid.unwrap_or_default();
+        send(standby, Signal::SIGSTOP)?;
+        std::thread::sleep(MARKED);
+        let state = self.service.status()?.state;
+        ensure!(
+            state == "syncing",
+            "the standby was stopped too late: {state}"
+        );
+        self.tell(words)?;
+        self.service.wait_for("another standby", |now| {
+            now.is_protected() && now.standby_pid != Some(standby)
+        })?;
+        Ok(())
+    }
+
     /// All that a guest goes through which needs nothing of the host.
     pub fn go_through_all(mut self) -> Result<()> {
         self.set_up_and_check()?;
