@@ -8,14 +8,16 @@ mod capture;
 mod closed;
 mod closing;
 mod fingerprint;
+mod known;
 mod packets;
 mod queues;
 mod quiet;
 mod restore;
 
-pub use capture::{Tracker, capture, capture_accepted, difference};
+pub use capture::{Tracker, capture, capture_accepted, capture_known, difference};
 pub use closing::{capture_closing, has_words_left, is_said, said_since};
 pub use fingerprint::{Fingerprint, Seen, fingerprint};
+pub use known::{Known, Sent};
 pub use packets::{Inject, Resend};
 pub use quiet::{is_quiet, may_be_quiet};
 pub use restore::{Heard, Live, Prepared, View, prepare};

@@ -5,11 +5,12 @@ mod common;
 use common::connection::*;
 use common::{Family, Net, Random, stream};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Instant;
 use unbroken_image::object::TcpConnection;
-use unbroken_objects::tcp::{self, Seen, Tracker};
+use unbroken_objects::tcp::{self, Known, Seen, Tracker};
 use unbroken_sys::bpf::{Record, SocketProgram, SocketReader};
 
 /// A connection as a primary follows it.
@@ -47,26 +48,43 @@ impl Followed {
 
     fn look_by_calls(&mut self, end: &TcpStream, wrote: usize) {
         let sent = self.sent(wrote);
-        let look = self.tracker.look(end.as_fd(), &mut self.state, sent);
+        self.look(end, &Known::new(None, &sent));
+    }
+
+    fn look(&mut self, end: &TcpStream, known: &Known<'_>) {
+        let look = self.tracker.look(end.as_fd(), &mut self.state, known);
         look.unwrap();
     }
 
     /// As a capture does it: what the pass leaves open is asked for.
     fn look_by_pass(&mut self, end: &TcpStream, reader: &SocketReader, wrote: usize) -> Seen {
-        let mut records = Vec::new();
-        reader.read(&mut records).unwrap();
-        let own = |record: &&Record| record.descriptor() == end.as_raw_fd();
-        let record = records.iter().find(own).unwrap();
+        let record = &record(end, reader);
         let before = self.state.clone();
         let sent = self.sent(wrote);
-        let seen = self.tracker.look_at(record, &mut self.state, sent);
+        let seen = self.tracker.look_at(record, &mut self.state, &sent);
         if seen != Seen::Moved {
             assert_eq!(self.state, before, "{seen:?}");
         }
         if seen == Seen::Unclear {
-            self.look_by_calls(end, wrote);
+            self.look(end, &Known::new(Some(record), &sent));
         }
         seen
+    }
+
+    /// A whole capture with all that is known finds what one without finds.
+    fn is_captured_alike(&self, end: &TcpStream, reader: &SocketReader, wrote: usize) -> bool {
+        let sent = self.sent(wrote);
+        let record = record(end, reader);
+        let known = Known::new(Some(&record), &sent);
+        let (mut quick, tracker) = tcp::capture_known(end.as_fd(), &known).unwrap();
+        let (whole, _) = tcp::capture(end.as_fd()).unwrap();
+        if tcp::fingerprint(end.as_fd()).unwrap() != *tracker.fingerprint() {
+            return false;
+        }
+        (quick.timestamp, quick.timestamp_read_at_ns) =
+            (whole.timestamp, whole.timestamp_read_at_ns);
+        assert_eq!(quick, whole);
+        true
     }
 
     /// Whether it could be compared: nothing came in between.
@@ -75,6 +93,13 @@ impl Followed {
         assert_eq!(difference, None, "after {after}");
         tcp::fingerprint(end.as_fd()).unwrap() == *self.tracker.fingerprint()
     }
+}
+
+fn record(end: &TcpStream, reader: &SocketReader) -> Record {
+    let mut records = Vec::new();
+    reader.read(&mut records).unwrap();
+    let own = |record: &&Record| record.descriptor() == end.as_raw_fd();
+    *records.iter().find(own).unwrap()
 }
 
 fn reader() -> SocketReader {
@@ -86,7 +111,8 @@ fn reader() -> SocketReader {
 /// of one or the other side.
 #[test]
 fn quick_looks_and_whole_ones_see_the_same() {
-    let (reader, mut compared, mut moved) = (reader(), 0, 0);
+    let reader = reader();
+    let (mut compared, mut moved, mut alike) = (0, 0, 0);
     for seed in 0..6 {
         let net = Net::new();
         let mut random = Random::new(seed);
@@ -127,9 +153,11 @@ fn quick_looks_and_whole_ones_see_the_same() {
                 moved += 1;
             }
             compared += usize::from(followed.is_right(&pair.service, after));
+            alike += usize::from(followed.is_captured_alike(&pair.service, &reader, wrote));
         }
     }
     assert!(compared > 200, "{compared} comparisons");
+    assert!(alike > 200, "{alike} whole captures");
     assert!(moved > 20, "{moved} were taken from a pass");
 }
 
@@ -167,4 +195,24 @@ fn bytes_behind_an_urgent_one_are_not_left_out() {
     recv(service, &mut rest[..], RecvFlags::empty()).unwrap();
     assert_eq!(&rest, b"after");
     expect(b"");
+}
+
+/// Repair mode needs a right that this thread gives up. A node that is killed while a socket is in
+/// it leaves it so to a service that runs on.
+#[test]
+fn what_is_known_needs_no_repair_mode() {
+    let (net, reader) = (Net::new(), reader());
+    let (_listener, mut pair) = connect(&net, Family::V4);
+    let followed = Followed::new(&pair.service);
+    net.cut();
+    pair.service_writes(1_000);
+    let record = record(&pair.service, &reader);
+    let sent = followed.sent(pair.service_wrote);
+    let mut held = capabilities(None).unwrap();
+    held.effective.remove(CapabilitySet::NET_ADMIN);
+    set_capabilities(None, held).unwrap();
+    let socket = pair.service.as_fd();
+    assert!(tcp::capture(socket).is_err(), "that takes repair mode");
+    let (state, _) = tcp::capture_known(socket, &Known::new(Some(&record), &sent)).unwrap();
+    assert_eq!(state.send_queue, stream(TO_CLIENT, 0, 1_000));
 }

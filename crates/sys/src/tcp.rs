@@ -184,6 +184,11 @@ pub fn repair(fd: BorrowedFd<'_>, mode: Repair) -> io::Result<()> {
     sockopt::set_i32(fd, libc::IPPROTO_TCP, TCP_REPAIR, value)
 }
 
+/// Whether it was switched on and not off.
+pub fn is_in_repair(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(sockopt::get_i32(fd, libc::IPPROTO_TCP, TCP_REPAIR)? != 0)
+}
+
 /// Selects the queue that sends and receives work on in repair mode.
 pub fn select_queue(fd: BorrowedFd<'_>, queue: Queue) -> io::Result<()> {
     let value = match queue {

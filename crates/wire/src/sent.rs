@@ -11,8 +11,9 @@ use crate::packet::{Segment, TcpFlags};
 use crate::serial::is_after;
 use std::collections::{HashMap, VecDeque};
 
-/// Bytes kept for all connections together, what each takes for itself included. Beyond it all are forgotten: queues that long are
-/// rarely sent whole anyway, and what is not sent yet is read from the kernel.
+/// Bytes kept for all connections together, what each takes for itself included. Beyond it all are
+/// forgotten: queues that long are rarely sent whole anyway, and what is not sent yet is read from
+/// the kernel.
 const KEPT_BYTES_MAX: usize = 64 << 20;
 /// What a connection takes for itself. A client that is gone without a word leaves it here.
 const STREAM_BYTES: usize = 256;

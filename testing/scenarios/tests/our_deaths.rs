@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use unbroken_clients::{churn, config, irc};
+use unbroken_clients::{churn, config, irc, redis};
 use unbroken_harness::{
     Kill, KillPlan, Launch, PATIENCE, Scratch, Service, Signal, Status, Target, send, wait_until,
 };
@@ -122,6 +122,38 @@ fn a_primary_that_dies_before_its_standby_is_ready_leaves_the_service_to_it() ->
         send(standby, Signal::SIGCONT)?;
         service.wait_for("protection by others", |status| {
             status.is_protected() && status.primary_pid == Some(standby)
+        })?;
+    }
+    clean(&load.finish())?;
+    service.stop()?;
+    Ok(())
+}
+
+/// A primary that dies while it reads the service for a new standby leaves the service as it was:
+/// each of its connections goes on. (Found by torture: one whose socket was in repair mode just then
+/// was refused to the service, which closed it.)
+#[test]
+fn a_primary_that_dies_while_it_fills_a_standby_leaves_every_connection() -> Result<()> {
+    let mut random = host()?;
+    let scratch = Scratch::new("redis")?;
+    let command = config::redis(scratch.path());
+    let service = Service::start(&Launch::new("redis", command))?;
+    let address = service.listening(config::REDIS_PORT)?;
+    let many = redis::Options {
+        connections: 30,
+        ..redis::Options::default()
+    };
+    let load = redis::start(address, &many)?;
+    for _ in 0..10 {
+        let before = service.kill(Target::Standby, Signal::SIGKILL)?;
+        service.wait_for("another standby", |status| {
+            status.standby_pid.is_some() && status.standby_pid != before.standby_pid
+        })?;
+        // The fill takes some 30 ms.
+        std::thread::sleep(random.between(Duration::ZERO, Duration::from_millis(30)));
+        service.kill(Target::Primary, Signal::SIGKILL)?;
+        service.wait_for("protection by others", |status| {
+            status.is_protected() && status.primary_pid != before.primary_pid
         })?;
     }
     clean(&load.finish())?;

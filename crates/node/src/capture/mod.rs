@@ -143,6 +143,7 @@ impl Capture {
     pub fn begin_fill(
         &mut self,
         tree: &mut Tree,
+        line: &Line,
         journal: JournalWriter,
     ) -> Result<(), CaptureError> {
         self.unlink();
@@ -158,7 +159,7 @@ impl Capture {
         let closings = self.announcements.closings();
         let sockets = closings.hold_sockets();
         self.objects
-            .survey(vec![source], closings, &mut self.delta)?;
+            .survey(vec![source], &line.sent(), closings, &mut self.delta)?;
         drop(sockets);
         self.announcements.set_recording(true);
         let memory = Memory::install(&mut stopped, leader)?;
@@ -376,7 +377,8 @@ impl Capture {
         let (due, delta) = (&self.due, &mut self.delta);
         if due.everything {
             let source = Source::open(followed.pid, followed.host_pid.0)?;
-            self.objects.survey(vec![source], closings, delta)
+            let sent = line.sent();
+            self.objects.survey(vec![source], &sent, closings, delta)
         } else {
             self.objects
                 .update(due, &self.activity, &line.sent(), closings, delta, clock)

@@ -4,18 +4,20 @@
 use super::CaptureError;
 use super::announcements::Due;
 use super::closed::{self, Closed};
-use super::sockets::Sockets;
+use super::sockets::{Pass, Sockets};
 use crate::clock::now_ns;
 use crate::primary::line::{Activity, ConnectionChange};
 use crate::stage::closings::Closings;
 use crate::steps::{EpochStep, StepClock};
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use unbroken_image::object::{TcpConnection, TcpPhase, UdpSocket, UnixSocket};
 use unbroken_image::{DescriptorChange, InterestChange, Object, ObjectId, Pid};
 use unbroken_objects::table::{Changes, Mirror, Source};
-use unbroken_objects::tcp::{Seen, Tracker};
+use unbroken_objects::tcp::{Known, Seen, Tracker};
 use unbroken_objects::{Kind, listener, proc_file, tcp, udp, unix};
+use unbroken_sys::socket;
 use unbroken_sys::unix::Diag;
 use unbroken_wire::Tuple;
 use unbroken_wire::sent::SentBytes;
@@ -131,6 +133,7 @@ impl Objects {
     pub fn survey(
         &mut self,
         sources: Vec<Source>,
+        sent: &SentBytes,
         closings: &Closings,
         delta: &mut ObjectsDelta,
     ) -> Result<(), CaptureError> {
@@ -145,7 +148,9 @@ impl Objects {
             self.sockets.follow(source.pid, source.host_pid);
         }
         self.mirror.survey(sources, &mut self.changes)?;
-        self.collect(&SentBytes::default(), delta)?;
+        // Until an epoch of this is committed the service is what there is: no socket of it may be
+        // left in repair mode by a kill.
+        self.collect(Pass::Always, sent, delta)?;
         unix::check(self.local.values())?;
         self.bring_to_their_end(closings, true, delta)
     }
@@ -171,7 +176,7 @@ impl Objects {
             self.read_files_of_threads_again();
         }
         self.wake(activity);
-        self.collect(sent, delta)?;
+        self.collect(Pass::IfCheaper, sent, delta)?;
         self.bring_to_their_end(closings, false, delta)
     }
 
@@ -287,13 +292,25 @@ impl Objects {
         Err(CaptureError::Mirror(differences.join("; ")))
     }
 
-    fn collect(&mut self, sent: &SentBytes, delta: &mut ObjectsDelta) -> Result<(), CaptureError> {
+    fn collect(
+        &mut self,
+        pass: Pass,
+        sent: &SentBytes,
+        delta: &mut ObjectsDelta,
+    ) -> Result<(), CaptureError> {
         delta.slots.append(&mut self.changes.slots);
         delta.interests.append(&mut self.changes.interests);
         let mut named = std::mem::take(&mut self.changes.appeared);
         named.append(&mut self.changes.touched);
+        named.sort_unstable();
+        let (volatile, mirror) = (&mut self.volatile, &self.mirror);
+        volatile.clear();
+        volatile.extend(mirror.volatile());
+        volatile.retain(|(id, _)| named.binary_search(id).is_err());
+        let active = volatile.iter().filter(|(_, kind)| *kind == Kind::Tcp);
+        self.sockets.read(mirror, active.count(), pass);
         for &id in &named {
-            self.capture_whole(id, delta)?;
+            self.capture_whole(id, sent, delta)?;
         }
         self.left.clear();
         for &id in &self.changes.gone {
@@ -309,13 +326,6 @@ impl Objects {
             self.of_threads.retain(|named| *named != id);
         }
         delta.gone.append(&mut self.changes.gone);
-        named.sort_unstable();
-        let (volatile, mirror) = (&mut self.volatile, &self.mirror);
-        volatile.clear();
-        volatile.extend(mirror.volatile());
-        volatile.retain(|(id, _)| named.binary_search(id).is_err());
-        let active = volatile.iter().filter(|(_, kind)| *kind == Kind::Tcp);
-        self.sockets.read(mirror, active.count());
         for index in 0..self.volatile.len() {
             let (id, kind) = self.volatile[index];
             self.look(id, kind, sent, delta)?;
@@ -329,10 +339,11 @@ impl Objects {
     fn capture_whole(
         &mut self,
         id: ObjectId,
+        sent: &SentBytes,
         delta: &mut ObjectsDelta,
     ) -> Result<(), CaptureError> {
         let object = match self.mirror.kind(id) {
-            Some(Kind::Tcp) => self.capture_tcp(id)?,
+            Some(Kind::Tcp) => self.capture_tcp(id, sent)?,
             Some(Kind::Udp) => {
                 let descriptor = self.mirror.duplicate(id)?;
                 let state = udp::capture(descriptor.as_fd())?;
@@ -364,7 +375,7 @@ impl Objects {
         Ok(())
     }
 
-    fn capture_tcp(&mut self, id: ObjectId) -> Result<Object, CaptureError> {
+    fn capture_tcp(&mut self, id: ObjectId, sent: &SentBytes) -> Result<Object, CaptureError> {
         let descriptor = self.mirror.duplicate(id)?;
         let socket = descriptor.as_fd();
         if listener::is_listener(socket)? {
@@ -372,7 +383,11 @@ impl Objects {
             self.mirror.mark_quiet(id);
             return Ok(Object::TcpListener(listener::capture(socket)?));
         }
-        let (state, tracker) = tcp::capture(socket)?;
+        let bytes = |first, length, into: &mut Vec<u8>| {
+            tuple_of(socket).is_ok_and(|tuple| sent.copy(tuple, first, length, into))
+        };
+        let known = Known::new(self.sockets.record(id), &bytes);
+        let (state, tracker) = tcp::capture_known(socket, &known)?;
         let object = Object::TcpConnection(state.clone());
         if state.phase != TcpPhase::Closed {
             self.by_tuple.insert(Tuple::from(&state), id);
@@ -418,7 +433,7 @@ impl Objects {
             }
         } else {
             drop(descriptor);
-            return self.capture_whole(id, delta);
+            return self.capture_whole(id, sent, delta);
         }
         Ok(())
     }
@@ -439,7 +454,7 @@ impl Objects {
         let bytes = |first, length, into: &mut Vec<u8>| sent.copy(tuple, first, length, into);
         let record = self.sockets.record(id);
         let seen = record.map_or(Seen::Unclear, |record| {
-            tracker.look_at(record, state, bytes)
+            tracker.look_at(record, state, &bytes)
         });
         let mut descriptor = None;
         let moved = match seen {
@@ -447,7 +462,7 @@ impl Objects {
             Seen::Unchanged => false,
             Seen::Unclear => {
                 let socket = descriptor.insert(self.mirror.duplicate(id)?);
-                tracker.look(socket.as_fd(), state, bytes)?
+                tracker.look(socket.as_fd(), state, &Known::new(record, &bytes))?
             }
         };
         if moved {
@@ -469,6 +484,11 @@ impl Objects {
         }
         Ok(())
     }
+}
+
+fn tuple_of(socket: BorrowedFd<'_>) -> io::Result<Tuple> {
+    let local = socket::local_address(socket)?;
+    Ok(Tuple::new(local, socket::peer_address(socket)?))
 }
 
 fn open_diag<'a>(

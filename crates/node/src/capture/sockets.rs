@@ -13,9 +13,15 @@ const CALLS_NS: usize = 4_000;
 const PASS_NS: usize = 7_000;
 const DESCRIPTOR_NS: usize = 250;
 
+/// When to read all connections at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pass {
+    Always,
+    IfCheaper,
+}
+
 pub(super) struct Sockets {
     program: KernelProgram<SocketProgram>,
-    spare_core: usize,
     /// The process, by its number in the service and in ours.
     process: Option<(Pid, i32)>,
     reader: Option<SocketReader>,
@@ -26,9 +32,11 @@ pub(super) struct Sockets {
 
 impl Sockets {
     pub fn new(spare_core: usize) -> Sockets {
+        // The first survey is better off with it.
+        let mut program = KernelProgram::Unasked;
+        program.ask_for(spare_core, SocketProgram::load);
         Sockets {
-            program: KernelProgram::Unasked,
-            spare_core,
+            program,
             process: None,
             reader: None,
             records: Vec::new(),
@@ -41,17 +49,17 @@ impl Sockets {
         self.process = Some((pid, host_pid));
         self.reader = None;
         self.found.clear();
-        self.program.ask_for(self.spare_core, SocketProgram::load);
     }
 
-    /// Reads all connections, when that is cheaper than asking those `active` ones of them that
-    /// have to be looked at. `mirror` agrees with the table of descriptors, and the service stands.
-    pub fn read(&mut self, mirror: &Mirror, active: usize) {
+    /// Reads all connections, when that is wanted or cheaper than asking those `active` ones of them
+    /// that have to be looked at. `mirror` agrees with the table of descriptors, and the service stands.
+    pub fn read(&mut self, mirror: &Mirror, active: usize, pass: Pass) {
         self.found.clear();
         let Some((pid, host_pid)) = self.process else {
             return;
         };
-        if active * CALLS_NS <= PASS_NS + mirror.open_slots(pid) * DESCRIPTOR_NS {
+        let pass_ns = PASS_NS + mirror.open_slots(pid) * DESCRIPTOR_NS;
+        if pass == Pass::IfCheaper && active * CALLS_NS <= pass_ns {
             return;
         }
         if let Err(error) = self.pass(host_pid) {

@@ -70,7 +70,8 @@ fn filled(tree: &mut Tree) -> (Capture, JournalReader) {
     };
     let mut capture = Capture::new(Announcements::default(), &[None, None], &config).unwrap();
     let journal = JournalWriter::new(ring.producer().unwrap(), 1);
-    capture.begin_fill(tree, journal).unwrap();
+    let line = Line::new().unwrap();
+    capture.begin_fill(tree, &line, journal).unwrap();
     while !capture.fill_on(tree).unwrap() {}
     (capture, JournalReader::new(ring.consumer().unwrap(), 1))
 }

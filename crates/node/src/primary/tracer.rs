@@ -132,7 +132,7 @@ impl Tracer {
     }
 
     fn begin_fill(&mut self, journal: unbroken_wire::log::JournalWriter) {
-        match self.capture.begin_fill(&mut self.tree, journal) {
+        match self.capture.begin_fill(&mut self.tree, &self.line, journal) {
             Ok(()) => {}
             Err(error) => self.capture_failed(&error),
         }

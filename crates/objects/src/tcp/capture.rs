@@ -2,7 +2,8 @@
 //! its input held.
 
 use super::fingerprint::{Fingerprint, Seen, fingerprint_from};
-use super::queues::{peek_inline, peek_send_queue};
+use super::known::{Known, Sent};
+use super::queues::{peek_inline, peek_send_queue, peek_stream};
 use super::{SUBJECT, own_fin_is_open, peer_fin_arrived, phase_of};
 use crate::socket::{Context, SocketError};
 use crate::socket_options;
@@ -19,7 +20,7 @@ use unbroken_sys::{socket, sockopt};
 pub struct Tracker {
     /// `snd_una - bytes_acked` and `rcv_nxt - bytes_received`: the kernel moves each pair together
     /// (net/ipv4/tcp_input.c, tcp_snd_una_update and tcp_rcv_nxt_update), so one reading of the
-    /// sequence numbers under repair mode serves for good.
+    /// sequence numbers serves for good.
     send_base: u32,
     receive_base: u32,
     max_window: u32,
@@ -50,12 +51,23 @@ fn capture_with(
     fd: BorrowedFd<'_>,
     inherited: Option<&[SocketOption]>,
 ) -> Result<(TcpConnection, Tracker), SocketError> {
-    undisturbed(|| capture_once(fd, inherited))
+    undisturbed(|| capture_once(fd, inherited, &Known::NOTHING))
+}
+
+/// [`capture`] of a connection of which something is known already. Where that suffices the socket
+/// is not put into repair mode: a service that runs on when whoever holds it is killed finds its
+/// calls refused by a socket left there, and its client gets a reset.
+pub fn capture_known(
+    fd: BorrowedFd<'_>,
+    known: &Known<'_>,
+) -> Result<(TcpConnection, Tracker), SocketError> {
+    undisturbed(|| capture_once(fd, None, known))
 }
 
 fn capture_once(
     fd: BorrowedFd<'_>,
     inherited: Option<&[SocketOption]>,
+    known: &Known<'_>,
 ) -> Result<(TcpConnection, Tracker), SocketError> {
     let info = tcp::info(fd).context("read TCP_INFO", SUBJECT)?;
     let phase = phase_of(info.state).ok_or(SocketError::Refused {
@@ -103,10 +115,15 @@ fn capture_once(
             connection.socket_options.extend_from_slice(options);
         }
     }
-    if phase != TcpPhase::Closed {
-        tracker.synchronise(fd, &info, &mut connection)?;
+    match known.record {
+        _ if phase == TcpPhase::Closed => {}
+        Some(record) if tracker.handshake_done && !is_in_repair(fd)? => {
+            tracker.synchronise_by(record, &mut connection);
+            read_clock(fd, &info, &mut connection)?;
+        }
+        _ => tracker.synchronise(fd, &info, &mut connection)?,
     }
-    tracker.read(fd, &info, &mut connection)?;
+    tracker.read(fd, &info, &mut connection, known)?;
     expect_unmoved(fd, &info)?;
     Ok((connection, tracker))
 }
@@ -161,20 +178,23 @@ impl Tracker {
         undisturbed(|| {
             let info = tcp::info(fd).context("read TCP_INFO", SUBJECT)?;
             let fingerprint = fingerprint_from(fd, &info)?;
-            self.take(fd, &info, fingerprint, connection, attributes_changed)
+            let known = &Known::NOTHING;
+            self.take(
+                fd,
+                &info,
+                fingerprint,
+                connection,
+                (attributes_changed, known),
+            )
         })
     }
 
     /// As [`Tracker::capture_into`] without attributes, if anything moved; says whether it did.
-    ///
-    /// `sent` fills a buffer with the bytes that the service has sent from a sequence number on, if
-    /// they are so many and end where all that it sent does; otherwise it leaves it as it is, and
-    /// the kernel is asked for them.
     pub fn look(
         &mut self,
         fd: BorrowedFd<'_>,
         connection: &mut TcpConnection,
-        sent: impl Fn(u32, usize, &mut Vec<u8>) -> bool,
+        known: &Known<'_>,
     ) -> Result<bool, SocketError> {
         let info = tcp::info(fd).context("read TCP_INFO", SUBJECT)?;
         let fingerprint = fingerprint_from(fd, &info)?;
@@ -183,12 +203,12 @@ impl Tracker {
         }
         // A FIN in flight may hide what was acknowledged beside it, and an urgent byte what lies
         // behind it.
-        let is_plain = !phase_of(info.state).is_some_and(own_fin_is_open)
-            && !socket::is_at_mark(fd).context("read SIOCATMARK", SUBJECT)?;
-        if is_plain && self.take_from_outside(fingerprint, info.unacked, connection, sent) {
+        let is_plain =
+            !phase_of(info.state).is_some_and(own_fin_is_open) && !is_at_mark(fd, known)?;
+        if is_plain && self.take_from_outside(fingerprint, info.unacked, connection, known.sent) {
             return Ok(true);
         }
-        match self.take(fd, &info, fingerprint, connection, false) {
+        match self.take(fd, &info, fingerprint, connection, (false, known)) {
             Err(SocketError::Changed { .. }) => self.capture_into(fd, connection, false)?,
             result => result?,
         }
@@ -201,16 +221,10 @@ impl Tracker {
         &mut self,
         record: &Record,
         connection: &mut TcpConnection,
-        sent: impl Fn(u32, usize, &mut Vec<u8>) -> bool,
+        sent: Sent<'_>,
     ) -> Seen {
-        let send_base = record
-            .send_unacknowledged
-            .wrapping_sub(record.bytes_acked as u32);
-        let receive_base = record
-            .receive_next
-            .wrapping_sub(record.bytes_received as u32);
         // Another number base is another connection: the socket was connected anew.
-        let is_known = (send_base, receive_base) == (self.send_base, self.receive_base);
+        let is_known = bases(record) == (self.send_base, self.receive_base);
         if !is_known || !record.is_settled() || record.has_urgent_data() {
             return Seen::Unclear;
         }
@@ -234,7 +248,7 @@ impl Tracker {
         fingerprint: Fingerprint,
         packets_out: u32,
         connection: &mut TcpConnection,
-        sent: impl Fn(u32, usize, &mut Vec<u8>) -> bool,
+        sent: Sent<'_>,
     ) -> bool {
         let Some(phase) = phase_of(fingerprint.state) else {
             return false;
@@ -273,7 +287,7 @@ impl Tracker {
         info: &Info,
         fingerprint: Fingerprint,
         connection: &mut TcpConnection,
-        attributes_changed: bool,
+        (attributes_changed, known): (bool, &Known<'_>),
     ) -> Result<(), SocketError> {
         let phase = phase_of(info.state).ok_or(SocketError::Refused {
             what: "a connection that became a listener",
@@ -293,7 +307,7 @@ impl Tracker {
             self.synchronise(fd, info, connection)?;
         }
         self.fingerprint = fingerprint;
-        self.read(fd, info, connection)?;
+        self.read(fd, info, connection, known)?;
         expect_unmoved(fd, info)?;
         self.handshake_done |= completes;
         Ok(())
@@ -331,13 +345,14 @@ impl Tracker {
         self.receive_base = receive_next.wrapping_sub(info.bytes_received as u32);
         self.max_window = window.max_window;
         connection.mss_clamp = mss_clamp.cast_unsigned();
-        if info.options & negotiated::TIMESTAMPS != 0 {
-            // In this order a preemption in between makes a restored clock run ahead, which the
-            // peer accepts, and never back, which it does not.
-            connection.timestamp_read_at_ns = tcp::clock_ns();
-            connection.timestamp = tcp::timestamp(fd).context("read TCP_TIMESTAMP", SUBJECT)?;
-        }
-        Ok(())
+        read_clock(fd, info, connection)
+    }
+
+    /// The same from a record of the socket, which need not be put into repair mode then.
+    fn synchronise_by(&mut self, record: &Record, connection: &mut TcpConnection) {
+        (self.send_base, self.receive_base) = bases(record);
+        self.max_window = record.max_window;
+        connection.mss_clamp = record.mss_clamp;
     }
 
     fn read(
@@ -345,8 +360,9 @@ impl Tracker {
         fd: BorrowedFd<'_>,
         info: &Info,
         connection: &mut TcpConnection,
+        known: &Known<'_>,
     ) -> Result<(), SocketError> {
-        self.read_receive_queue(fd, connection)?;
+        self.read_receive_queue(fd, connection, known)?;
         match connection.phase {
             TcpPhase::Closed => {
                 connection.send_queue.clear();
@@ -366,7 +382,7 @@ impl Tracker {
             }
             _ => {}
         }
-        self.read_send_queue(fd, info, connection)?;
+        self.read_send_queue(fd, info, connection, known)?;
         self.read_sequences(connection);
         Ok(())
     }
@@ -396,12 +412,15 @@ impl Tracker {
         &mut self,
         fd: BorrowedFd<'_>,
         connection: &mut TcpConnection,
+        known: &Known<'_>,
     ) -> Result<(), SocketError> {
         connection.receive_queue.clear();
-        let is_empty = self.fingerprint.unread_bytes == 0
-            && !socket::is_at_mark(fd).context("read SIOCATMARK", SUBJECT)?;
-        if is_empty {
+        let unread_bytes = self.fingerprint.unread_bytes as usize;
+        if unread_bytes == 0 && !is_at_mark(fd, known)? {
             return Ok(());
+        }
+        if !known.may_be_urgent() {
+            return peek_stream(fd, &mut connection.receive_queue, unread_bytes);
         }
         peek_inline(fd, &mut connection.receive_queue)?;
         // What was counted ends at an urgent byte: reading past it would not show.
@@ -414,6 +433,7 @@ impl Tracker {
         fd: BorrowedFd<'_>,
         info: &Info,
         connection: &mut TcpConnection,
+        known: &Known<'_>,
     ) -> Result<(), SocketError> {
         connection.send_queue.clear();
         let fin = u32::from(own_fin_is_open(connection.phase));
@@ -426,7 +446,8 @@ impl Tracker {
             info.not_sent_bytes - fin
         };
         connection.sent_bytes = (queued as u32).saturating_sub(not_sent);
-        if queued == 0 {
+        let first = self.send_base.wrapping_add(info.bytes_acked as u32);
+        if queued == 0 || (known.sent)(first, queued, &mut connection.send_queue) {
             return Ok(());
         }
         let reuse = reuses_address(connection);
@@ -475,6 +496,39 @@ pub fn difference(
 /// What `poll` says at once.
 fn ready(fd: BorrowedFd<'_>, events: i16) -> Result<i16, SocketError> {
     socket::poll(fd, events, Duration::ZERO).context("poll", SUBJECT)
+}
+
+/// Whether the next byte is an urgent one, as far as there may be any.
+fn is_at_mark(fd: BorrowedFd<'_>, known: &Known<'_>) -> Result<bool, SocketError> {
+    Ok(known.may_be_urgent() && socket::is_at_mark(fd).context("read SIOCATMARK", SUBJECT)?)
+}
+
+/// As a node leaves a socket that is killed in the wrong moment.
+fn is_in_repair(fd: BorrowedFd<'_>) -> Result<bool, SocketError> {
+    tcp::is_in_repair(fd).context("read TCP_REPAIR", SUBJECT)
+}
+
+/// The sequence numbers from which `TCP_INFO` counts bytes: sent, received.
+fn bases(record: &Record) -> (u32, u32) {
+    let (sent, received) = (record.bytes_acked as u32, record.bytes_received as u32);
+    (
+        record.send_unacknowledged.wrapping_sub(sent),
+        record.receive_next.wrapping_sub(received),
+    )
+}
+
+/// In this order a preemption in between makes a restored clock run ahead, which the peer accepts,
+/// and never back, which it does not.
+fn read_clock(
+    fd: BorrowedFd<'_>,
+    info: &Info,
+    connection: &mut TcpConnection,
+) -> Result<(), SocketError> {
+    if info.options & negotiated::TIMESTAMPS != 0 {
+        connection.timestamp_read_at_ns = tcp::clock_ns();
+        connection.timestamp = tcp::timestamp(fd).context("read TCP_TIMESTAMP", SUBJECT)?;
+    }
+    Ok(())
 }
 
 /// Reads what only announced calls of the service change.

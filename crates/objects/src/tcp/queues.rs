@@ -30,7 +30,7 @@ fn set_inline(fd: BorrowedFd<'_>, inline: i32) -> Result<(), SocketError> {
 }
 
 /// Peeks `expected` bytes of the receive queue into `buffer`, and notices one byte more.
-fn peek_stream(
+pub(super) fn peek_stream(
     fd: BorrowedFd<'_>,
     buffer: &mut Vec<u8>,
     expected: usize,

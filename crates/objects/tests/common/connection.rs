@@ -188,7 +188,7 @@ fn expect_the_pass_to_agree(end: &TcpStream, state: &TcpConnection, mut tracker:
     let own = |record: &&Record| record.descriptor() == end.as_raw_fd();
     let record = records.iter().find(own).unwrap();
     let before = *tracker.fingerprint();
-    let seen = tracker.look_at(record, &mut state.clone(), |_, _, _| false);
+    let seen = tracker.look_at(record, &mut state.clone(), &|_, _, _| false);
     // A kernel timer may have sent something since, and what has not shaken hands is not taken.
     let now = tcp::fingerprint(end.as_fd()).unwrap();
     let must_be_known = state.phase != TcpPhase::SynSent

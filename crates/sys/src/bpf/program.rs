@@ -42,7 +42,9 @@ const WIDE_FIELDS: [(&str, usize); 5] = [
 ];
 
 /// The same, into words of four.
-const FIELDS: [(&str, usize); 11] = [
+const FIELDS: [(&str, usize); 13] = [
+    ("max_window", offset_of!(Record, max_window)),
+    ("rx_opt.mss_clamp", offset_of!(Record, mss_clamp)),
     (sock!("__sk_common.skc_state"), offset_of!(Record, state)),
     ("snd_una", offset_of!(Record, send_unacknowledged)),
     ("snd_nxt", offset_of!(Record, send_next)),

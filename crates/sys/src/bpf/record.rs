@@ -27,6 +27,10 @@ pub struct Record {
     pub(super) before: Guard,
     pub(super) descriptor: u32,
     pub(super) state: u32,
+    /// The largest window that the peer ever offered.
+    pub max_window: u32,
+    /// The size of a segment that the handshake agreed on, without options.
+    pub mss_clamp: u32,
     pub send_unacknowledged: u32,
     pub send_next: u32,
     pub write_sequence: u32,
