@@ -86,8 +86,6 @@ pub struct Primary {
     standby: Option<standby::Standby>,
     /// The last fill that was begun.
     fill: FillNumber,
-    /// Until when a standby that has all it needs may take to say that it stands.
-    warm_until_ns: Option<u64>,
     /// Paces the attempts to fill a standby.
     retry: Retry,
     /// A standby is wanted from this time on: started if there is none, filled if it may be.
@@ -149,7 +147,6 @@ impl Primary {
             capturing: Capturing::new(common.config.spare_core),
             standby: None,
             fill: FillNumber::default(),
-            warm_until_ns: None,
             retry: Retry::default(),
             standby_wanted_ns: None,
             standby_start_ns: None,
@@ -352,7 +349,7 @@ impl Primary {
         let due = [
             self.capture_due_ns(),
             self.standby_due_ns(),
-            self.warm_until_ns,
+            self.warm_due_ns(),
             self.ending.due_ns(),
         ]
         .into_iter()

@@ -40,6 +40,8 @@ pub(super) struct Standby {
     journal: RingMemory,
     input_log: Option<InputLogWriter>,
     phase: Phase,
+    /// Output waits for it to be ready, and not for longer than this.
+    warm_until_ns: Option<u64>,
 }
 
 /// How far a standby is.
@@ -180,6 +182,7 @@ impl Primary {
             journal,
             input_log,
             phase: Phase::Preparing,
+            warm_until_ns: None,
         });
         self.last_was_ready = false;
         Ok(())
@@ -197,7 +200,6 @@ impl Primary {
         self.line.command(Command::Unlink, &self.bell);
         self.traffic.end_log();
         self.capturing.forget_fill();
-        self.warm_until_ns = None;
         self.common.board.set_standby_pid(0);
         self.common.ring_front();
     }
@@ -212,11 +214,17 @@ impl Primary {
     /// All that a standby needs is on its way and output waits for it, which it must not do for
     /// ever: one that hangs is as good as dead.
     pub(super) fn expect_warmth(&mut self) {
-        self.warm_until_ns = Some(now_ns() + WARM_PATIENCE_NS);
+        if let Some(standby) = &mut self.standby {
+            standby.warm_until_ns = Some(now_ns() + WARM_PATIENCE_NS);
+        }
+    }
+
+    pub(super) fn warm_due_ns(&self) -> Option<u64> {
+        self.standby.as_ref()?.warm_until_ns
     }
 
     pub(super) fn give_up_slow_standby(&mut self) -> io::Result<()> {
-        if self.warm_until_ns.is_none_or(|until| until > now_ns()) {
+        if self.warm_due_ns().is_none_or(|until| until > now_ns()) {
             return Ok(());
         }
         let seconds = WARM_PATIENCE_NS / 1_000_000_000;
@@ -258,7 +266,9 @@ impl Primary {
         if self.role.state() != State::Sealing {
             return Ok(());
         }
-        self.warm_until_ns = None;
+        if let Some(standby) = &mut self.standby {
+            standby.warm_until_ns = None;
+        }
         self.retry.succeeded();
         (self.last_failure, self.hindrance) = (None, None);
         self.apply(Event::StandbyReady)?;
