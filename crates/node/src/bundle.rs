@@ -34,6 +34,8 @@ pub enum Purpose {
     Control,
     /// Rung when the front should look at the board.
     FrontBell,
+    /// A pipe's end that nobody writes to: the front hears when the last node that holds it ends.
+    Life,
     HostTun,
     /// Our own standard output and error: where the service's are released to.
     Output,

@@ -10,7 +10,7 @@ use crate::log;
 use crate::notify::Notifier;
 use crate::stage::host::HostLink;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::pipe::{PipeFlags, pipe_with};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -86,11 +86,15 @@ pub fn run(order: Order) -> Result<Ending, FrontError> {
     let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
         .map_err(io::Error::from)
         .map_err(failed("make an eventfd"))?;
+    let (life, life_of_nodes) = pipe_with(PipeFlags::CLOEXEC)
+        .map_err(io::Error::from)
+        .map_err(failed("make a pipe"))?;
     let (stdout, stderr) = (io::stdout(), io::stderr());
     let descriptors = [
         (Purpose::Lock, order.claim.as_fd()),
         (Purpose::Control, control.as_fd()),
         (Purpose::FrontBell, bell.as_fd()),
+        (Purpose::Life, life_of_nodes.as_fd()),
         (Purpose::HostTun, order.link.tun.as_fd()),
         (Purpose::Output, stdout.as_fd()),
         (Purpose::ErrorOutput, stderr.as_fd()),
@@ -98,11 +102,12 @@ pub fn run(order: Order) -> Result<Ending, FrontError> {
     let (child, channel) = bundle::spawn(&order.config, Start::Launch, &descriptors)
         .map_err(failed("start the primary"))?;
     board.set_primary_pid(child.id().cast_signed());
-    drop(channel);
+    drop((channel, life_of_nodes));
     let front = Front {
         order: &order,
         board,
         bell,
+        life,
         signals,
         child,
     };
@@ -113,6 +118,10 @@ struct Front<'a> {
     order: &'a Order,
     board: Board,
     bell: OwnedFd,
+    /// Hangs up when no node lives. The board cannot say that: while one node takes over from
+    /// another it names first only dead ones, and a standby stands there only some time after it
+    /// was started.
+    life: OwnedFd,
     signals: SignalFd,
     child: std::process::Child,
 }
@@ -148,9 +157,10 @@ impl Front<'_> {
             }
             self.sleep().map_err(failed("wait for the service"))?;
             self.pass_signals_on().map_err(failed("read signals"))?;
-            // Nodes that ended become zombies of this process while it is their parent.
+            // The first node, which becomes a zombie of this process when it ends.
             let _ = self.child.try_wait();
-            if !self.any_node_lives() && self.board.exit().is_none() {
+            // In this order: who sets an exit code lives on for a moment.
+            if !any_holder_lives(&self.life) && self.board.exit().is_none() {
                 return self.lost();
             }
         }
@@ -163,14 +173,14 @@ impl Front<'_> {
         eprintln!("unbroken: {text}");
     }
 
-    /// Until a node rings, a signal arrives, or a node dies.
+    /// Until a node rings, a signal arrives, or the last node dies.
     fn sleep(&self) -> io::Result<()> {
-        let nodes = self.nodes();
-        let mut watched = vec![
+        let mut watched = [
             PollFd::new(&self.bell, PollFlags::IN),
             PollFd::new(&self.signals, PollFlags::IN),
+            // A hang-up is always told.
+            PollFd::new(&self.life, PollFlags::empty()),
         ];
-        watched.extend(nodes.iter().map(|node| PollFd::new(node, PollFlags::IN)));
         match poll(&mut watched, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -179,19 +189,6 @@ impl Front<'_> {
         // Nonblocking: empty when the wake-up was another's.
         let _ = rustix::io::read(&self.bell, &mut count);
         Ok(())
-    }
-
-    fn nodes(&self) -> Vec<OwnedFd> {
-        [self.board.primary_pid(), self.board.standby_pid()]
-            .into_iter()
-            .filter_map(Pid::from_raw)
-            .filter_map(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
-            .filter(is_alive)
-            .collect()
-    }
-
-    fn any_node_lives(&self) -> bool {
-        !self.nodes().is_empty()
     }
 
     fn pass_signals_on(&self) -> io::Result<()> {
@@ -225,12 +222,36 @@ impl Front<'_> {
     }
 }
 
-/// Readable is how a pidfd says that its process has ended.
-fn is_alive(pidfd: &OwnedFd) -> bool {
-    let mut watched = [PollFd::new(pidfd, PollFlags::IN)];
+/// Whether any process has the other end of a pipe open, or was sent it and has not received it yet.
+fn any_holder_lives(pipe: &OwnedFd) -> bool {
+    let mut watched = [PollFd::new(pipe, PollFlags::empty())];
     let now = rustix::time::Timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
     matches!(poll(&mut watched, Some(&now)), Ok(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    /// (Found by torture: the board named nobody who lived, and the front took a service away that
+    /// a node had just taken over.)
+    #[test]
+    fn nodes_live_for_as_long_as_anyone_holds_their_end() {
+        let (life, held) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        assert!(any_holder_lives(&life));
+        let end = || Stdio::from(held.try_clone().unwrap());
+        let sleeper = || Command::new("/bin/sleep").arg("1000").stdout(end()).spawn();
+        let (mut first, mut second) = (sleeper().unwrap(), sleeper().unwrap());
+        drop(held);
+        for node in [&mut first, &mut second] {
+            assert!(any_holder_lives(&life));
+            node.kill().unwrap();
+            node.wait().unwrap();
+        }
+        assert!(!any_holder_lives(&life));
+    }
 }

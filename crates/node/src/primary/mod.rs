@@ -43,6 +43,7 @@ pub struct Common {
     pub claim: Claim,
     pub control: Control,
     pub front_bell: OwnedFd,
+    pub life: OwnedFd,
     pub host_tun: OwnedFd,
     /// Our standard output and error, in this order.
     pub outputs: [OwnedFd; 2],
@@ -380,6 +381,7 @@ impl Common {
             claim: Claim::from_descriptor(bundle.take(Purpose::Lock)?),
             control: Control::from_descriptor(bundle.take(Purpose::Control)?),
             front_bell: bundle.take(Purpose::FrontBell)?,
+            life: bundle.take(Purpose::Life)?,
             host_tun: bundle.take(Purpose::HostTun)?,
             outputs: [
                 bundle.take(Purpose::Output)?,

@@ -148,6 +148,7 @@ impl Primary {
             (Purpose::Lock, common.claim.as_fd()),
             (Purpose::Control, common.control.as_fd()),
             (Purpose::FrontBell, common.front_bell.as_fd()),
+            (Purpose::Life, common.life.as_fd()),
             (Purpose::HostTun, common.host_tun.as_fd()),
             (Purpose::Output, common.outputs[0].as_fd()),
             (Purpose::ErrorOutput, common.outputs[1].as_fd()),
