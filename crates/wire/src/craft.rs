@@ -103,6 +103,17 @@ pub fn fin(tuple: Tuple, direction: Direction, numbers: SegmentNumbers) -> Craft
     bare(tuple, direction, TcpFlags::FIN.with(TcpFlags::ACK), numbers)
 }
 
+/// A reset from the client, with the number that the service expects next.
+pub fn reset_by_client(tuple: Tuple, sequence: u32) -> CraftedPacket {
+    let numbers = SegmentNumbers {
+        sequence,
+        acknowledgement: 0,
+        window: 0,
+        timestamps: None,
+    };
+    bare(tuple, Direction::ToService, TcpFlags::RST, numbers)
+}
+
 /// A pure acknowledgement.
 pub fn ack(tuple: Tuple, direction: Direction, numbers: SegmentNumbers) -> CraftedPacket {
     bare(tuple, direction, TcpFlags::ACK, numbers)

@@ -142,6 +142,9 @@ impl Traffic {
                     "the input log has no room for a frame that fits",
                 ));
             }
+            if let Some(reset) = self.flows.before_opening(frame) {
+                let _ = self.service.write(reset.frame())?;
+            }
             self.flows.input(self.input_position, frame, now);
             note(&mut self.activity, &self.line, frame, Direction::ToService);
             self.input_position += 1;

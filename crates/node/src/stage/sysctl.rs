@@ -12,6 +12,8 @@ const IPV4: &[(&str, &str)] = &[
     ("tcp_syncookies", "2"),
     ("tcp_timestamps", "1"),
     ("tcp_tw_reuse", "1"),
+    // No more than the wire remembers, whose limit counts up to three entries a connection.
+    ("tcp_max_tw_buckets", "65536"),
     // What an epoch can have to carry for one connection.
     ("tcp_rmem", "4096 131072 2097152"),
     ("tcp_wmem", "4096 16384 1048576"),

@@ -1,5 +1,5 @@
-//! Packets that come when their connection is closed and the kernel that closed it is gone
-//! (HAZARDS 83).
+//! Packets that come when their connection is closed: late ones of it, where the kernel that closed
+//! it is gone (HAZARDS 83), and the first of the next one.
 
 use super::Flows;
 use super::connection::{Connection, Stage, is_near};
@@ -21,6 +21,35 @@ pub enum LatePacket {
 }
 
 impl Flows {
+    /// What the service's kernel is to be given before `frame`, if anything: where that is the SYN
+    /// of a client that comes back from a port of which the connection before is over, a reset that
+    /// ends what is left of that.
+    ///
+    /// A SYN that meets a TIME_WAIT gets its number from there and no cookie, whatever
+    /// tcp_syncookies says (net/ipv4/tcp_input.c, `tcp_conn_request`), and what its client says next
+    /// would be reset by the listener of a replica. The kernel's own conditions for a new connection
+    /// in place of a TIME_WAIT hold here, too (net/ipv4/tcp_minisocks.c,
+    /// `tcp_timewait_state_process`).
+    pub fn before_opening(&self, frame: &[u8]) -> Option<CraftedPacket> {
+        let Packet::Tcp(segment) = Packet::parse(frame) else {
+            return None;
+        };
+        if !segment.is_opening() {
+            return None;
+        }
+        let tuple = Tuple::new(segment.destination, segment.source);
+        let flow = self.flows.get(&tuple)?;
+        let last = flow.next.as_deref().unwrap_or(&flow.current);
+        let closed = matches!(last.stage, Stage::Closed { .. }) || last.service_finished;
+        let client_end = last.client_end()?;
+        let known = last.client.timestamps;
+        let is_newer = is_after(segment.sequence, client_end)
+            || matches!((segment.options.timestamps, known),
+                (Some(new), Some(known)) if is_after(new.value, known.value));
+        (closed && last.client.finished && is_newer)
+            .then(|| craft::reset_by_client(tuple, client_end))
+    }
+
     /// What is to be done with a client's packet on a connection that was closed before the
     /// takeover: what the old kernel's TIME_WAIT would have done, which this one has not.
     pub fn answer_for_closed(&self, frame: &[u8]) -> LatePacket {

@@ -50,8 +50,10 @@ impl Default for FlowLimits {
         Self {
             kept_bytes: 256 << 20,
             recent_bytes: 256 << 20,
-            fade_ns: 60_000_000_000,
-            fading: 1 << 16,
+            // Longer than the kernel's TIME_WAIT, and more than those that a stage allows: a SYN
+            // that meets one must find it here (`before_opening`).
+            fade_ns: 65_000_000_000,
+            fading: 1 << 18,
         }
     }
 }

@@ -271,7 +271,7 @@ fn an_unprotected_primary_forgets_connections_that_are_over() {
         0,
     );
     assert_eq!(feed.flows.len(), 1);
-    feed.now_ns = 61 * SECOND_NS;
+    feed.now_ns = 66 * SECOND_NS;
     feed.says(2, 1, 1);
     assert!(feed.flows.client(tuple(1)).is_none());
 }
@@ -365,7 +365,7 @@ fn too_much_to_keep_gives_up_the_longest_waiting_and_says_so() {
 fn half_open_connections_fade() {
     let mut feed = standby();
     feed.input(&syn(tuple(1), 5));
-    feed.now_ns = 61 * SECOND_NS;
+    feed.now_ns = 66 * SECOND_NS;
     feed.input(&syn(tuple(2), 5));
     assert_eq!(feed.flows.len(), 1);
     feed.says(2, 6, 1);

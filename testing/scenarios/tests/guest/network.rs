@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use unbroken_guests::raw::set_option;
 use unbroken_guests::{pattern, same, same_bytes};
-use unbroken_harness::PATIENCE;
+use unbroken_harness::{PATIENCE, wait_until};
 
 use super::Guest;
 
@@ -85,6 +85,28 @@ impl Client {
 
 fn connect(address: SocketAddr) -> Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// The same from a port of our choice.
+fn connect_from(port: u16, address: SocketAddr) -> Result<TcpStream> {
+    use rustix::io::Errno;
+    use rustix::net::{
+        AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt,
+    };
+    let (kind, flags) = (SocketType::STREAM, SocketFlags::CLOEXEC);
+    let end = socket_with(AddressFamily::INET, kind, flags, None)?;
+    sockopt::set_socket_reuseaddr(&end, true)?;
+    bind(&end, &SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?;
+    // The one before it from that port may still wait for its last acknowledgement.
+    wait_until("the port is free", PATIENCE, || {
+        match connect(&end, &address) {
+            Err(Errno::ADDRNOTAVAIL) => Ok(None),
+            result => Ok(Some(result?)),
+        }
+    })?;
+    let stream = TcpStream::from(end);
     stream.set_read_timeout(Some(PATIENCE))?;
     Ok(stream)
 }
@@ -183,6 +205,33 @@ fn connections_that_wait_are_accepted_after_the_move() -> Result<()> {
                 .with_context(|| format!("client {kind:?}"))?;
             same("answer", heard.as_str(), "accepted\n")?;
         }
+    }
+    guest.stop()
+}
+
+/// A connection that waits to be accepted, from the port of one that the service closed first and
+/// whose TIME_WAIT its kernel still has. (Found by torture: a kernel gives such a connection no cookie,
+/// and the replica's reset it.)
+#[test]
+fn a_client_that_comes_back_from_its_port_is_accepted_after_the_move() -> Result<()> {
+    const PORT: u16 = 20_000;
+    let mut guest = Guest::start("listener", &[])?;
+    guest.tell("set up")?;
+    let address = SocketAddr::new(guest.address().ip(), guest.address().port() + 1);
+    for moves in [0, 1, 0, 2] {
+        let mut client = connect_from(PORT, address)?;
+        client.write_all(b"x")?;
+        guest.tell("waiting 1")?;
+        for _ in 0..moves {
+            guest.move_on()?;
+        }
+        guest.tell("check")?;
+        // To its end, which comes from the guest.
+        let mut heard = String::new();
+        client
+            .read_to_string(&mut heard)
+            .with_context(|| format!("after {moves} kills"))?;
+        same("answer", heard.as_str(), "accepted\n")?;
     }
     guest.stop()
 }

@@ -39,7 +39,7 @@ fn a_late_fin_on_an_inherited_connection_is_acknowledged_and_nothing_else() {
         feed.flows.answer_for_closed(beyond.frame()),
         LatePacket::ForTheKernel
     );
-    feed.now_ns = 61 * SECOND_NS;
+    feed.now_ns = 66 * SECOND_NS;
     feed.says(2, 1, 1);
     assert_eq!(
         feed.flows.answer_for_closed(late.frame()),
@@ -78,4 +78,32 @@ fn a_restored_orphan_answers_for_itself() {
         feed.flows.answer_for_closed(late.frame()),
         LatePacket::ForTheKernel
     );
+}
+
+/// A client that comes back is met by what the kernel has left of its last connection, until that is
+/// reset; nothing else is.
+#[test]
+fn only_a_newer_opening_makes_way_for_itself() {
+    let mut feed = standby();
+    let reset = |feed: &Feed, sequence| {
+        let opening = syn(tuple(1), sequence);
+        feed.flows.before_opening(opening.frame())
+    };
+    feed.opens(1, 100);
+    feed.commit(&[], &[1], &[]);
+    assert_eq!(reset(&feed, 5000), None, "it still stands");
+    feed.commit(&[1], &[], &[]);
+    assert_eq!(reset(&feed, 5000), None, "its client has not finished");
+    feed.closes(1, 101, 507);
+    assert_eq!(reset(&feed, 102), None, "an old one that comes late");
+    let late = fin(tuple(1), Direction::ToService, numbers(101, 507));
+    assert_eq!(feed.flows.before_opening(late.frame()), None);
+    let packet = reset(&feed, 5000).unwrap();
+    let Packet::Tcp(segment) = Packet::parse(packet.frame()) else {
+        panic!()
+    };
+    assert!(segment.is_reset());
+    assert_eq!((segment.sequence, segment.source), (102, tuple(1).remote()));
+    feed.opens(1, 5000);
+    assert_eq!(reset(&feed, 5000), None, "its own SYN again");
 }
