@@ -43,6 +43,7 @@ pub struct Common {
     pub claim: Claim,
     pub control: Control,
     pub front_bell: OwnedFd,
+    /// Held as long as we live: the front hears by its closing that the last node has ended.
     pub life: OwnedFd,
     pub host_tun: OwnedFd,
     /// Our standard output and error, in this order.

@@ -126,8 +126,10 @@ impl Traffic {
                 break;
             };
             let frame = &self.buffer[..length];
+            let mut reset = None;
             match self.flows.answer_for_closed(frame) {
                 LatePacket::ForTheKernel => {}
+                LatePacket::Reopens(first) => reset = Some(first),
                 LatePacket::Swallow => continue,
                 LatePacket::Answer(answer) => {
                     // Without room its client asks again.
@@ -142,7 +144,7 @@ impl Traffic {
                     "the input log has no room for a frame that fits",
                 ));
             }
-            if let Some(reset) = self.flows.before_opening(frame) {
+            if let Some(reset) = reset {
                 let _ = self.service.write(reset.frame())?;
             }
             self.flows.input(self.input_position, frame, now);

@@ -328,6 +328,10 @@ fn replay(
         // A network may lose a packet; its sender brings it again.
         match flows.answer_for_closed(frame) {
             LatePacket::ForTheKernel => drop(service.write(frame)?),
+            LatePacket::Reopens(reset) => {
+                let _ = service.write(reset.frame())?;
+                let _ = service.write(frame)?;
+            }
             LatePacket::Swallow => {}
             LatePacket::Answer(answer) => drop(clients.send_crafted(&answer)?),
         }

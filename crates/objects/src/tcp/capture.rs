@@ -184,7 +184,8 @@ impl Tracker {
                 &info,
                 fingerprint,
                 connection,
-                (attributes_changed, known),
+                attributes_changed,
+                known,
             )
         })
     }
@@ -208,7 +209,7 @@ impl Tracker {
         if is_plain && self.take_from_outside(fingerprint, info.unacked, connection, known.sent) {
             return Ok(true);
         }
-        match self.take(fd, &info, fingerprint, connection, (false, known)) {
+        match self.take(fd, &info, fingerprint, connection, false, known) {
             Err(SocketError::Changed { .. }) => self.capture_into(fd, connection, false)?,
             result => result?,
         }
@@ -287,7 +288,8 @@ impl Tracker {
         info: &Info,
         fingerprint: Fingerprint,
         connection: &mut TcpConnection,
-        (attributes_changed, known): (bool, &Known<'_>),
+        attributes_changed: bool,
+        known: &Known<'_>,
     ) -> Result<(), SocketError> {
         let phase = phase_of(info.state).ok_or(SocketError::Refused {
             what: "a connection that became a listener",

@@ -138,8 +138,8 @@ pub(super) struct Connection {
     pub kept: Vec<Kept>,
     /// The service has sent something on it, so it has been accepted.
     pub accepted: bool,
-    /// The service has closed its direction, or reset the connection.
-    pub service_finished: bool,
+    /// The number after the service's FIN, once that was seen.
+    pub service_end: Option<u32>,
     pub service_reset: bool,
 }
 
@@ -157,7 +157,7 @@ impl Connection {
             service_acknowledged: None,
             kept: Vec::new(),
             accepted: false,
-            service_finished: false,
+            service_end: None,
             service_reset: false,
         }
     }
@@ -203,7 +203,7 @@ impl Connection {
     /// Whether neither end can say anything more.
     pub fn is_over(&self) -> bool {
         let reset = self.client.reset || self.service_reset;
-        reset || (self.client.finished && self.service_finished)
+        reset || (self.client.finished && self.service_end.is_some())
     }
 
     /// Forgets the kept packets, and says how many bytes that frees.

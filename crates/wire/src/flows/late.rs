@@ -5,7 +5,7 @@ use super::Flows;
 use super::connection::{Connection, Stage, is_near};
 use crate::Tuple;
 use crate::craft::{self, CraftedPacket, Direction, SegmentNumbers};
-use crate::packet::{Packet, TcpFlags, Timestamps};
+use crate::packet::{Packet, Segment, TcpFlags, Timestamps};
 use crate::serial::{is_after, later};
 
 /// What to do with a packet ([`Flows::answer_for_closed`]).
@@ -18,40 +18,14 @@ pub enum LatePacket {
     Swallow,
     /// Drop it, and send this to the client.
     Answer(CraftedPacket),
+    /// Give the service's kernel this reset, and then the packet.
+    Reopens(CraftedPacket),
 }
 
 impl Flows {
-    /// What the service's kernel is to be given before `frame`, if anything: where that is the SYN
-    /// of a client that comes back from a port of which the connection before is over, a reset that
-    /// ends what is left of that.
-    ///
-    /// A SYN that meets a TIME_WAIT gets its number from there and no cookie, whatever
-    /// tcp_syncookies says (net/ipv4/tcp_input.c, `tcp_conn_request`), and what its client says next
-    /// would be reset by the listener of a replica. The kernel's own conditions for a new connection
-    /// in place of a TIME_WAIT hold here, too (net/ipv4/tcp_minisocks.c,
-    /// `tcp_timewait_state_process`).
-    pub fn before_opening(&self, frame: &[u8]) -> Option<CraftedPacket> {
-        let Packet::Tcp(segment) = Packet::parse(frame) else {
-            return None;
-        };
-        if !segment.is_opening() {
-            return None;
-        }
-        let tuple = Tuple::new(segment.destination, segment.source);
-        let flow = self.flows.get(&tuple)?;
-        let last = flow.next.as_deref().unwrap_or(&flow.current);
-        let closed = matches!(last.stage, Stage::Closed { .. }) || last.service_finished;
-        let client_end = last.client_end()?;
-        let known = last.client.timestamps;
-        let is_newer = is_after(segment.sequence, client_end)
-            || matches!((segment.options.timestamps, known),
-                (Some(new), Some(known)) if is_after(new.value, known.value));
-        (closed && last.client.finished && is_newer)
-            .then(|| craft::reset_by_client(tuple, client_end))
-    }
-
-    /// What is to be done with a client's packet on a connection that was closed before the
-    /// takeover: what the old kernel's TIME_WAIT would have done, which this one has not.
+    /// What is to be done with a client's packet whose connection may be closed: what the TIME_WAIT
+    /// of the kernel before the takeover would have done, which this one has not, or what the
+    /// TIME_WAIT of this one would do and must not.
     pub fn answer_for_closed(&self, frame: &[u8]) -> LatePacket {
         let Packet::Tcp(segment) = Packet::parse(frame) else {
             return LatePacket::ForTheKernel;
@@ -60,6 +34,10 @@ impl Flows {
         let Some(flow) = self.flows.get(&tuple) else {
             return LatePacket::ForTheKernel;
         };
+        if segment.is_opening() {
+            let last = flow.next.as_deref().unwrap_or(&flow.current);
+            return reopening(last, tuple, &segment);
+        }
         let Connection { stage, client, .. } = &flow.current;
         let inherited = matches!(
             stage,
@@ -76,7 +54,6 @@ impl Flows {
         let last_byte_end = segment.sequence.wrapping_add(segment.payload.len() as u32);
         let old = is_near(known_end, segment.sequence)
             && !is_after(last_byte_end, known_end)
-            && !segment.is_opening()
             && !segment.is_reset();
         if !inherited || !old || client.reset {
             return LatePacket::ForTheKernel;
@@ -100,5 +77,32 @@ impl Flows {
             timestamps,
         };
         LatePacket::Answer(craft::ack(tuple, Direction::ToClient, numbers))
+    }
+}
+
+/// What to do with a SYN between the ends of `last`, which may stand in TIME_WAIT.
+///
+/// A SYN that meets a TIME_WAIT gets its number from there and no cookie, whatever tcp_syncookies
+/// says (net/ipv4/tcp_input.c, `tcp_conn_request`), and what its client says next would be reset by
+/// the listener of a replica. So a reset ends the TIME_WAIT first, under the kernel's own conditions
+/// for a new connection in its place (net/ipv4/tcp_minisocks.c, `tcp_timewait_state_process`). A
+/// connection that has anything left to say, or to be acknowledged, is not touched: anybody can make
+/// a SYN up (RFC 5961, 4).
+fn reopening(last: &Connection, tuple: Tuple, opening: &Segment<'_>) -> LatePacket {
+    let Connection {
+        client,
+        service_end,
+        ..
+    } = last;
+    let waits_out = client.finished && service_end.is_some() && client.acknowledged == *service_end;
+    let Some(client_end) = last.client_end().filter(|_| waits_out) else {
+        return LatePacket::ForTheKernel;
+    };
+    let is_newer = is_after(opening.sequence, client_end)
+        || matches!((opening.options.timestamps, client.timestamps),
+            (Some(new), Some(known)) if is_after(new.value, known.value));
+    match is_newer {
+        true => LatePacket::Reopens(craft::reset_by_client(tuple, client_end)),
+        false => LatePacket::ForTheKernel,
     }
 }

@@ -51,7 +51,7 @@ impl Default for FlowLimits {
             kept_bytes: 256 << 20,
             recent_bytes: 256 << 20,
             // Longer than the kernel's TIME_WAIT, and more than those that a stage allows: a SYN
-            // that meets one must find it here (`before_opening`).
+            // that meets one must find it here (`LatePacket::Reopens`).
             fade_ns: 65_000_000_000,
             fading: 1 << 18,
         }

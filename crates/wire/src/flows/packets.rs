@@ -58,7 +58,9 @@ impl Flows {
             });
         }
         let was_over = owner.is_over();
-        owner.service_finished |= finishes;
+        if finishes {
+            owner.service_end = Some(segment.sequence_end());
+        }
         owner.service_reset |= segment.is_reset();
         if owner.is_over() && !was_over {
             self.fading.push_back((now_ns, tuple));

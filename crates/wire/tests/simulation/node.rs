@@ -95,8 +95,10 @@ impl Primary {
 
     /// A client's packet reaches this node: the log first, then the service.
     pub fn input(&mut self, frame: &[u8], now_ns: u64) {
+        let mut reset = None;
         match self.flows.answer_for_closed(frame) {
             LatePacket::ForTheKernel => {}
+            LatePacket::Reopens(first) => reset = Some(first),
             LatePacket::Swallow => return,
             LatePacket::Answer(answer) => {
                 assert!(self.gate.hold(OutputKind::Packet, now_ns, answer.frame()));
@@ -113,6 +115,9 @@ impl Primary {
         }
         self.position += 1;
         self.flows.input(position, frame, now_ns);
+        if let Some(reset) = reset {
+            self.service.input(reset.frame());
+        }
         self.service.input(frame);
         self.pacing.input_arrived(now_ns);
     }
@@ -410,6 +415,10 @@ impl Standby {
         for (position, frame) in replay {
             match self.flows.answer_for_closed(&frame) {
                 LatePacket::ForTheKernel => service.input(&frame),
+                LatePacket::Reopens(reset) => {
+                    service.input(reset.frame());
+                    service.input(&frame);
+                }
                 LatePacket::Swallow => {}
                 LatePacket::Answer(answer) => service.output.push_back(answer.frame().to_vec()),
             }

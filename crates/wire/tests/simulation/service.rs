@@ -153,6 +153,8 @@ impl Service {
         } else if let Some(socket) = self.waiting.get_mut(&tuple) {
             let answer = socket.input(&segment);
             self.answer(tuple, answer);
+        } else if segment.is_reset() {
+            self.time_wait.remove(&tuple);
         } else if segment.is_opening() {
             self.offer_a_cookie(tuple, &segment);
         } else if self.completes_a_handshake(tuple, &segment) {

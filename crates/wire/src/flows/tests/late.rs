@@ -80,30 +80,39 @@ fn a_restored_orphan_answers_for_itself() {
     );
 }
 
-/// A client that comes back is met by what the kernel has left of its last connection, until that is
-/// reset; nothing else is.
+/// A client that comes back is met by the TIME_WAIT of its last connection, until that is reset;
+/// nothing else is.
 #[test]
-fn only_a_newer_opening_makes_way_for_itself() {
+fn only_a_newer_opening_ends_a_time_wait() {
     let mut feed = standby();
-    let reset = |feed: &Feed, sequence| {
+    let meets = |feed: &Feed, sequence| {
         let opening = syn(tuple(1), sequence);
-        feed.flows.before_opening(opening.frame())
+        feed.flows.answer_for_closed(opening.frame())
     };
     feed.opens(1, 100);
     feed.commit(&[], &[1], &[]);
-    assert_eq!(reset(&feed, 5000), None, "it still stands");
+    let kernels = LatePacket::ForTheKernel;
+    assert_eq!(meets(&feed, 5000), kernels, "it still stands");
+    let service_fin = fin(tuple(1), Direction::ToClient, numbers(506, 101));
+    feed.flows.output(service_fin.frame(), 0);
     feed.commit(&[1], &[], &[]);
-    assert_eq!(reset(&feed, 5000), None, "its client has not finished");
-    feed.closes(1, 101, 507);
-    assert_eq!(reset(&feed, 102), None, "an old one that comes late");
-    let late = fin(tuple(1), Direction::ToService, numbers(101, 507));
-    assert_eq!(feed.flows.before_opening(late.frame()), None);
-    let packet = reset(&feed, 5000).unwrap();
+    assert_eq!(meets(&feed, 5000), kernels, "its client has not finished");
+    feed.closes(1, 101, 506);
+    assert_eq!(
+        meets(&feed, 5000),
+        kernels,
+        "the service's FIN is on its way"
+    );
+    feed.says(1, 102, 507);
+    assert_eq!(meets(&feed, 102), kernels, "an old one that comes late");
+    let LatePacket::Reopens(packet) = meets(&feed, 5000) else {
+        panic!()
+    };
     let Packet::Tcp(segment) = Packet::parse(packet.frame()) else {
         panic!()
     };
     assert!(segment.is_reset());
     assert_eq!((segment.sequence, segment.source), (102, tuple(1).remote()));
     feed.opens(1, 5000);
-    assert_eq!(reset(&feed, 5000), None, "its own SYN again");
+    assert_eq!(meets(&feed, 5000), kernels, "its own SYN again");
 }
