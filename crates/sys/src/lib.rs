@@ -26,6 +26,7 @@ pub mod memory;
 pub mod mount;
 pub mod namespace;
 pub mod netlink;
+pub mod page_faults;
 pub mod pagemap;
 pub mod pidfd;
 pub mod pipe;

@@ -28,6 +28,11 @@ use unbroken_sys::{memory, pidfd, uffd};
 /// Where user space ends on x86-64 with four-level page tables, which mappings without an address
 /// hint beyond it never pass (Documentation/arch/x86/x86_64/5level-paging.rst).
 const END_OF_USER_SPACE: u64 = 0x7fff_ffff_f000;
+/// Everything that a process can have.
+pub const USER_SPACE: AddressRange = AddressRange {
+    start: 0,
+    end: END_OF_USER_SPACE,
+};
 /// Regions taken from the kernel at once.
 const REGIONS_PER_CALL: usize = 512;
 
@@ -110,11 +115,7 @@ impl DirtyTracker {
     /// `map` is the current memory map. Appends runs to `pages`, ascending. A page that is in no
     /// mapping of `map` (a stack grew) is among them.
     pub fn scan(&mut self, map: &[Mapping], pages: &mut Vec<PageRun>) -> Result<(), TraceError> {
-        let whole = AddressRange {
-            start: 0,
-            end: END_OF_USER_SPACE,
-        };
-        self.find(Look::Written, map, whole, pages)
+        self.find(Look::Written, map, USER_SPACE, pages)
     }
 
     /// As [`DirtyTracker::scan`], but looks only at `ranges`, which ascend.

@@ -27,6 +27,7 @@ pub mod survey;
 mod thread;
 mod tree;
 mod user_code;
+pub mod write_faults;
 
 pub use dirty::DirtyTracker;
 pub use error::TraceError;
@@ -35,3 +36,4 @@ pub use stop::Stopped;
 pub use thread::{HostPid, HostTid, Process, Thread};
 pub use tree::{Event, Tree};
 pub use unbroken_sys::wait::{Bell, Death};
+pub use write_faults::WriteFaults;

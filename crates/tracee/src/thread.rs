@@ -2,9 +2,11 @@
 
 use crate::blocked::Waiting;
 use crate::{TraceError, proc};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
-use unbroken_image::{AddressRange, Pid, Registers, Tid};
+use std::io;
+use std::os::unix::fs::FileExt;
+use unbroken_image::{AddressRange, PAGE_SIZE, Pid, Registers, Tid};
 use unbroken_sys::ptrace::UserRegisters;
 use unbroken_sys::wait::Death;
 
@@ -101,6 +103,8 @@ pub struct Process {
     pub(crate) vdso: Option<AddressRange>,
     /// Its memory file, which belongs to one address space: opened anew after exec.
     pub(crate) memory: File,
+    /// Where we wrote into its own memory (addresses), for whoever listens to its page faults.
+    pub(crate) corrected: RefCell<Vec<u64>>,
 }
 
 impl Process {
@@ -130,6 +134,19 @@ impl Process {
     /// longer lists them, yet it can still ask how they ended.
     pub fn unreaped_children(&self) -> Result<usize, TraceError> {
         Ok(proc::children(self.host_pid.0)?.len())
+    }
+
+    /// Writes into the process's own memory in its place.
+    pub(crate) fn correct(&self, bytes: &[u8], address: u64) -> io::Result<()> {
+        let mut corrected = self.corrected.borrow_mut();
+        for end in [address, address + bytes.len() as u64 - 1] {
+            let page = end / PAGE_SIZE * PAGE_SIZE;
+            // The same few words, again and again.
+            if !corrected.contains(&page) {
+                corrected.push(page);
+            }
+        }
+        self.memory.write_all_at(bytes, address)
     }
 
     /// `/proc/PID/mem`: reads and writes whatever is mapped, also what is protected.

@@ -22,6 +22,7 @@ use crate::remote::BatchBuffer;
 use crate::thread::{HostPid, HostTid, Process, State, Thread};
 use crate::{Stopped, TraceError, proc};
 use std::cell::Cell;
+use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::marker::PhantomData;
@@ -257,6 +258,7 @@ impl Tree {
                     notice: None,
                     vdso: None,
                     memory,
+                    corrected: RefCell::default(),
                 };
                 self.processes.push(process);
             }

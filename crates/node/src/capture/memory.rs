@@ -3,10 +3,11 @@
 
 use super::CaptureError;
 use super::announcements::Due;
+use super::hearing::Hearing;
 use unbroken_image::{
     AddressRange, Advice, Backing, Mapping, MemoryDelta, PAGE_SIZE, PageRun, Sharing,
 };
-use unbroken_tracee::dirty::DirtyTracker;
+use unbroken_tracee::dirty::{DirtyTracker, USER_SPACE};
 use unbroken_tracee::memory_map::{self, MapReader};
 use unbroken_tracee::{HostTid, Process, Stopped, shared_content};
 
@@ -25,6 +26,7 @@ pub(super) struct Memory {
     scanned: Vec<Mapping>,
     /// The parts of `scanned` that change without an announced call.
     volatile: Vec<AddressRange>,
+    hearing: Hearing,
     /// Somebody may write past the protection of pages (`/proc/PID/mem`).
     unprotected: bool,
     /// The map before the last reading.
@@ -39,7 +41,11 @@ pub(super) struct Memory {
 impl Memory {
     /// Begins to follow the memory of `process`, one of whose threads is `tid`; everything counts
     /// as written.
-    pub fn install(stopped: &mut Stopped<'_>, tid: HostTid) -> Result<Memory, CaptureError> {
+    pub fn install(
+        stopped: &mut Stopped<'_>,
+        tid: HostTid,
+        hearing: Hearing,
+    ) -> Result<Memory, CaptureError> {
         let tracker = DirtyTracker::install(stopped, tid)?;
         let (process, _) = stopped.thread(tid).ok_or(CaptureError::ProcessGone)?;
         let mut memory = Memory {
@@ -48,6 +54,7 @@ impl Memory {
             map: Vec::new(),
             scanned: Vec::new(),
             volatile: Vec::new(),
+            hearing,
             unprotected: false,
             before: Vec::new(),
             changed: Vec::new(),
@@ -109,12 +116,17 @@ impl Memory {
         }
         // What was writable until a moment ago may have been written until then.
         let map_changed = due.map || due.everything || whole_map;
-        if map_changed || due.files_opened || self.unprotected {
-            self.tracker.scan(&self.scanned, &mut self.pages)?;
+        let is_whole = map_changed || due.files_opened || self.unprotected;
+        let ranges = match is_whole {
+            true => &[USER_SPACE][..],
+            false => &self.volatile,
+        };
+        let targets = self.hearing.narrow(process, ranges, due.everything)?;
+        self.tracker
+            .scan_ranges(&self.scanned, targets, &mut self.pages)?;
+        self.hearing.scanned();
+        if is_whole {
             self.refuse_own_vdso()?;
-        } else {
-            let (map, ranges) = (&self.scanned, &self.volatile);
-            self.tracker.scan_ranges(map, ranges, &mut self.pages)?;
         }
         if self.a_stack_grew() {
             self.read_map(process, due, &mut delta)?;
@@ -125,6 +137,9 @@ impl Memory {
             self.tracker.scan_guards(*range, &mut delta.guards)?;
         }
         delta.pages.clone_from(&self.pages);
+        if self.hearing.verify {
+            self.verify_silence()?;
+        }
         Ok(delta)
     }
 
@@ -242,6 +257,21 @@ impl Memory {
             below = mapping.range.end;
         }
         find_volatile(&self.scanned, &mut self.volatile);
+        self.hearing.map_changed(&self.scanned);
+    }
+
+    /// I7: that nothing was written where the scan at hand did not look.
+    fn verify_silence(&mut self) -> Result<(), CaptureError> {
+        let mut missed = Vec::new();
+        let passed_over = self.hearing.passed_over();
+        self.tracker
+            .scan_ranges(&self.scanned, passed_over, &mut missed)?;
+        match missed.first() {
+            None => Ok(()),
+            Some(PageRun { address, count }) => Err(CaptureError::Mirror(format!(
+                "{count} pages at {address:#x} were written, and it was not heard"
+            ))),
+        }
     }
 
     /// A replica has the vDSO of its kernel, of which writes cannot be tracked: one that the service

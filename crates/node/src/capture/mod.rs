@@ -9,6 +9,7 @@ mod announcements;
 mod closed;
 mod error;
 mod fill;
+mod hearing;
 mod memory;
 mod objects;
 mod process;
@@ -25,6 +26,7 @@ use crate::steps::{EpochStep, StepClock};
 use announcements::Due;
 pub use error::CaptureError;
 use fill::Fill;
+use hearing::Hearing;
 use memory::Memory;
 use objects::{Objects, ObjectsDelta};
 use process::Followed;
@@ -60,6 +62,7 @@ pub struct Capture {
     link: Option<Link>,
     activity: Activity,
     description: Vec<u8>,
+    service_core: usize,
     may_be_urgent: bool,
     verify: bool,
 }
@@ -87,6 +90,7 @@ impl Capture {
             link: None,
             activity: Activity::default(),
             description: Vec::new(),
+            service_core: config.service_core,
             may_be_urgent: config.service_core != config.spare_core,
             verify: config.verify,
         })
@@ -162,7 +166,8 @@ impl Capture {
             .survey(vec![source], &line.sent(), closings, &mut self.delta)?;
         drop(sockets);
         self.announcements.set_recording(true);
-        let memory = Memory::install(&mut stopped, leader)?;
+        let hearing = Hearing::new(self.service_core, self.verify);
+        let memory = Memory::install(&mut stopped, leader, hearing)?;
         stopped.resume()?;
         self.followed = Some(Followed::new(pid, host_pid, leader, memory));
         self.link = Some(Link {

@@ -171,7 +171,7 @@ impl Tree {
             (self.thread(tid), wait.correction(now_ns))
         {
             // Should another thread have unmapped it, the call finds that out, too.
-            let _ = process.memory.write_all_at(&left, address);
+            let _ = process.correct(&left, address);
         }
         self.load(tid, &again)?;
         self.remember(tid, Some(wait));
