@@ -31,7 +31,7 @@ pub struct WriteFaults {
     /// They end with their descriptors.
     _events: Vec<[OwnedFd; 2]>,
     statistics: File,
-    /// What the kernel had counted at the last look.
+    /// What the kernel had counted at the last look; none while that is not to be trusted.
     counted: Option<u64>,
     blocks: Vec<u64>,
     written: Vec<AddressRange>,
@@ -64,11 +64,9 @@ impl WriteFaults {
     }
 
     /// Where `process`, which is stopped, may have written since the last call, as blocks in
-    /// ascending order; `None` when that is not known, as at first. Then every page that can be
-    /// written has to be looked at.
+    /// ascending order; `None` when that is not known: at first, when not all was heard, and once
+    /// more after that. Then every page that can be written has to be looked at.
     pub fn take(&mut self, process: &Process) -> Result<Option<&[AddressRange]>, TraceError> {
-        let failed = TraceError::of_thread("count the page faults", HostTid(self.host_pid.0));
-        let counted = fault_count(&self.statistics).map_err(failed)?;
         let (mut heard, mut is_alone) = (0, true);
         self.blocks.clear();
         // What we wrote was a page fault of ours.
@@ -86,8 +84,16 @@ impl WriteFaults {
                 }
             })
             .map_err(TraceError::of_tracer("hear of page faults"))?;
-        let before = self.counted.replace(counted);
-        if !is_alone || before.is_none_or(|before| counted.wrapping_sub(before) != heard) {
+        // The kernel counts before it tells, so what has been told was counted, too.
+        let failed = TraceError::of_thread("count the page faults", HostTid(self.host_pid.0));
+        let counted = fault_count(&self.statistics).map_err(failed)?;
+        let Some(before) = self.counted.replace(counted) else {
+            return Ok(None);
+        };
+        if !is_alone || counted.wrapping_sub(before) != heard {
+            // A thread on its way out may be between the two: what it tells late must not make up
+            // for what somebody does not tell.
+            self.counted = None;
             return Ok(None);
         }
         self.blocks.sort_unstable();

@@ -2,7 +2,8 @@
 //!
 //! A scan costs about 1 ms for each GB of small pages that are there, written or not. Hearing of
 //! each write costs the service under a microsecond at its first write to a page after an epoch, and
-//! at each switch of threads; so it begins when scans have become long.
+//! at each switch of threads; so it begins when scans have become long, and ends where they stay
+//! so: where the service writes all over its memory, or in ways that are not heard.
 
 use crate::clock::now_ns;
 use unbroken_image::{AddressRange, Backing, Mapping, Sharing};
@@ -12,20 +13,67 @@ use unbroken_tracee::{Process, TraceError};
 /// A scan of everything that takes so long, so many times in a row, is worth to be avoided.
 const LONG_SCAN_NS: u64 = 100_000;
 const LONG_SCANS: u32 = 4;
+/// When so many scans in a row have not become shorter by half, listening is in vain; it is tried
+/// again after so many times as many long ones, and no more than so many.
+const VAIN_SCANS: u32 = 16;
+const PATIENCE_GROWTH: u32 = 8;
+const PATIENCE_SCANS_MAX: u32 = 1024;
 /// Mappings that are smaller are scanned whole: a call for each block would cost more.
 const LARGE_MAPPING_BYTES: u64 = 16 << 20;
-/// When so many times in a row something was not heard, listening is in vain: the service runs on
-/// several cores, or has its faults taken by calls.
-const VAIN_TIMES: u32 = 64;
+/// Whether listening is worth what it costs.
+struct Worth {
+    /// How many long scans of everything there must be in a row.
+    patience_scans: u32,
+    long_scans: u32,
+    /// What they took, at least.
+    whole_ns: u64,
+    vain_scans: u32,
+}
+
+impl Worth {
+    fn new(patience_scans: u32) -> Worth {
+        Worth {
+            patience_scans,
+            long_scans: 0,
+            whole_ns: u64::MAX,
+            vain_scans: 0,
+        }
+    }
+
+    /// A scan of everything; true when listening should begin.
+    fn scanned_all(&mut self, took_ns: u64) -> bool {
+        if took_ns < LONG_SCAN_NS {
+            *self = Worth::new(self.patience_scans);
+            return false;
+        }
+        self.long_scans += 1;
+        self.whole_ns = self.whole_ns.min(took_ns);
+        self.long_scans >= self.patience_scans
+    }
+
+    /// A scan beside listening, of a part if all was heard; true when that should end.
+    fn scanned_heard(&mut self, took_ns: u64, is_partial: bool) -> bool {
+        if is_partial && took_ns < self.whole_ns / 2 {
+            self.vain_scans = 0;
+            return false;
+        }
+        self.vain_scans += 1;
+        let is_in_vain = self.vain_scans > VAIN_SCANS;
+        if is_in_vain {
+            let patience_scans = self.patience_scans * PATIENCE_GROWTH;
+            *self = Worth::new(patience_scans.min(PATIENCE_SCANS_MAX));
+        }
+        is_in_vain
+    }
+}
 
 enum Listening {
-    /// Not yet worth it.
-    No { long_scans: u32 },
-    Yes {
-        faults: WriteFaults,
-        vain_times: u32,
-    },
-    /// Refused, or in vain.
+    /// Not worth it.
+    No,
+    /// From the next scan on.
+    Due,
+    Yes(WriteFaults),
+    /// The kernel refuses.
     Never,
 }
 
@@ -34,6 +82,7 @@ pub(super) struct Hearing {
     core: usize,
     pub verify: bool,
     smallest_bytes: u64,
+    worth: Worth,
     listening: Listening,
     /// The blocks of large mappings: where it is enough to look at what was heard.
     blockwise: Vec<AddressRange>,
@@ -47,15 +96,16 @@ impl Hearing {
     /// For a service bound to `core`. To `verify` it, listening begins with the first scan, and for
     /// small mappings, too.
     pub fn new(core: usize, verify: bool) -> Hearing {
-        let (long_scans, smallest_bytes) = match verify {
-            true => (LONG_SCANS, BLOCK_BYTES),
-            false => (0, LARGE_MAPPING_BYTES),
+        let (listening, smallest_bytes) = match verify {
+            true => (Listening::Due, BLOCK_BYTES),
+            false => (Listening::No, LARGE_MAPPING_BYTES),
         };
         Hearing {
             core,
             verify,
             smallest_bytes,
-            listening: Listening::No { long_scans },
+            worth: Worth::new(LONG_SCANS),
+            listening,
             blockwise: Vec::new(),
             targets: Vec::new(),
             is_partial: false,
@@ -92,13 +142,9 @@ impl Hearing {
         ranges: &[AddressRange],
         in_doubt: bool,
     ) -> Result<&[AddressRange], TraceError> {
-        self.begin_when_worth_it(process);
+        self.begin_when_due(process);
         let heard = match &mut self.listening {
-            Listening::Yes { faults, vain_times } => {
-                let heard = faults.take(process)?;
-                *vain_times = heard.map_or(*vain_times + 1, |_| 0);
-                heard
-            }
+            Listening::Yes(faults) => faults.take(process)?,
             _ => None,
         };
         let heard = heard.filter(|_| !in_doubt);
@@ -108,19 +154,23 @@ impl Hearing {
             Some(written) => narrow(ranges, &self.blockwise, written, &mut self.targets),
             None => self.targets.extend_from_slice(ranges),
         }
-        if matches!(self.listening, Listening::Yes { vain_times, .. } if vain_times > VAIN_TIMES) {
-            crate::log!("where the service writes is heard in vain; scans go on without");
-            self.listening = Listening::Never;
-        }
         self.began_at_ns = now_ns();
         Ok(&self.targets)
     }
 
     /// The scan is done.
     pub fn scanned(&mut self) {
-        if let Listening::No { long_scans } = &mut self.listening {
-            let is_long = now_ns() - self.began_at_ns >= LONG_SCAN_NS && !self.blockwise.is_empty();
-            *long_scans = if is_long { *long_scans + 1 } else { 0 };
+        let took_ns = now_ns() - self.began_at_ns;
+        match self.listening {
+            Listening::No if !self.blockwise.is_empty() && self.worth.scanned_all(took_ns) => {
+                self.listening = Listening::Due;
+            }
+            Listening::Yes(_)
+                if self.worth.scanned_heard(took_ns, self.is_partial) && !self.verify =>
+            {
+                self.listening = Listening::No;
+            }
+            _ => {}
         }
     }
 
@@ -132,17 +182,14 @@ impl Hearing {
         }
     }
 
-    fn begin_when_worth_it(&mut self, process: &Process) {
-        if !matches!(self.listening, Listening::No { long_scans } if long_scans >= LONG_SCANS) {
+    fn begin_when_due(&mut self, process: &Process) {
+        if !matches!(self.listening, Listening::Due) {
             return;
         }
         self.listening = match WriteFaults::follow(process, self.core) {
-            Ok(faults) => Listening::Yes {
-                faults,
-                vain_times: 0,
-            },
+            Ok(faults) => Listening::Yes(faults),
             // A thread that just ends.
-            Err(error) if error.is_death() => return,
+            Err(error) if error.is_death() => Listening::Due,
             Err(error) => {
                 crate::log!("every scan goes over the whole memory: {error}");
                 Listening::Never
@@ -197,6 +244,25 @@ fn push(targets: &mut Vec<AddressRange>, start: u64, end: u64) {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn listening_begins_after_long_scans_and_ends_when_they_stay_long() {
+        let mut worth = Worth::new(LONG_SCANS);
+        let long = [1, 3, 2, 0, 1, 3, 2].map(|times| times * LONG_SCAN_NS);
+        assert!(!long.iter().any(|took_ns| worth.scanned_all(*took_ns)));
+        assert!(worth.scanned_all(2 * LONG_SCAN_NS));
+        let half_ns = LONG_SCAN_NS / 2;
+        let mut heard = |times: u32, took_ns, is_partial| {
+            (0..times).any(|_| worth.scanned_heard(took_ns, is_partial))
+        };
+        assert!(!heard(VAIN_SCANS, half_ns, true), "as long as half");
+        assert!(!heard(1, half_ns - 1, true));
+        assert!(!heard(VAIN_SCANS, 10, false), "not all was heard");
+        assert!(heard(1, 10, false));
+        let mut all = |times: u32| (0..times).any(|_| worth.scanned_all(LONG_SCAN_NS));
+        assert!(!all(LONG_SCANS * PATIENCE_GROWTH - 1));
+        assert!(all(1));
+    }
 
     const END: u64 = 60;
 
