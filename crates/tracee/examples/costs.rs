@@ -1,17 +1,19 @@
 //! What stopping, calling and scanning cost on this machine: medians in nanoseconds, on stdout.
 //!
-//! `cargo run --release --example costs -p unbroken-tracee [same|other]` traces itself run again as
-//! a process of five threads, from the same core (the default) or from another.
+//! `cargo run --release --example costs -p unbroken-tracee [same|other [MB]]` traces itself run again
+//! as a process of five threads with so much memory (20 MB), from the same core (the default) or from
+//! another.
 
 use std::time::Instant;
 use unbroken_image::{Mapping, PageRun};
 use unbroken_sys::affinity;
 use unbroken_tracee::memory_map::MapReader;
-use unbroken_tracee::{DirtyTracker, HostTid, Tree};
+use unbroken_tracee::{DirtyTracker, HostTid, Tree, WriteFaults};
 
 const ROUNDS: usize = 2000;
+const SERVICE_CORE: usize = 1;
 
-fn guest() -> ! {
+fn guest(megabytes: usize) -> ! {
     for _ in 0..4 {
         std::thread::spawn(|| {
             loop {
@@ -19,7 +21,7 @@ fn guest() -> ! {
             }
         });
     }
-    let mut memory = vec![1_u8; 20 << 20];
+    let mut memory = vec![1_u8; megabytes << 20];
     println!("ready");
     let mut position = 0;
     loop {
@@ -42,12 +44,15 @@ fn median(name: &str, mut times: Vec<u64>) {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let argument = std::env::args().nth(1);
+    let megabytes = std::env::args()
+        .nth(2)
+        .map_or(Ok(20), |text| text.parse())?;
     if argument.as_deref() == Some("guest") {
-        guest();
+        guest(megabytes);
     }
-    affinity::bind(0, &[1])?;
+    affinity::bind(0, &[SERVICE_CORE])?;
     let mut child = std::process::Command::new(std::env::current_exe()?)
-        .arg("guest")
+        .args(["guest", &megabytes.to_string()])
         .stdout(std::process::Stdio::piped())
         .spawn()?;
     affinity::bind(
@@ -55,7 +60,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         if argument.as_deref() == Some("other") {
             &[0]
         } else {
-            &[1]
+            &[SERVICE_CORE]
         },
     )?;
     let mut line = String::new();
@@ -71,7 +76,7 @@ fn measure(pid: i32) -> Result<(), Box<dyn std::error::Error>> {
     let tid = HostTid(pid);
     let mut tree = Tree::seize(&[pid], true)?;
     let mut map: Vec<Mapping> = Vec::new();
-    let mut tracker = {
+    let (mut tracker, mut faults) = {
         let mut stopped = tree.stop()?;
         stopped.install_blob(tid)?;
         let tracker = DirtyTracker::install(&mut stopped, tid)?;
@@ -80,13 +85,16 @@ fn measure(pid: i32) -> Result<(), Box<dyn std::error::Error>> {
         for mapping in &map {
             tracker.register(mapping, mapping.range)?;
         }
-        tracker
+        let faults = WriteFaults::follow(process, SERVICE_CORE)?;
+        (tracker, faults)
     };
     let mut names = [
         "stop",
         "registers",
         "batch of 1",
         "batch of 10",
+        "hear of writes",
+        "scan what was heard",
         "scan",
         "empty scan",
         "copy",
@@ -118,11 +126,18 @@ fn measure(pid: i32) -> Result<(), Box<dyn std::error::Error>> {
             note();
         }
         pages.clear();
+        let process = stopped.processes().next().ok_or("no process")?;
+        let heard = faults.take(process)?.unwrap_or_default();
+        note();
+        tracker.scan_ranges(&map, heard, &mut pages)?;
+        note();
         tracker.scan(&map, &mut pages)?;
         note();
         tracker.scan(&map, &mut Vec::new())?;
         note();
         let length = pages.iter().map(|run| run.count as usize * 4096).sum();
+        // Everything counts as written at first.
+        bytes.resize(bytes.len().max(length), 0);
         let process = stopped.processes().next().ok_or("no process")?;
         tracker.read_pages(process.memory(), &pages, &mut bytes[..length])?;
         note();

@@ -7,6 +7,7 @@ use std::io;
 use std::path::Path;
 use unbroken_node::directory::RUN_ROOT;
 use unbroken_sys::bpf::SocketProgram;
+use unbroken_sys::page_faults::FaultRing;
 use unbroken_sys::probe;
 
 /// Capabilities that root has and a restricted root may lack, by their bit (linux/capability.h).
@@ -91,7 +92,14 @@ pub(super) fn all() -> Vec<Finding> {
     let restricted = rights.verdict != Verdict::Ok;
     let mut findings = vec![rights, kernel()];
     findings.extend(PROBES.map(|probe| try_probe(probe, restricted)));
-    findings.extend([ptrace_scope(), run_directory(), cores(), sockets(), nft()]);
+    findings.extend([
+        ptrace_scope(),
+        run_directory(),
+        cores(),
+        sockets(),
+        writes(),
+        nft(),
+    ]);
     findings
 }
 
@@ -259,6 +267,19 @@ fn sockets() -> Finding {
             subject,
             error.to_string(),
             "works without, with longer pauses when many connections are active",
+        ),
+    }
+}
+
+fn writes() -> Finding {
+    let subject = "hearing of writes to memory (software events)";
+    let tried = FaultRing::open(0, 1).and_then(|ring| ring.follow(0));
+    match tried {
+        Ok(_) => ok(subject),
+        Err(error) => warning(
+            subject,
+            error.to_string(),
+            "works without, with pauses that are longer by 1 ms for each GB of the service's memory",
         ),
     }
 }

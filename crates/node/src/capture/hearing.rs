@@ -20,6 +20,7 @@ const PATIENCE_GROWTH: u32 = 8;
 const PATIENCE_SCANS_MAX: u32 = 1024;
 /// Mappings that are smaller are scanned whole: a call for each block would cost more.
 const LARGE_MAPPING_BYTES: u64 = 16 << 20;
+
 /// Whether listening is worth what it costs.
 struct Worth {
     /// How many long scans of everything there must be in a row.
