@@ -288,7 +288,7 @@ fn v6_octets(address: IpAddr) -> [u8; 16] {
 }
 
 /// The sum of 16-bit words (RFC 1071), carries not yet folded; at most 64 KiB of bytes.
-fn sum(bytes: &[u8]) -> u32 {
+pub(crate) fn sum(bytes: &[u8]) -> u32 {
     let words = bytes.chunks_exact(2);
     let odd = words
         .remainder()
@@ -301,7 +301,7 @@ fn sum(bytes: &[u8]) -> u32 {
 }
 
 /// Folds the carries and gives the checksum.
-fn finish(mut sum: u32) -> u16 {
+pub(crate) fn finish(mut sum: u32) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }

@@ -246,6 +246,19 @@ impl Released<'_> {
         })
     }
 
+    /// All released frames, oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = ReleasedFrame<'_>> {
+        let count = self
+            .gate
+            .released_end
+            .saturating_sub(self.gate.frames.popped());
+        let frames = self.gate.frames.iter().take(count as usize);
+        frames.map(|frame| ReleasedFrame {
+            kind: OutputKind::of(frame.kind),
+            bytes: frame.bytes,
+        })
+    }
+
     /// Takes off the first `bytes` of what [`peek`](Self::peek) shows, which were written; the
     /// rest stays in front.
     pub fn advance(&mut self, bytes: usize, now_ns: u64) {

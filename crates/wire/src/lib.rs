@@ -1,7 +1,7 @@
 //! The service's only way to the network, and the logs beside it.
 //!
 //! Packets come and go over two TUN devices, each behind a virtio network header. [`gate`] holds
-//! output until its epoch is committed; [`flows`] knows what each client was told, [`sent`] what is
+//! output until its epoch is committed, [`merge`] joins what then goes; [`flows`] knows what each client was told, [`sent`] what is
 //! under way to it; [`craft`] builds the packets that a takeover needs; [`log`] gives input and
 //! epochs to the standby.
 #![forbid(unsafe_code)]
@@ -12,6 +12,7 @@ pub mod flows;
 pub mod frames;
 pub mod gate;
 pub mod log;
+pub mod merge;
 pub mod packet;
 pub mod sent;
 pub mod serial;

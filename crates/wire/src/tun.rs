@@ -3,8 +3,9 @@
 
 use crate::craft::CraftedPacket;
 use crate::gate::{OutputKind, ReleasedFrame};
+use crate::merge::Joined;
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// What became of a packet that was to be written.
@@ -64,6 +65,18 @@ impl ClientSide {
         }
     }
 
+    /// Sends what was joined.
+    pub fn send_joined(&self, joined: &Joined<'_>) -> io::Result<Sent> {
+        if let Some(frame) = joined.single() {
+            return self.send(frame);
+        }
+        let front = joined.front();
+        let mut parts = Vec::with_capacity(1 + joined.payloads().len());
+        parts.push(IoSlice::new(&front));
+        parts.extend(joined.payloads().iter().map(|part| IoSlice::new(part)));
+        write_parts(&self.0, &parts)
+    }
+
     /// Sends a packet that a takeover built from committed state.
     pub fn send_crafted(&self, packet: &CraftedPacket) -> io::Result<Sent> {
         write_frame(&self.0, packet.frame())
@@ -93,9 +106,13 @@ fn read_frame(mut tun: &File, frame: &mut [u8]) -> io::Result<Option<usize>> {
     }
 }
 
-fn write_frame(mut tun: &File, frame: &[u8]) -> io::Result<Sent> {
+fn write_frame(tun: &File, frame: &[u8]) -> io::Result<Sent> {
+    write_parts(tun, &[IoSlice::new(frame)])
+}
+
+fn write_parts(mut tun: &File, parts: &[IoSlice<'_>]) -> io::Result<Sent> {
     loop {
-        match tun.write(frame) {
+        match tun.write_vectored(parts) {
             Ok(_) => return Ok(Sent::Whole),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if is_refusal(&error) => return Ok(Sent::Refused),

@@ -14,6 +14,7 @@ use unbroken_wire::commit::Committed;
 use unbroken_wire::flows::{Flows, LatePacket, NamedConnection, TableChange};
 use unbroken_wire::gate::{Gate, OutputKind};
 use unbroken_wire::log::InputLogWriter;
+use unbroken_wire::merge::{self, Run};
 use unbroken_wire::packet::Packet;
 use unbroken_wire::tun::{ClientSide, ServiceSide};
 
@@ -25,6 +26,8 @@ const GATE_BYTES: usize = 32 << 20;
 const SERVICE_QUEUE_FRAMES: usize = 500;
 /// Frames carried one way before the other way has its turn.
 const FRAMES_PER_TURN: usize = 64;
+/// Frames among which segments are joined: those of an epoch, mostly.
+const FRAMES_PER_SENDING: usize = 1024;
 
 /// What is known of the clients' input so far.
 pub struct Input {
@@ -270,18 +273,35 @@ impl Traffic {
     pub fn send_released(&mut self, mut held: impl FnMut(u64)) -> io::Result<bool> {
         let mut any = false;
         let mut released = self.gate.released();
-        while let Some(frame) = released.peek() {
-            match frame.kind() {
-                OutputKind::Packet => {
-                    let _ = self.clients.send(frame)?;
+        loop {
+            let runs = merge::merge(released.iter().take(FRAMES_PER_SENDING));
+            let mut count = 0;
+            for run in &runs {
+                match run {
+                    Run::Joined(joined) => {
+                        let _ = self.clients.send_joined(joined)?;
+                        count += joined.payloads().len();
+                        continue;
+                    }
+                    Run::Alone(frame) => match frame.kind() {
+                        OutputKind::Packet => {
+                            let _ = self.clients.send(*frame)?;
+                        }
+                        OutputKind::StandardOutput => write_text(&self.outputs[0], frame.bytes()),
+                        OutputKind::StandardError => write_text(&self.outputs[1], frame.bytes()),
+                    },
                 }
-                OutputKind::StandardOutput => write_text(&self.outputs[0], frame.bytes()),
-                OutputKind::StandardError => write_text(&self.outputs[1], frame.bytes()),
+                count += 1;
             }
-            released.pop(now_ns()).into_iter().for_each(&mut held);
+            if count == 0 {
+                return Ok(any);
+            }
+            let now = now_ns();
+            for _ in 0..count {
+                released.pop(now).into_iter().for_each(&mut held);
+            }
             any = true;
         }
-        Ok(any)
     }
 
     /// From now on input is logged for a standby, which first gets what connections in their
