@@ -3,7 +3,7 @@
 //! The gate has no way out but two: [`Gate::release`] wants a [`Committed`], which only a journal's
 //! commit makes, and a permit of a protected role; [`Gate::pass`] wants a permit of an unprotected
 //! one. What may go is taken as [`ReleasedFrame`]s, which nothing else makes, and the clients' side
-//! of the wire sends nothing but these and what `craft` built.
+//! of the wire sends nothing but these, what `merge` joined of them, and what `craft` built.
 
 use crate::commit::{Committed, EpochNumber};
 use crate::frames::FrameQueue;
