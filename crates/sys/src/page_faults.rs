@@ -60,6 +60,8 @@ pub struct PageFault {
 pub struct FaultRing {
     core: i32,
     event: OwnedFd,
+    /// An event of the thread that made the ring, which tells nothing.
+    _first: OwnedFd,
     words: NonNull<AtomicU64>,
     data_words: usize,
 }
@@ -70,10 +72,15 @@ unsafe impl Send for FaultRing {}
 impl FaultRing {
     /// Makes a ring of `data_pages` pages, a power of two, for faults on `core`. What finds no room
     /// in it is dropped.
+    ///
+    /// The first event of any thread on the machine waits until every processor has passed through
+    /// the scheduler (kernel/events/core.c, `account_event`), some milliseconds. This is where that
+    /// is done; [`FaultRing::follow`] waits for nothing.
     pub fn open(core: usize, data_pages: usize) -> io::Result<FaultRing> {
         let core = i32::try_from(core).map_err(|_| io::ErrorKind::InvalidInput)?;
         let length = (1 + data_pages) * PAGE_BYTES;
-        let event = open_event(PERF_COUNT_SW_DUMMY, -1, core)?;
+        let first = open_event(PERF_COUNT_SW_DUMMY, 0, -1, 0)?;
+        let event = open_event(PERF_COUNT_SW_DUMMY, -1, core, 0)?;
         // SAFETY: no address is asked for, so no existing mapping is touched.
         let address = unsafe {
             libc::mmap(
@@ -92,6 +99,7 @@ impl FaultRing {
         Ok(FaultRing {
             core,
             event,
+            _first: first,
             words,
             data_words: data_pages * PAGE_BYTES / WORD_BYTES as usize,
         })
@@ -101,7 +109,7 @@ impl FaultRing {
     /// are closed. It may run meanwhile; what it did before this returns may be missing.
     pub fn follow(&self, tid: i32) -> io::Result<[OwnedFd; 2]> {
         let follow = |config| {
-            let event = open_event(config, tid, self.core)?;
+            let event = open_event(config, tid, self.core, INHERIT)?;
             // SAFETY: an ioctl with a number for its argument.
             let result = unsafe {
                 libc::ioctl(
@@ -176,15 +184,15 @@ impl Drop for FaultRing {
     }
 }
 
-/// An event of every occurrence, of thread `tid` (-1: of all) on `core`.
-fn open_event(config: u64, tid: i32, core: i32) -> io::Result<OwnedFd> {
+/// An event of every occurrence, of thread `tid` (0: the caller; -1: of all) on `core` (-1: any).
+fn open_event(config: u64, tid: i32, core: i32, flags: u64) -> io::Result<OwnedFd> {
     let attribute = Attribute {
         kind: PERF_TYPE_SOFTWARE,
         size: size_of::<Attribute>() as u32,
         config,
         sample_period: 1,
         sample_type: PERF_SAMPLE_TID | PERF_SAMPLE_ADDR,
-        flags: WATERMARK | if tid == -1 { 0 } else { INHERIT },
+        flags: WATERMARK | flags,
         // Nobody waits for it.
         wakeup_watermark: u32::MAX,
         ..Attribute::default()

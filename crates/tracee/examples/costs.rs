@@ -85,7 +85,7 @@ fn measure(pid: i32) -> Result<(), Box<dyn std::error::Error>> {
         for mapping in &map {
             tracker.register(mapping, mapping.range)?;
         }
-        let faults = WriteFaults::follow(process, SERVICE_CORE)?;
+        let faults = WriteFaults::follow(process, WriteFaults::prepare(SERVICE_CORE)?)?;
         (tracker, faults)
     };
     let mut names = [

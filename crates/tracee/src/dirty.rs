@@ -43,6 +43,8 @@ pub struct DirtyTracker {
     scanner: Scanner,
     regions: Vec<Region>,
     file_regions: Vec<Region>,
+    /// A written page was on its way between two places when it was to be protected.
+    unsettled: bool,
 }
 
 impl DirtyTracker {
@@ -80,6 +82,7 @@ impl DirtyTracker {
             scanner,
             regions,
             file_regions,
+            unsettled: false,
         })
     }
 
@@ -148,7 +151,9 @@ impl DirtyTracker {
                 end: range.end,
             };
             let scanned = self.scanner.scan(Look::Written, rest, &mut self.regions);
-            start = scanned.map_err(self.error("scan the page tables"))?.1;
+            let (count, reached) = scanned.map_err(self.error("scan the page tables"))?;
+            self.note_unsettled(count);
+            start = reached;
         }
         // The blob is in no image.
         let below = AddressRange {
@@ -161,6 +166,13 @@ impl DirtyTracker {
         };
         self.find(Look::Present, map, below, pages)?;
         self.find(Look::Present, map, above, pages)
+    }
+
+    /// Whether a scan since the last call has met a written page that was not there: one that the
+    /// kernel is just moving becomes writable again as it was, unprotected (mm/migrate.c,
+    /// `remove_migration_pte`), and its next write is no page fault. The next scan finds it.
+    pub fn take_unsettled(&mut self) -> bool {
+        std::mem::take(&mut self.unsettled)
     }
 
     /// Whether the process has pages of its own in `range`, in the place of those that were mapped
@@ -222,6 +234,11 @@ impl DirtyTracker {
             .map_err(self.error("copy written pages"))
     }
 
+    fn note_unsettled(&mut self, count: usize) {
+        let mut found = self.regions[..count].iter();
+        self.unsettled |= found.any(|region| region.categories & pagemap::SWAPPED != 0);
+    }
+
     fn error(&self, operation: &'static str) -> impl FnOnce(io::Error) -> TraceError {
         TraceError::of_thread(operation, HostTid(self.host_pid.0))
     }
@@ -242,6 +259,9 @@ impl DirtyTracker {
             };
             let scanned = self.scanner.scan(look, part, &mut self.regions);
             let (count, reached) = scanned.map_err(self.error("scan the page tables"))?;
+            if matches!(look, Look::Written) {
+                self.note_unsettled(count);
+            }
             for region in &self.regions[..count] {
                 // Reads as zero, and there is nothing in the replica either.
                 if region.categories & pagemap::ZERO_PAGE == 0 {
@@ -317,7 +337,7 @@ impl Scanner {
                 Look::Guard => 0,
                 _ => pagemap::PRESENT | pagemap::SWAPPED,
             },
-            returned: pagemap::ZERO_PAGE,
+            returned: pagemap::ZERO_PAGE | pagemap::SWAPPED,
             protect: matches!(look, Look::Written),
         };
         let (count, reached) = pagemap::scan(self.pagemap.as_fd(), start, end, &filter, regions)?;

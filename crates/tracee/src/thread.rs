@@ -103,8 +103,39 @@ pub struct Process {
     pub(crate) vdso: Option<AddressRange>,
     /// Its memory file, which belongs to one address space: opened anew after exec.
     pub(crate) memory: File,
-    /// Where we wrote into its own memory (addresses), for whoever listens to its page faults.
-    pub(crate) corrected: RefCell<Vec<u64>>,
+    /// Where we wrote into its own memory, for whoever listens to its page faults.
+    pub(crate) corrected: RefCell<Corrected>,
+}
+
+/// Pages that we wrote to, as long as they are few.
+#[derive(Debug, Default)]
+pub(crate) struct Corrected {
+    pages: Vec<u64>,
+    too_many: bool,
+}
+
+impl Corrected {
+    const PAGES_MAX: usize = 64;
+
+    fn add(&mut self, address: u64) {
+        let page = address / PAGE_SIZE * PAGE_SIZE;
+        // The same few words, again and again.
+        if self.pages.contains(&page) {
+            return;
+        }
+        if self.pages.len() < Self::PAGES_MAX {
+            self.pages.push(page);
+        } else {
+            self.too_many = true;
+        }
+    }
+
+    /// Takes them out; `None` when not all are known.
+    pub fn take(&mut self) -> Option<impl Iterator<Item = u64> + '_> {
+        let all_known = !std::mem::take(&mut self.too_many);
+        let pages = self.pages.drain(..);
+        all_known.then_some(pages)
+    }
 }
 
 impl Process {
@@ -139,13 +170,8 @@ impl Process {
     /// Writes into the process's own memory in its place.
     pub(crate) fn correct(&self, bytes: &[u8], address: u64) -> io::Result<()> {
         let mut corrected = self.corrected.borrow_mut();
-        for end in [address, address + bytes.len() as u64 - 1] {
-            let page = end / PAGE_SIZE * PAGE_SIZE;
-            // The same few words, again and again.
-            if !corrected.contains(&page) {
-                corrected.push(page);
-            }
-        }
+        corrected.add(address);
+        corrected.add(address + bytes.len() as u64 - 1);
         self.memory.write_all_at(bytes, address)
     }
 

@@ -17,12 +17,15 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use unbroken_image::AddressRange;
-use unbroken_sys::page_faults::FaultRing;
+pub use unbroken_sys::page_faults::FaultRing;
+use unbroken_sys::process;
 
 /// The size of a huge page.
 pub const BLOCK_BYTES: u64 = 2 << 20;
 /// Room for some 43,000 faults between two looks.
 const RING_PAGES: usize = 256;
+/// What part of the descriptors that we may have listening may take.
+const DESCRIPTORS_PART: u64 = 4;
 
 /// Listens for the page faults of one process.
 pub struct WriteFaults {
@@ -38,10 +41,26 @@ pub struct WriteFaults {
 }
 
 impl WriteFaults {
-    /// Begins to listen for faults of `process`, which is stopped, on `core`.
-    pub fn follow(process: &Process, core: usize) -> Result<WriteFaults, TraceError> {
+    /// Makes what [`WriteFaults::follow`] needs for a process on `core`. Takes milliseconds, so
+    /// that it is not to be done while the process is stopped.
+    pub fn prepare(core: usize) -> Result<FaultRing, TraceError> {
+        FaultRing::open(core, RING_PAGES).map_err(TraceError::of_tracer("listen for page faults"))
+    }
+
+    /// Begins to listen for faults of `process`, which is stopped.
+    ///
+    /// # Errors
+    /// Also when it has so many threads that our own descriptors, two for each, would become scarce.
+    pub fn follow(process: &Process, ring: FaultRing) -> Result<WriteFaults, TraceError> {
         let failed = TraceError::of_tracer;
-        let ring = FaultRing::open(core, RING_PAGES).map_err(failed("listen for page faults"))?;
+        let (limit, _) = process::limit(0, libc::RLIMIT_NOFILE)
+            .map_err(failed("read our limit of open files"))?;
+        let needed = 2 * process.threads().len() as u64;
+        if needed > limit / DESCRIPTORS_PART {
+            let text =
+                format!("it would take {needed} descriptors of the {limit} that we may have");
+            return Err(failed("listen for page faults")(io::Error::other(text)));
+        }
         let follow = |tid: HostTid| {
             let events = ring.follow(tid.0);
             events.map_err(TraceError::of_thread("listen for page faults", tid))
@@ -71,8 +90,10 @@ impl WriteFaults {
         self.blocks.clear();
         // What we wrote was a page fault of ours.
         let mut corrected = process.corrected.borrow_mut();
-        let corrected = corrected.drain(..).map(|address| address / BLOCK_BYTES);
-        self.blocks.extend(corrected);
+        match corrected.take() {
+            Some(pages) => self.blocks.extend(pages.map(|page| page / BLOCK_BYTES)),
+            None => is_alone = false,
+        }
         self.ring
             .take(|fault| {
                 heard += 1;

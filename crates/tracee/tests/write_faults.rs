@@ -105,7 +105,7 @@ impl Held {
             tracker.register(mapping, mapping.range).unwrap();
         }
         let core = affinity::cores(0).unwrap()[0];
-        let faults = WriteFaults::follow(process, core).unwrap();
+        let faults = WriteFaults::follow(process, WriteFaults::prepare(core).unwrap()).unwrap();
         stopped.resume().unwrap();
         let mut held = Held {
             guest,

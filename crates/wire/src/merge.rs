@@ -42,10 +42,9 @@ pub enum Run<'a> {
 /// Segments of one connection in a row.
 #[derive(Debug)]
 pub struct Joined<'a> {
-    frame: ReleasedFrame<'a>,
+    frames: Vec<ReleasedFrame<'a>>,
     first: Piece<'a>,
     last: Piece<'a>,
-    payloads: Vec<&'a [u8]>,
     payload_bytes: usize,
     /// Into which the packet is to be cut, if it is.
     piece_bytes: u16,
@@ -80,7 +79,7 @@ pub fn merge<'a>(frames: impl Iterator<Item = ReleasedFrame<'a>>) -> Vec<Run<'a>
             && let Some(Run::Joined(joined)) = runs.get_mut(*at)
             && joined.takes(&piece)
         {
-            joined.add(piece);
+            joined.add(frame, piece);
             continue;
         }
         open.insert(segment.connection, runs.len());
@@ -195,10 +194,9 @@ impl Piece<'_> {
 impl<'a> Joined<'a> {
     fn new(frame: ReleasedFrame<'a>, piece: Piece<'a>) -> Joined<'a> {
         Joined {
-            frame,
+            frames: vec![frame],
             first: piece,
             last: piece,
-            payloads: vec![piece.payload],
             payload_bytes: piece.payload.len(),
             piece_bytes: piece.piece_bytes,
             pushes: piece.pushes(),
@@ -215,20 +213,20 @@ impl<'a> Joined<'a> {
             && piece.service() == self.first.service()
             && piece.header.len() == self.first.header.len()
             && headers_bytes + self.payload_bytes + piece.payload.len() <= PACKET_BYTES_MAX
-            && self.payloads.len() < SEGMENTS_MAX
+            && self.frames.len() < SEGMENTS_MAX
     }
 
-    fn add(&mut self, piece: Piece<'a>) {
+    fn add(&mut self, frame: ReleasedFrame<'a>, piece: Piece<'a>) {
+        self.frames.push(frame);
         self.last = piece;
-        self.payloads.push(piece.payload);
         self.payload_bytes += piece.payload.len();
         self.piece_bytes = self.piece_bytes.max(piece.piece_bytes);
         self.pushes |= piece.pushes();
     }
 
-    /// The only segment of it, as it was.
-    pub fn single(&self) -> Option<ReleasedFrame<'a>> {
-        (self.payloads.len() == 1).then_some(self.frame)
+    /// The segments, as they were.
+    pub fn frames(&self) -> &[ReleasedFrame<'a>] {
+        &self.frames
     }
 
     /// What stands in front of the payloads in the joined packet.
@@ -238,8 +236,11 @@ impl<'a> Joined<'a> {
         front
     }
 
-    pub fn payloads(&self) -> &[&'a [u8]] {
-        &self.payloads
+    pub fn payloads(&self) -> impl Iterator<Item = &'a [u8]> + '_ {
+        // The headers of all are as long as those of the first.
+        let headers_bytes = self.first.internet.len() + self.first.header.len();
+        let frames = self.frames.iter();
+        frames.map(move |frame| &frame.bytes()[VNET_HEADER_BYTES + headers_bytes..])
     }
 
     fn write_front(&self, front: &mut Vec<u8>) {

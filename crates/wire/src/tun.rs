@@ -65,16 +65,21 @@ impl ClientSide {
         }
     }
 
-    /// Sends what was joined.
-    pub fn send_joined(&self, joined: &Joined<'_>) -> io::Result<Sent> {
-        if let Some(frame) = joined.single() {
-            return self.send(frame);
+    /// Sends segments that were joined, as one packet if the kernel takes that.
+    pub fn send_joined(&self, joined: &Joined<'_>) -> io::Result<()> {
+        if joined.frames().len() > 1 {
+            let front = joined.front();
+            let mut parts = Vec::with_capacity(1 + joined.frames().len());
+            parts.push(IoSlice::new(&front));
+            parts.extend(joined.payloads().map(IoSlice::new));
+            if write_parts(&self.0, &parts)? == Sent::Whole {
+                return Ok(());
+            }
         }
-        let front = joined.front();
-        let mut parts = Vec::with_capacity(1 + joined.payloads().len());
-        parts.push(IoSlice::new(&front));
-        parts.extend(joined.payloads().iter().map(|part| IoSlice::new(part)));
-        write_parts(&self.0, &parts)
+        for frame in joined.frames() {
+            let _ = self.send(*frame)?;
+        }
+        Ok(())
     }
 
     /// Sends a packet that a takeover built from committed state.

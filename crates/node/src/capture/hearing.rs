@@ -7,7 +7,7 @@
 
 use crate::clock::now_ns;
 use unbroken_image::{AddressRange, Backing, Mapping, Sharing};
-use unbroken_tracee::write_faults::{BLOCK_BYTES, WriteFaults};
+use unbroken_tracee::write_faults::{BLOCK_BYTES, FaultRing, WriteFaults};
 use unbroken_tracee::{Process, TraceError};
 
 /// A scan of everything that takes so long, so many times in a row, is worth to be avoided.
@@ -71,8 +71,10 @@ impl Worth {
 enum Listening {
     /// Not worth it.
     No,
-    /// From the next scan on.
+    /// To be prepared while the service runs.
     Due,
+    /// From the next scan on.
+    Ready(FaultRing),
     Yes(WriteFaults),
     /// The kernel refuses.
     Never,
@@ -143,7 +145,7 @@ impl Hearing {
         ranges: &[AddressRange],
         in_doubt: bool,
     ) -> Result<&[AddressRange], TraceError> {
-        self.begin_when_due(process);
+        self.begin_when_ready(process);
         let heard = match &mut self.listening {
             Listening::Yes(faults) => faults.take(process)?,
             _ => None,
@@ -183,20 +185,36 @@ impl Hearing {
         }
     }
 
-    fn begin_when_due(&mut self, process: &Process) {
-        if !matches!(self.listening, Listening::Due) {
-            return;
+    /// Prepares to listen, if that is due; to be called while the service runs.
+    pub fn prepare(&mut self) {
+        if matches!(self.listening, Listening::Due) {
+            self.listening = match WriteFaults::prepare(self.core) {
+                Ok(ring) => Listening::Ready(ring),
+                Err(error) => refused(&error),
+            };
         }
-        self.listening = match WriteFaults::follow(process, self.core) {
+    }
+
+    fn begin_when_ready(&mut self, process: &Process) {
+        let ring = match std::mem::replace(&mut self.listening, Listening::No) {
+            Listening::Ready(ring) => ring,
+            other => {
+                self.listening = other;
+                return;
+            }
+        };
+        self.listening = match WriteFaults::follow(process, ring) {
             Ok(faults) => Listening::Yes(faults),
             // A thread that just ends.
             Err(error) if error.is_death() => Listening::Due,
-            Err(error) => {
-                crate::log!("every scan goes over the whole memory: {error}");
-                Listening::Never
-            }
+            Err(error) => refused(&error),
         };
     }
+}
+
+fn refused(error: &TraceError) -> Listening {
+    crate::log!("every scan goes over the whole memory: {error}");
+    Listening::Never
 }
 
 /// Appends `ranges` to `targets`, without the parts of `blockwise` that are not in `written`. All

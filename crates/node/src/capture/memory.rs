@@ -121,7 +121,8 @@ impl Memory {
             true => &[USER_SPACE][..],
             false => &self.volatile,
         };
-        let targets = self.hearing.narrow(process, ranges, due.everything)?;
+        let in_doubt = due.everything || self.tracker.take_unsettled();
+        let targets = self.hearing.narrow(process, ranges, in_doubt)?;
         self.tracker
             .scan_ranges(&self.scanned, targets, &mut self.pages)?;
         self.hearing.scanned();
@@ -258,6 +259,11 @@ impl Memory {
         }
         find_volatile(&self.scanned, &mut self.volatile);
         self.hearing.map_changed(&self.scanned);
+    }
+
+    /// What takes time and can be done while the service runs.
+    pub fn prepare(&mut self) {
+        self.hearing.prepare();
     }
 
     /// I7: that nothing was written where the scan at hand did not look.

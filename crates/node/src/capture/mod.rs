@@ -299,6 +299,9 @@ impl Capture {
             line.wake_main();
         }
         let _ = link.journal.wake_reader();
+        if let Some(followed) = &mut self.followed {
+            followed.memory.prepare();
+        }
         Ok(())
     }
 

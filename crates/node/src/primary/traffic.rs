@@ -279,8 +279,8 @@ impl Traffic {
             for run in &runs {
                 match run {
                     Run::Joined(joined) => {
-                        let _ = self.clients.send_joined(joined)?;
-                        count += joined.payloads().len();
+                        self.clients.send_joined(joined)?;
+                        count += joined.frames().len();
                         continue;
                     }
                     Run::Alone(frame) => match frame.kind() {

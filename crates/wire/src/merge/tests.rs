@@ -43,10 +43,14 @@ fn written(frames: &[(OutputKind, Vec<u8>)]) -> Vec<(OutputKind, Vec<u8>)> {
                 (frame.kind(), frame.bytes().to_vec())
             }
             Run::Joined(joined) => {
-                count += joined.payloads().len();
-                let bytes = match joined.single() {
-                    Some(frame) => frame.bytes().to_vec(),
-                    None => [joined.front(), joined.payloads().concat()].concat(),
+                count += joined.frames().len();
+                let bytes = match joined.frames() {
+                    [frame] => frame.bytes().to_vec(),
+                    _ => [
+                        joined.front(),
+                        joined.payloads().collect::<Vec<_>>().concat(),
+                    ]
+                    .concat(),
                 };
                 (OutputKind::Packet, bytes)
             }
