@@ -2,12 +2,16 @@
 
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use unbroken_core::give_up::{GiveUp, GiveUpLimits};
+use unbroken_core::role::{Event, Role};
 use unbroken_sys::shared::RingMemory;
 use unbroken_wire::Tuple;
 use unbroken_wire::craft::{self, Direction, SegmentNumbers};
 use unbroken_wire::flows::{FlowLimits, Flows, NamedConnection, TableChange};
+use unbroken_wire::gate::{Gate, OutputKind};
 use unbroken_wire::log::{InputLogReader, InputLogWriter, JournalReader, JournalWriter};
-use unbroken_wire::packet::{Packet, Timestamps};
+use unbroken_wire::merge::{Run, merge};
+use unbroken_wire::packet::{FRAME_BYTES_MAX, Packet, Timestamps};
 
 fn tuple(text: &str) -> Tuple {
     let service = text.parse().expect("an address");
@@ -44,6 +48,49 @@ fn fuzz_packet() {
 
 /// A row of packets either way, with epochs between them: each is a byte that says what it is, two
 /// for the length, and the frame.
+#[test]
+fn fuzz_merge() {
+    let mut role = Role::primary(GiveUp::new(GiveUpLimits::default()));
+    role.apply(Event::Launched, 0);
+    let data = craft::data_segments(&craft::Resend {
+        tuple: tuple("10.211.0.2:80"),
+        numbers: SegmentNumbers {
+            sequence: 1000,
+            acknowledgement: 2000,
+            window: 300,
+            timestamps: Some(Timestamps { value: 4, echo: 5 }),
+        },
+        mss: 60,
+        data: &[7; 200],
+    });
+    let segments: Vec<Vec<u8>> = data.map(|packet| packet.frame().to_vec()).collect();
+    // Among segments that follow each other, and after itself.
+    unbroken_fuzz::bytes("packet", &segments, |frame| {
+        let mut gate = Gate::new(1 << 18, 1);
+        let rows = segments.iter().map(Vec::as_slice).chain([frame, frame]);
+        let mut count = 0;
+        for row in rows.filter(|row| row.len() <= FRAME_BYTES_MAX) {
+            assert!(gate.hold(OutputKind::Packet, 0, row));
+            count += 1;
+        }
+        gate.pass(role.pass_permit().expect("unprotected"));
+        let released = gate.released();
+        let mut merged = 0;
+        for run in merge(released.iter()) {
+            match run {
+                Run::Alone(_) => merged += 1,
+                Run::Joined(joined) => {
+                    let payloads: Vec<&[u8]> = joined.payloads().collect();
+                    let whole = [joined.front(), payloads.concat()].concat();
+                    assert!(matches!(Packet::parse(&whole), Packet::Tcp(_)));
+                    merged += joined.frames().len();
+                }
+            }
+        }
+        assert_eq!(merged, count);
+    });
+}
+
 #[test]
 fn fuzz_flows() {
     let mut row = Vec::new();
