@@ -34,7 +34,18 @@ impl<P: Send + 'static> KernelProgram<P> {
     /// # Errors
     /// Says once why there is none.
     pub fn ready(&mut self) -> io::Result<Option<&P>> {
-        if matches!(self, KernelProgram::Loading(thread) if thread.is_finished())
+        match self {
+            KernelProgram::Loading(thread) if !thread.is_finished() => Ok(None),
+            _ => self.wait(),
+        }
+    }
+
+    /// The program, made by now if it was asked for.
+    ///
+    /// # Errors
+    /// Says once why there is none.
+    pub fn wait(&mut self) -> io::Result<Option<&P>> {
+        if matches!(self, KernelProgram::Loading(_))
             && let KernelProgram::Loading(thread) = std::mem::replace(self, KernelProgram::Absent)
         {
             let loaded = thread.join().map_err(|_| io::ErrorKind::Other)?;

@@ -151,6 +151,7 @@ impl Capture {
         journal: JournalWriter,
     ) -> Result<(), CaptureError> {
         self.unlink();
+        self.objects.prepare();
         let mut stopped = tree.stop()?;
         let (pid, host_pid, leader) = only_process(&stopped)?;
         // Before anything is sent for nothing: is there something that no replica can have?

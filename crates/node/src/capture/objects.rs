@@ -133,6 +133,11 @@ impl Objects {
         })
     }
 
+    /// What has to be known before a survey, and may take milliseconds: the service runs meanwhile.
+    pub fn prepare(&mut self) {
+        self.sockets.settle();
+    }
+
     /// Reads everything anew. The caller holds `closings`' sockets.
     pub fn survey(
         &mut self,

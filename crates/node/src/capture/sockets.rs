@@ -44,6 +44,14 @@ impl Sockets {
         }
     }
 
+    /// Waits until it is known whether all connections can be read at once: whoever cannot needs
+    /// repair mode, in which a socket stays when its primary dies.
+    pub fn settle(&mut self) {
+        if let Err(error) = self.program.wait() {
+            crate::log!("sockets are read one by one from now on: {error}");
+        }
+    }
+
     /// From now on this process is read.
     pub fn follow(&mut self, pid: Pid, host_pid: i32) {
         self.process = Some((pid, host_pid));
