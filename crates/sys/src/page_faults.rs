@@ -230,10 +230,11 @@ mod tests {
             libc::mmap(std::ptr::null_mut(), length, protection, flags, -1, 0)
         };
         assert_ne!(address, libc::MAP_FAILED);
+        // SAFETY: the mapping that was just made; one page at a time is to be faulted in.
+        unsafe { libc::madvise(address, length, libc::MADV_NOHUGEPAGE) };
         for page in 0..pages {
             // SAFETY: inside the mapping that was just made, and nobody else knows of it.
             unsafe {
-                libc::madvise(address, length, libc::MADV_NOHUGEPAGE);
                 address
                     .cast::<u8>()
                     .add(page * PAGE_BYTES)

@@ -175,6 +175,11 @@ impl DirtyTracker {
         std::mem::take(&mut self.unsettled)
     }
 
+    /// As [`DirtyTracker::take_unsettled`], which still is to be called.
+    pub fn is_unsettled(&self) -> bool {
+        self.unsettled
+    }
+
     /// Whether the process has pages of its own in `range`, in the place of those that were mapped
     /// there.
     pub fn has_own_pages(&mut self, range: AddressRange) -> Result<bool, TraceError> {

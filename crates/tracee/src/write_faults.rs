@@ -160,6 +160,7 @@ mod tests {
         assert_eq!(parse_fault_count(b"7 (a) S 1"), None);
         assert_eq!(parse_fault_count(b""), None);
     }
+
     #[test]
     fn fuzz_fault_count() {
         let stat = "7 (a ) S 1 2 3) S 1 2 3 4 5 6 700 8 90 10 11";

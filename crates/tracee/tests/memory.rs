@@ -90,19 +90,8 @@ impl Held {
         }
     }
 
-    /// Has the guest do something, with the tracer's thread free to pass its signals on.
     fn tell(&mut self, line: &str) {
-        use std::io::Write;
-        let bell = self.tree.bell();
-        let guest = &mut self.guest;
-        std::thread::scope(|scope| {
-            scope.spawn(move || {
-                writeln!(guest.stdin.as_mut().unwrap(), "{line}").unwrap();
-                guest.expect_line("done");
-                bell.ring();
-            });
-            assert_eq!(self.tree.wait().unwrap(), unbroken_tracee::Event::Bell);
-        });
+        self.guest.tell(&mut self.tree, line);
     }
 
     /// Written pages of the guest's own ranges, as offsets from BASE.

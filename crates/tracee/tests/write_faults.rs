@@ -118,19 +118,8 @@ impl Held {
         held
     }
 
-    /// Has the guest do something; a child that it makes on the way is let go.
     fn tell(&mut self, line: &str) {
-        use std::io::Write;
-        let bell = self.tree.bell();
-        let guest = &mut self.guest;
-        std::thread::scope(|scope| {
-            scope.spawn(move || {
-                writeln!(guest.stdin.as_mut().unwrap(), "{line}").unwrap();
-                guest.expect_line("done");
-                bell.ring();
-            });
-            while self.tree.wait().unwrap() != unbroken_tracee::Event::Bell {}
-        });
+        self.guest.tell(&mut self.tree, line);
     }
 
     /// Scans all, and checks that nothing was written where nothing was heard if it says so.

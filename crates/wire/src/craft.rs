@@ -9,14 +9,14 @@ use crate::Tuple;
 use crate::packet::{TcpFlags, TcpOptions, Timestamps, VNET_HEADER_BYTES};
 use std::net::{IpAddr, SocketAddr};
 
-const IPV4_HEADER_BYTES: usize = 20;
-const IPV6_HEADER_BYTES: usize = 40;
-const TCP_HEADER_BYTES: usize = 20;
+pub(crate) const IPV4_HEADER_BYTES: usize = 20;
+pub(crate) const IPV6_HEADER_BYTES: usize = 40;
+pub(crate) const TCP_HEADER_BYTES: usize = 20;
 /// Two NOPs and the option, as Linux sends it.
-const TIMESTAMPS_BYTES: usize = 12;
+pub(crate) const TIMESTAMPS_BYTES: usize = 12;
 /// MSS, SACK-permitted, timestamps, window scale: the most that `syn` writes.
 const OPTIONS_BYTES_MAX: usize = 24;
-const PROTOCOL_TCP: u8 = 6;
+pub(crate) const PROTOCOL_TCP: u8 = 6;
 const HOP_LIMIT: u8 = 64;
 
 /// Which way a packet goes.

@@ -6,20 +6,18 @@
 //! timestamps of the last. The kernel cuts it again, into pieces no longer than the longest of them,
 //! where it leaves on a real link.
 
-use crate::craft::{finish, sum};
+use crate::craft::{
+    IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, PROTOCOL_TCP, TCP_HEADER_BYTES, TIMESTAMPS_BYTES, finish,
+    sum,
+};
 use crate::gate::{OutputKind, ReleasedFrame};
 use crate::packet::{TcpFlags, VNET_HEADER_BYTES, VnetHeader};
 use std::collections::HashMap;
 
-const PROTOCOL_TCP: u8 = 6;
-const V4_HEADER_BYTES: usize = 20;
-const V6_HEADER_BYTES: usize = 40;
-const TCP_HEADER_BYTES: usize = 20;
 /// Two NOPs and the option, as Linux sends it on every segment.
 const TIMESTAMPS_START: [u8; 4] = [1, 1, 8, 10];
-const TIMESTAMPS_BYTES: usize = 12;
 const FRONT_BYTES_MAX: usize =
-    VNET_HEADER_BYTES + V6_HEADER_BYTES + TCP_HEADER_BYTES + TIMESTAMPS_BYTES;
+    VNET_HEADER_BYTES + IPV6_HEADER_BYTES + TCP_HEADER_BYTES + TIMESTAMPS_BYTES;
 /// The longest IP packet.
 const PACKET_BYTES_MAX: usize = 65_535;
 /// Below what one `writev` takes (`IOV_MAX`).
@@ -108,13 +106,13 @@ impl<'a> Segment<'a> {
     fn of(frame: &'a [u8]) -> Option<Segment<'a>> {
         let (offload, packet) = VnetHeader::split(frame)?;
         let internet_bytes = match packet.first()? {
-            0x45 => V4_HEADER_BYTES,
-            first if first >> 4 == 6 => V6_HEADER_BYTES,
+            0x45 => IPV4_HEADER_BYTES,
+            first if first >> 4 == 6 => IPV6_HEADER_BYTES,
             _ => return None,
         };
         let (internet, tcp) = packet.split_at_checked(internet_bytes)?;
         let word = |at: usize| usize::from(u16::from_be_bytes([internet[at], internet[at + 1]]));
-        let (protocol, is_whole, addresses) = if internet_bytes == V4_HEADER_BYTES {
+        let (protocol, is_whole, addresses) = if internet_bytes == IPV4_HEADER_BYTES {
             // Neither cut off nor a fragment.
             let is_whole = word(2) == packet.len() && word(6) & 0x3fff == 0;
             (internet[9], is_whole, &internet[12..])
@@ -185,7 +183,7 @@ impl Piece<'_> {
     /// What routers see of it besides addresses: class and flow, how far it may go.
     fn service(&self) -> (&[u8], &[u8]) {
         match self.internet.len() {
-            V4_HEADER_BYTES => (&self.internet[..2], &self.internet[6..9]),
+            IPV4_HEADER_BYTES => (&self.internet[..2], &self.internet[6..9]),
             _ => (&self.internet[..4], &self.internet[7..8]),
         }
     }
@@ -246,7 +244,7 @@ impl<'a> Joined<'a> {
     fn write_front(&self, front: &mut Vec<u8>) {
         let internet_bytes = self.first.internet.len();
         let headers_bytes = internet_bytes + self.first.header.len();
-        let is_v4 = internet_bytes == V4_HEADER_BYTES;
+        let is_v4 = internet_bytes == IPV4_HEADER_BYTES;
         let gso_type = if is_v4 { GSO_TCP_V4 } else { GSO_TCP_V6 };
         front.extend_from_slice(&[NEEDS_CHECKSUM, gso_type]);
         for word in [

@@ -76,6 +76,10 @@ enum Listening {
     /// From the next scan on.
     Ready(FaultRing),
     Yes(WriteFaults),
+    /// In vain; to be let go while the service runs.
+    Over {
+        _faults: WriteFaults,
+    },
     /// The kernel refuses.
     Never,
 }
@@ -164,17 +168,17 @@ impl Hearing {
     /// The scan is done.
     pub fn scanned(&mut self) {
         let took_ns = now_ns() - self.began_at_ns;
-        match self.listening {
+        self.listening = match std::mem::replace(&mut self.listening, Listening::No) {
             Listening::No if !self.blockwise.is_empty() && self.worth.scanned_all(took_ns) => {
-                self.listening = Listening::Due;
+                Listening::Due
             }
-            Listening::Yes(_)
+            Listening::Yes(faults)
                 if self.worth.scanned_heard(took_ns, self.is_partial) && !self.verify =>
             {
-                self.listening = Listening::No;
+                Listening::Over { _faults: faults }
             }
-            _ => {}
-        }
+            other => other,
+        };
     }
 
     /// What the last scan passed over.
@@ -185,13 +189,17 @@ impl Hearing {
         }
     }
 
-    /// Prepares to listen, if that is due; to be called while the service runs.
+    /// Prepares to listen, or lets go, if that is due; to be called while the service runs.
     pub fn prepare(&mut self) {
-        if matches!(self.listening, Listening::Due) {
-            self.listening = match WriteFaults::prepare(self.core) {
-                Ok(ring) => Listening::Ready(ring),
-                Err(error) => refused(&error),
-            };
+        match self.listening {
+            Listening::Due => {
+                self.listening = match WriteFaults::prepare(self.core) {
+                    Ok(ring) => Listening::Ready(ring),
+                    Err(error) => refused(&error),
+                };
+            }
+            Listening::Over { .. } => self.listening = Listening::No,
+            _ => {}
         }
     }
 

@@ -58,6 +58,23 @@ impl Guest {
     }
 }
 
+impl Guest {
+    /// Has the guest do something, with the tracer's thread free to pass its signals on.
+    pub fn tell(&mut self, tree: &mut Tree, line: &str) {
+        use std::io::Write;
+        let bell = tree.bell();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                writeln!(self.stdin.as_mut().unwrap(), "{line}").unwrap();
+                self.expect_line("done");
+                bell.ring();
+            });
+            // A child that it makes on the way is let go.
+            while tree.wait().unwrap() != Event::Bell {}
+        });
+    }
+}
+
 impl Drop for Guest {
     fn drop(&mut self) {
         let _ = self.child.kill();

@@ -94,7 +94,8 @@ fn reopening(last: &Connection, tuple: Tuple, opening: &Segment<'_>) -> LatePack
         service_end,
         ..
     } = last;
-    let waits_out = client.finished && service_end.is_some() && client.acknowledged == *service_end;
+    let all_is_heard = service_end.is_some_and(|end| client.acknowledged == Some(end));
+    let waits_out = client.finished && all_is_heard;
     let Some(client_end) = last.client_end().filter(|_| waits_out) else {
         return LatePacket::ForTheKernel;
     };
