@@ -200,7 +200,7 @@ impl<'a> Btf<'a> {
     /// between them. Members of structures and unions without a name are found like others.
     pub fn place(&self, number: u32, path: &str) -> io::Result<Place> {
         let lacks = || {
-            let text = format!("this kernel's sockets have no number {path}");
+            let text = format!("this kernel has no number {path} there");
             io::Error::new(io::ErrorKind::Unsupported, text)
         };
         let mut number = number;

@@ -11,24 +11,28 @@ use crate::descriptor::check;
 use std::ffi::CStr;
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+const BPF_MAP_CREATE: libc::c_int = 0;
+const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_PROG_LOAD: libc::c_int = 5;
+const BPF_RAW_TRACEPOINT_OPEN: libc::c_int = 17;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_ITER_CREATE: libc::c_int = 33;
 
+const BPF_MAP_TYPE_LRU_HASH: u32 = 9;
+
+const BPF_PROG_TYPE_RAW_TRACEPOINT: u32 = 17;
 const BPF_PROG_TYPE_TRACING: u32 = 26;
 const BPF_TRACE_ITER: u32 = 28;
 
 /// How much the verifier may say about a program that it refuses.
 const LOG_BYTES: usize = 16384;
 
-/// A command that returns a descriptor.
-///
 /// # Safety
 /// `attributes` is what `command` takes, without padding, and what it points to may be read, or
 /// written where the command writes, until the call returns.
-unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<OwnedFd> {
+unsafe fn bpf_number<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
     // SAFETY: the size is that of the structure; the caller vouches for the rest.
     let result = unsafe {
         libc::syscall(
@@ -38,7 +42,16 @@ unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<OwnedFd> {
             size_of::<T>(),
         )
     };
-    let fd = check(result as libc::c_int)?;
+    check(result as libc::c_int)
+}
+
+/// A command that returns a descriptor.
+///
+/// # Safety
+/// As for [`bpf_number`].
+unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<OwnedFd> {
+    // SAFETY: as the caller says.
+    let fd = unsafe { bpf_number(command, attributes) }?;
     // SAFETY: the kernel just gave us this number, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -74,10 +87,38 @@ struct LoadProgram {
 /// Loads an iterator over what the kernel's function `target` (its number in the kernel's types)
 /// goes over. When the verifier refuses it, the error ends in what it said last.
 pub(super) fn load_iterator(instructions: &[Instruction], target: u32) -> io::Result<OwnedFd> {
+    load(instructions, BPF_PROG_TYPE_TRACING, BPF_TRACE_ITER, target)
+}
+
+/// Loads a program for a tracepoint, and runs it there for as long as the descriptor is open. The
+/// error is as that of [`load_iterator`].
+pub(super) fn run_at(tracepoint: &CStr, instructions: &[Instruction]) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attributes {
+        name: u64,
+        program: u32,
+        reserved: u32,
+    }
+    let program = load(instructions, BPF_PROG_TYPE_RAW_TRACEPOINT, 0, 0)?;
+    let attributes = Attributes {
+        name: tracepoint.as_ptr() as u64,
+        program: raw(program.as_fd()),
+        reserved: 0,
+    };
+    // SAFETY: the name is a string that ends.
+    unsafe { bpf(BPF_RAW_TRACEPOINT_OPEN, &attributes) }
+}
+
+fn load(
+    instructions: &[Instruction],
+    kind: u32,
+    attach_kind: u32,
+    target: u32,
+) -> io::Result<OwnedFd> {
     // Helpers of the kernel that write to its files want a licence that the GPL can live with.
     const LICENSE: &CStr = c"Dual MIT/GPL";
     let mut attributes = LoadProgram {
-        kind: BPF_PROG_TYPE_TRACING,
+        kind,
         instruction_count: instructions.len() as u32,
         instructions: instructions.as_ptr() as u64,
         license: LICENSE.as_ptr() as u64,
@@ -88,7 +129,7 @@ pub(super) fn load_iterator(instructions: &[Instruction], target: u32) -> io::Re
         flags: 0,
         name: *b"unbroken_reader\0",
         interface: 0,
-        attach_kind: BPF_TRACE_ITER,
+        attach_kind,
         types: 0,
         function_record_bytes: 0,
         functions: 0,
@@ -179,6 +220,66 @@ pub(super) fn open_pass(link: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     };
     // SAFETY: no pointers.
     unsafe { bpf(BPF_ITER_CREATE, &attributes) }
+}
+
+/// Entries of so many words, by a number of four bytes. When there is no room for a new one, one
+/// that was not used for long makes room.
+#[derive(Debug)]
+pub(super) struct Map<const WORDS: usize> {
+    fd: OwnedFd,
+}
+
+impl<const WORDS: usize> Map<WORDS> {
+    pub fn create(entries: u32) -> io::Result<Map<WORDS>> {
+        #[repr(C)]
+        struct Attributes {
+            kind: u32,
+            key_bytes: u32,
+            value_bytes: u32,
+            entries: u32,
+        }
+        let attributes = Attributes {
+            kind: BPF_MAP_TYPE_LRU_HASH,
+            key_bytes: size_of::<u32>() as u32,
+            value_bytes: size_of::<[u64; WORDS]>() as u32,
+            entries,
+        };
+        // SAFETY: no pointers.
+        let fd = unsafe { bpf(BPF_MAP_CREATE, &attributes) }?;
+        Ok(Map { fd })
+    }
+
+    /// For [`super::instruction::set_map`].
+    pub fn descriptor(&self) -> u32 {
+        raw(self.fd.as_fd())
+    }
+
+    /// The entry of `key`, if there is one.
+    pub fn get(&self, key: u32) -> io::Result<Option<[u64; WORDS]>> {
+        #[repr(C)]
+        struct Attributes {
+            map: u32,
+            reserved: u32,
+            key: u64,
+            value: u64,
+            flags: u64,
+        }
+        let mut value = [0; WORDS];
+        let attributes = Attributes {
+            map: self.descriptor(),
+            reserved: 0,
+            key: (&raw const key) as u64,
+            value: (&raw mut value) as u64,
+            flags: 0,
+        };
+        // SAFETY: the kernel reads the four bytes of `key` and writes as many to `value` as the map
+        // was made for, which are its own.
+        match unsafe { bpf_number(BPF_MAP_LOOKUP_ELEM, &attributes) } {
+            Ok(_) => Ok(Some(value)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -29,9 +29,10 @@ const META_OUTPUT: i16 = 0;
 pub(super) const R0: u8 = 0;
 pub(super) const R1: u8 = 1;
 pub(super) const R2: u8 = 2;
-const R3: u8 = 3;
+pub(super) const R3: u8 = 3;
+pub(super) const R4: u8 = 4;
 pub(super) const CONTEXT: u8 = 6;
-const STACK: u8 = 10;
+pub(super) const STACK: u8 = 10;
 
 const fn instruction(
     code: u8,
@@ -65,7 +66,12 @@ pub(super) fn load(bytes: u32, destination: u8, source: u8, offset: i16) -> Inst
 
 /// `*(stack + offset) = source`.
 pub(super) fn store(bytes: u32, offset: i16, source: u8) -> Instruction {
-    instruction(0x63 | width_bits(bytes), STACK, source, offset, 0)
+    store_at(bytes, STACK, offset, source)
+}
+
+/// `*(base + offset) = source`.
+pub(super) fn store_at(bytes: u32, base: u8, offset: i16, source: u8) -> Instruction {
+    instruction(0x63 | width_bits(bytes), base, source, offset, 0)
 }
 
 /// `*(stack + offset) = value`, eight bytes.
@@ -81,7 +87,32 @@ pub(super) fn set_value(destination: u8, value: i32) -> Instruction {
     instruction(0xb7, destination, 0, 0, value)
 }
 
-fn add_value(destination: u8, value: i32) -> Instruction {
+/// Loads a number of eight bytes.
+pub(super) fn set_wide(destination: u8, value: u64) -> [Instruction; 2] {
+    wide(destination, 0, value)
+}
+
+/// Loads a map, by the descriptor that the loading process has for it (BPF_PSEUDO_MAP_FD).
+pub(super) fn set_map(destination: u8, descriptor: u32) -> [Instruction; 2] {
+    wide(destination, 1, descriptor.into())
+}
+
+fn wide(destination: u8, kind: u8, value: u64) -> [Instruction; 2] {
+    [
+        instruction(0x18, destination, kind, 0, value as i32),
+        instruction(0, 0, 0, 0, (value >> 32) as i32),
+    ]
+}
+
+pub(super) fn subtract(destination: u8, source: u8) -> Instruction {
+    instruction(0x1f, destination, source, 0, 0)
+}
+
+pub(super) fn and_value(destination: u8, value: i32) -> Instruction {
+    instruction(0x57, destination, 0, 0, value)
+}
+
+pub(super) fn add_value(destination: u8, value: i32) -> Instruction {
     instruction(0x07, destination, 0, 0, value)
 }
 
@@ -96,6 +127,15 @@ pub(super) fn skip_if_zero(register: u8, count: usize) -> Instruction {
 
 pub(super) fn skip_if_not_zero(register: u8, count: usize) -> Instruction {
     instruction(0x55, register, 0, count as i16, 0)
+}
+
+/// Compares without signs.
+pub(super) fn skip_if_at_least(register: u8, value: i32, count: usize) -> Instruction {
+    instruction(0x35, register, 0, count as i16, value)
+}
+
+pub(super) fn skip_if_differs(register: u8, other: u8, count: usize) -> Instruction {
+    instruction(0x5d, register, other, count as i16, 0)
 }
 
 pub(super) fn call(helper: i32) -> Instruction {

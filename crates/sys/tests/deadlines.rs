@@ -1,0 +1,115 @@
+//! When waits would have ended, as the kernel tells it.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use unbroken_sys::bpf::DeadlineProgram;
+use unbroken_sys::clock::monotonic_ns;
+use unbroken_sys::{ptrace, wait};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const WAIT_NS: u64 = 100_000_000_000;
+
+/// Says what time it is, and then waits in the way that it was told.
+const WAITER: &str = "
+import select, signal, sys, threading, time
+poller = select.epoll()
+print(time.monotonic_ns(), flush=True)
+{
+    'epoll': lambda: poller.poll(100),
+    'poll': lambda: select.poll().poll(100_000),
+    'select': lambda: select.select([], [], [], 100),
+    'sleep': lambda: time.sleep(100),
+    'signal': lambda: signal.sigtimedwait([signal.SIGHUP], 100),
+    'for ever': lambda: poller.poll(),
+}[sys.argv[1]]()
+";
+
+struct Waiter {
+    child: Child,
+    tid: i32,
+    /// When it had not begun to wait.
+    before_ns: u64,
+    /// When it waited.
+    after_ns: u64,
+}
+
+impl Waiter {
+    /// One that waits; one that `began` is called with first.
+    fn in_a(way: &str, began: impl FnOnce(i32)) -> Waiter {
+        let mut child = Command::new("/usr/bin/python3")
+            .args(["-c", WAITER, way])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let tid = child.id().cast_signed();
+        began(tid);
+        let mut line = String::new();
+        let output = child.stdout.take().unwrap();
+        BufReader::new(output).read_line(&mut line).unwrap();
+        let started = Instant::now();
+        // "running" as long as it does not sleep.
+        while !fs::read_to_string(format!("/proc/{tid}/syscall"))
+            .unwrap()
+            .starts_with(|first: char| first.is_ascii_digit())
+        {
+            assert!(started.elapsed() < PATIENCE, "{way}: it never waited");
+        }
+        Waiter {
+            child,
+            tid,
+            before_ns: line.trim().parse().unwrap(),
+            after_ns: monotonic_ns(),
+        }
+    }
+
+    /// Breaks its wait off; since when.
+    fn interrupt(&self) -> u64 {
+        ptrace::seize(self.tid, 0).unwrap();
+        let since_ns = monotonic_ns();
+        ptrace::interrupt(self.tid).unwrap();
+        wait::wait(self.tid).unwrap();
+        since_ns
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_wait_that_was_broken_off_would_have_ended_its_time_after_it_began() {
+    let program = DeadlineProgram::load(std::process::id().cast_signed()).unwrap();
+    for way in ["epoll", "poll", "select", "sleep", "signal"] {
+        let waiter = Waiter::in_a(way, |_| {});
+        let since_ns = waiter.interrupt();
+        let deadline_ns = program.broken_off(waiter.tid, since_ns).unwrap();
+        let began_ns = deadline_ns.unwrap_or_else(|| panic!("{way} was not seen")) - WAIT_NS;
+        let when = waiter.before_ns..=waiter.after_ns;
+        assert!(
+            when.contains(&began_ns),
+            "{way}: {began_ns} not in {when:?}"
+        );
+        // Of a stop after this one it is not.
+        let later = program.broken_off(waiter.tid, monotonic_ns()).unwrap();
+        assert_eq!(later, None, "{way}: nothing was broken off since");
+    }
+}
+
+#[test]
+fn what_was_not_seen_to_begin_and_what_has_no_end_is_not_told() {
+    let load = |tid| DeadlineProgram::load(tid).unwrap();
+    let early = Waiter::in_a("epoll", |_| {});
+    let program = load(early.tid);
+    let endless = Waiter::in_a("for ever", |_| {});
+    for waiter in [&early, &endless] {
+        let since_ns = waiter.interrupt();
+        let deadline_ns = program.broken_off(waiter.tid, since_ns).unwrap();
+        assert_eq!(deadline_ns, None);
+    }
+}
