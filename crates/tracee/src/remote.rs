@@ -25,6 +25,9 @@ impl RemoteAddr {
     }
 }
 
+/// The result that a call has before it is made.
+pub(crate) const NOT_REACHED: i64 = -(libc::ENOSYS as i64);
+
 /// One call of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot(usize);
@@ -105,8 +108,7 @@ impl<'stopped, 'tree> Batch<'stopped, 'tree> {
             let argument = arguments.get(position).copied().unwrap_or(0);
             buffer.set_word(offset + 8 + position * 8, argument);
         }
-        // What a call that was not reached leaves.
-        buffer.set_word(offset + 56, -i64::from(libc::ENOSYS) as u64);
+        buffer.set_word(offset + 56, NOT_REACHED as u64);
         buffer.calls += 1;
         Ok(Slot(buffer.calls - 1))
     }

@@ -6,6 +6,7 @@ use common::{Guest, state_letter};
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use unbroken_tracee::dirty::DirtyTracker;
 use unbroken_tracee::{Death, Event, HostTid, TraceError, Tree};
 
 /// What the guests run.
@@ -14,6 +15,7 @@ fn guest() {
     match common::role().as_deref() {
         Some("self-checking") => self_checking_guest(),
         Some("tracer") => tracer_guest(),
+        Some("following tracer") => following_tracer_guest(),
         _ => {}
     }
 }
@@ -260,13 +262,23 @@ fn tracer_guest() {
     }
 }
 
-/// The tracer is killed again and again, at any moment; the service must not notice.
-#[test]
-fn a_tracer_may_die_at_any_moment() {
-    let mut guest = Guest::start("self-checking");
-    let pid = guest.pid();
+/// A tracer that does nothing but begin to follow what is written, until it is killed.
+fn following_tracer_guest() {
+    let pid = std::env::var("GUEST_TARGET").unwrap().parse().unwrap();
+    let mut tree = Tree::seize(&[pid], false).unwrap();
+    println!("ready");
+    loop {
+        let mut stopped = tree.stop().unwrap();
+        stopped.install_blob(HostTid(pid)).unwrap();
+        drop(DirtyTracker::install(&mut stopped, HostTid(pid)).unwrap());
+        stopped.resume().unwrap();
+    }
+}
+
+/// Takes the blob of process `pid` over or installs it, and lets go.
+fn take_over(pid: i32) {
+    // A tracer of its own thread, so that this one stays none.
     std::thread::scope(|scope| {
-        // A tracer of its own thread, so that this one can install the blob and let go.
         scope.spawn(|| {
             let mut tree = Tree::seize(&[pid], false).unwrap();
             let mut stopped = tree.stop().unwrap();
@@ -274,12 +286,17 @@ fn a_tracer_may_die_at_any_moment() {
             stopped.detach().unwrap();
         });
     });
+}
+
+/// Kills a tracer of `guest` again and again, at any moment, and does `after` each time.
+fn kill_tracers(role: &str, guest: &mut Guest, mut after: impl FnMut()) {
+    take_over(guest.pid());
     for kill in 0..120_u64 {
         let mut command = std::process::Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "guest", "--nocapture", "--test-threads=1"]);
         command
-            .env("GUEST_ROLE", "tracer")
-            .env("GUEST_TARGET", pid.to_string());
+            .env("GUEST_ROLE", role)
+            .env("GUEST_TARGET", guest.pid().to_string());
         let mut tracer = Guest::spawn(command);
         std::thread::sleep(Duration::from_micros(500 + kill * 7919 % 3000));
         tracer.child.kill().unwrap();
@@ -289,7 +306,36 @@ fn a_tracer_may_die_at_any_moment() {
             None,
             "guest died after kill {kill}"
         );
+        after();
     }
+}
+
+/// Found by `cargo xtask torture --seed 9000`, fault 1576: redis-server was never protected again
+/// after its primary had died as it made a userfaultfd there, which counted as the service's own.
+#[test]
+fn what_a_dead_tracer_left_open_is_closed_by_the_next() {
+    let mut guest = Guest::start("self-checking");
+    let pid = guest.pid();
+    let is_open = || {
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+        // The guest opens and closes, too.
+        open.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+            .any(|name| name.to_string_lossy().contains("userfaultfd"))
+    };
+    let mut left_open = 0;
+    kill_tracers("following tracer", &mut guest, || {
+        left_open += usize::from(is_open());
+        take_over(pid);
+        assert!(!is_open(), "still there after {left_open} were closed");
+    });
+    assert!(left_open > 0, "no tracer died at that moment");
+}
+
+/// The tracer is killed again and again, at any moment; the service must not notice.
+#[test]
+fn a_tracer_may_die_at_any_moment() {
+    let mut guest = Guest::start("self-checking");
+    kill_tracers("tracer", &mut guest, || {});
     guest.stdin.as_mut().unwrap().write_all(b"xyz").unwrap();
     guest.stdin = None;
     assert!(guest.expect_line("rounds").contains("bytes Ok(3)"));
