@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 use unbroken_sys::affinity;
 
 /// It takes milliseconds to make. Another thread does it, and until then there is none.
-pub(crate) enum KernelProgram<P> {
+pub enum KernelProgram<P> {
     Unasked,
     Loading(JoinHandle<io::Result<P>>),
     Ready(P),
@@ -15,7 +15,7 @@ pub(crate) enum KernelProgram<P> {
 
 impl<P: Send + 'static> KernelProgram<P> {
     /// Has it made on `core`, if it was not asked for before.
-    pub fn ask_for(&mut self, core: usize, load: fn() -> io::Result<P>) {
+    pub fn ask_for(&mut self, core: usize, load: impl FnOnce() -> io::Result<P> + Send + 'static) {
         if !matches!(self, KernelProgram::Unasked) {
             return;
         }
@@ -37,6 +37,21 @@ impl<P: Send + 'static> KernelProgram<P> {
         match self {
             KernelProgram::Loading(thread) if !thread.is_finished() => Ok(None),
             _ => self.wait(),
+        }
+    }
+
+    /// The program, once, when it is made.
+    ///
+    /// # Errors
+    /// Says once why there is none.
+    pub fn take_ready(&mut self) -> io::Result<Option<P>> {
+        self.ready()?;
+        match std::mem::replace(self, KernelProgram::Absent) {
+            KernelProgram::Ready(program) => Ok(Some(program)),
+            not_ready => {
+                *self = not_ready;
+                Ok(None)
+            }
         }
     }
 

@@ -26,8 +26,9 @@ use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::marker::PhantomData;
 use unbroken_image::{AddressRange, Pid, Tid};
+use unbroken_sys::bpf::DeadlineProgram;
 use unbroken_sys::wait::{Bell, Death, Wake, wait};
-use unbroken_sys::{process, ptrace};
+use unbroken_sys::{clock, process, ptrace};
 
 /// What [`Tree::wait`] returns for. The list of processes that a [`Stopped`] shows is the truth;
 /// events say when to look. An event that came during a stop is returned by the next wait.
@@ -78,6 +79,10 @@ pub struct Tree {
     pub(crate) batch: BatchBuffer,
     /// The slots that threads have ([`crate::blocked`]).
     pub(crate) slots: SlotsInUse,
+    /// When waits end that a stop breaks off.
+    pub(crate) deadlines: Option<DeadlineProgram>,
+    /// When the stop began whose waits are seen to; `None` outside of it and without `deadlines`.
+    pub(crate) stop_began_ns: Option<u64>,
     /// ptrace is bound to the thread.
     not_send: PhantomData<*const ()>,
 }
@@ -95,8 +100,16 @@ impl Tree {
             options,
             batch: BatchBuffer::default(),
             slots: SlotsInUse::default(),
+            deadlines: None,
+            stop_began_ns: None,
             not_send: PhantomData,
         })
+    }
+
+    /// From now on waits end when they should whenever they are stopped. `program` sees the pid
+    /// namespace of the tree.
+    pub fn see_deadlines(&mut self, program: DeadlineProgram) {
+        self.deadlines = Some(program);
     }
 
     /// The bell that makes [`Tree::wait`] return; any thread may ring it.
@@ -178,6 +191,7 @@ impl Tree {
     /// Returns [`TraceError::Ended`] when all processes are dying; the next waits say how. A process
     /// that dies while others live is left out of [`Stopped::processes`].
     pub fn stop(&mut self) -> Result<Stopped<'_>, TraceError> {
+        self.stop_began_ns = self.deadlines.is_some().then(clock::monotonic_ns);
         // Every request before the first wait: the threads then stop at the same time.
         for process in 0..self.processes.len() {
             for thread in 0..self.processes[process].threads.len() {
@@ -199,6 +213,7 @@ impl Tree {
         let mut stopped = Stopped::new(self);
         stopped.settle_user_code()?;
         stopped.settle_calls()?;
+        stopped.tree.stop_began_ns = None;
         Ok(stopped)
     }
 

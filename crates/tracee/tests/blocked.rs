@@ -6,6 +6,8 @@ use common::{Guest, python};
 use std::io::Write;
 use std::sync::mpsc;
 use std::time::Duration;
+use unbroken_sys::bpf::DeadlineProgram;
+use unbroken_sys::clock::monotonic_ns;
 use unbroken_tracee::{HostTid, Tree};
 
 const TIMEOUT_MS: u64 = 150;
@@ -234,6 +236,14 @@ impl Waiter {
         self.tree.stop().unwrap().resume().unwrap();
     }
 
+    /// When a replica would be told that the call ends, if it has not.
+    fn deadline_ns(&mut self) -> Option<u64> {
+        let stopped = self.tree.stop().unwrap();
+        let (_, call) = stopped.image_registers(self.tid, false).unwrap();
+        stopped.resume().unwrap();
+        call?.deadline_ns
+    }
+
     /// Ends the call as a takeover does, and makes it as a replica does.
     fn move_on(&mut self) {
         let mut stopped = self.tree.stop().unwrap();
@@ -315,6 +325,45 @@ fn no_call_notices_that_it_moves() {
             });
             assert_timed_out(kind, expected, &returned);
         }
+    }
+}
+
+/// When a call began to wait is not known before its first stop, but when it ends.
+#[test]
+fn a_wait_that_nobody_saw_begin_ends_when_it_should() {
+    const LONGER_MS: u64 = 4 * TIMEOUT_MS;
+    // The time that is left is in the program's memory, or it waits until a point in time.
+    let tells = |kind: &str, number| {
+        !matches!(
+            number,
+            libc::SYS_ppoll | libc::SYS_select | libc::SYS_pselect6
+        ) && !kind.ends_with("until")
+    };
+    let is_of_socket = |expected, number| expected == EAGAIN && number != libc::SYS_rt_sigtimedwait;
+    for (kind, number, _) in kinds()
+        .filter(|&(kind, number, expected)| tells(kind, number) && !is_of_socket(expected, number))
+    {
+        let mut waiter = Waiter::start(kind, number);
+        let program = DeadlineProgram::load(waiter.tid.0).unwrap();
+        waiter.tree.see_deadlines(program);
+        // On a busy machine a call may be over before it is stopped.
+        let deadline = (0..20).find_map(|_| {
+            let (before_ns, mut found) = (monotonic_ns(), None);
+            waiter.call(LONGER_MS, |waiter, round| {
+                if round == 0 {
+                    let after_ns = monotonic_ns();
+                    waiter.pause();
+                    found = waiter.deadline_ns().map(|deadline| (after_ns, deadline));
+                }
+            });
+            found.map(|(after_ns, deadline_ns)| (before_ns..=after_ns, deadline_ns))
+        });
+        let (when, deadline_ns) = deadline.unwrap_or_else(|| panic!("{kind}: never stopped"));
+        let began_ns = deadline_ns - LONGER_MS * 1_000_000;
+        assert!(
+            when.contains(&began_ns),
+            "{kind}: {began_ns} not in {when:?}"
+        );
     }
 }
 

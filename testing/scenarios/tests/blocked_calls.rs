@@ -12,7 +12,7 @@ use unbroken_scenarios::{PORT, host};
 
 /// The one in PATH may be a script that starts others.
 const PYTHON: &str = "/usr/bin/python3";
-const TIMEOUT_MS: f64 = 300.0;
+const TIMEOUT_MS: u32 = 300;
 /// What a busy machine and a takeover may add. A timeout that began anew at each stop would not end
 /// while answers are asked for.
 const SLACK_MS: f64 = 2500.0;
@@ -25,17 +25,19 @@ libc = ctypes.CDLL(None, use_errno=True)
 call = libc.syscall
 call.restype = ctypes.c_long
 pair = ctypes.c_long * 2
-MS = 300
+MS = int(sys.argv[2])
 EAGAIN, ETIMEDOUT = 11, 110
 room = ctypes.create_string_buffer(4096)
 def time_left():
-    return pair(0, MS * 10**6)
+    return pair(MS // 1000, MS % 1000 * 10**6)
+def microseconds_left():
+    return pair(MS // 1000, MS % 1000 * 1000)
 def until():
     at = time.monotonic_ns() + MS * 10**6
     return pair(at // 10**9, at % 10**9)
 def limited(one):
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-        one.setsockopt(socket.SOL_SOCKET, option, bytes(pair(0, MS * 1000)))
+        one.setsockopt(socket.SOL_SOCKET, option, bytes(microseconds_left()))
     return one
 pollers = [select.epoll() for _ in range(3)]
 fds = [poller.fileno() for poller in pollers]
@@ -59,7 +61,7 @@ kinds = {
     'rt_sigtimedwait': (EAGAIN, lambda: call(128, ctypes.byref(hangup), None, time_left(), 8)),
     'poll': (0, lambda: call(7, None, 0, MS)),
     'ppoll': (0, lambda: call(271, None, 0, time_left(), None, 8)),
-    'select': (0, lambda: call(23, 0, None, None, None, pair(0, MS * 1000))),
+    'select': (0, lambda: call(23, 0, None, None, None, microseconds_left())),
     'pselect6': (0, lambda: call(270, 0, None, None, None, time_left(), None)),
     'nanosleep': (0, lambda: call(35, time_left(), None)),
     'nanosleep with rest': (0, lambda: call(35, time_left(), pair())),
@@ -114,12 +116,49 @@ impl Counts {
     }
 }
 
+fn start(timeout_ms: u32) -> Result<Service> {
+    let (port, timeout_ms) = (PORT.to_string(), timeout_ms.to_string());
+    let command = [PYTHON, "-u", "-c", PROGRAM, &port, &timeout_ms].map(String::from);
+    Service::start(&Launch::new("blocked", command.to_vec()))
+}
+
+/// Waits that are first stopped when most of their time is over, and then move.
+#[test]
+fn a_long_wait_that_was_hardly_disturbed_ends_in_time() -> Result<()> {
+    const LONG_MS: u32 = 4000;
+    /// Where a wait that begins anew when it is stopped would last 1.75 times as long.
+    const TIMES: f64 = 1.4;
+    let mut random = host()?;
+    let service = start(LONG_MS)?;
+    let mut counts = Counts::of(service.listening(PORT)?)?;
+    let long_ms = f64::from(LONG_MS);
+    for kills in [0, 1, 1] {
+        std::thread::sleep(std::time::Duration::from_millis(3000));
+        counts.ask()?;
+        service.kill_repeatedly(&KillPlan::new(Target::Service, kills), &mut random, |_| {})?;
+        std::thread::sleep(std::time::Duration::from_millis(1500));
+    }
+    let after = counts.ask()?;
+    println!("{after:#}");
+    for (kind, count) in after.as_object().context("counts")? {
+        // The time of a call on a socket is over at the first stop after it.
+        if matches!(kind.as_str(), "recv" | "accept" | "send") {
+            continue;
+        }
+        let [waits, least, most] =
+            ["waits", "least_ms", "most_ms"].map(|name| count[name].as_f64().unwrap_or(0.0));
+        ensure!(waits >= 2.0 && least >= long_ms, "{kind}: {count}");
+        ensure!(most <= TIMES * long_ms, "{kind} went on: {count}");
+    }
+    service.stop()?;
+    Ok(())
+}
+
 #[test]
 fn no_wait_shows_a_stop_or_a_takeover() -> Result<()> {
     const KILLS: usize = 4;
     let mut random = host()?;
-    let command = [PYTHON, "-u", "-c", PROGRAM, &PORT.to_string()].map(String::from);
-    let service = Service::start(&Launch::new("blocked", command.to_vec()))?;
+    let service = start(TIMEOUT_MS)?;
     let mut counts = Counts::of(service.listening(PORT)?)?;
     let before = counts.ask()?;
     let plan = KillPlan::new(Target::Service, KILLS);
@@ -153,8 +192,9 @@ fn no_wait_shows_a_stop_or_a_takeover() -> Result<()> {
             "{kind}: {count}"
         );
         let (least, most) = (number(count, "least_ms"), number(count, "most_ms"));
-        ensure!(least >= TIMEOUT_MS, "{kind} ended early: {count}");
-        ensure!(most <= TIMEOUT_MS + SLACK_MS, "{kind} went on: {count}");
+        let timeout_ms = f64::from(TIMEOUT_MS);
+        ensure!(least >= timeout_ms, "{kind} ended early: {count}");
+        ensure!(most <= timeout_ms + SLACK_MS, "{kind} went on: {count}");
         let waits = number(count, "waits") - number(&before[kind], "waits");
         ensure!(waits >= 3.0, "{kind} waited {waits} times");
     }

@@ -1,12 +1,13 @@
 //! The first primary of a service: it starts it.
 
 use super::line::Line;
-use super::tracer::Tracer;
+use super::tracer::{Tracer, deadlines_unseen};
 use super::{Common, Input, Primary, ServiceEnds};
 use crate::board::State as BoardState;
 use crate::bundle::Bundle;
 use crate::capture::Capture;
 use crate::config::Config;
+use crate::kernel_program::KernelProgram;
 use crate::log;
 use crate::stage::launch::Role as InitRole;
 use crate::stage::notifier::{self, Announcements};
@@ -20,6 +21,7 @@ use std::sync::{Arc, mpsc};
 use unbroken_core::give_up::{GiveUp, GiveUpLimits};
 use unbroken_core::role::{Event, Role};
 use unbroken_sys::affinity;
+use unbroken_sys::bpf::DeadlineProgram;
 use unbroken_tracee::{Bell, TraceError, Tree};
 use unbroken_wire::flows::{FlowLimits, Flows};
 
@@ -107,11 +109,16 @@ fn start(config: &Config, line: &Arc<Line>) -> Result<(ServiceEnds, Bell, Tracer
     let output = output.ok_or_else(|| io::Error::other("the service has no output pipes"))?;
     affinity::bind(pending.host_pid, &[config.service_core])?;
     affinity::bind(0, &[config.service_core])?;
-    let tree = Tree::seize(&[pending.host_pid], false)?;
+    let mut tree = Tree::seize(&[pending.host_pid], false)?;
     let notify = Arc::new(pending.install_filter()?);
     let announcements = Announcements::default();
     start_notifier(notify.clone(), announcements.clone(), config.service_core)?;
     let host_pid = pending.host_pid;
+    // The service's first waits are seen, too.
+    match DeadlineProgram::load(host_pid) {
+        Ok(program) => tree.see_deadlines(program),
+        Err(error) => deadlines_unseen(&error),
+    }
     pending.execute()?;
     let outputs = [
         Some(nonblocking(output.stdout)?),
@@ -132,7 +139,11 @@ fn start(config: &Config, line: &Arc<Line>) -> Result<(ServiceEnds, Bell, Tracer
             position: 1,
         },
     };
-    Ok((ends, bell, Tracer::new(tree, line.clone(), capture)))
+    Ok((
+        ends,
+        bell,
+        Tracer::new(tree, line.clone(), capture, KernelProgram::Absent),
+    ))
 }
 
 /// Starts the thread that answers the service's announced calls, on the service's core.

@@ -4,16 +4,21 @@
 use super::line::{Command, FillNumber, Line, Report};
 use crate::capture::{Capture, CaptureError};
 use crate::handshake::Step;
+use crate::kernel_program::KernelProgram;
 use crate::log;
 use crate::record::Cause;
+use std::io;
 use std::sync::Arc;
 use unbroken_sys::affinity;
+use unbroken_sys::bpf::DeadlineProgram;
 use unbroken_tracee::{Death, Event, TraceError, Tree};
 
 pub struct Tracer {
     tree: Tree,
     line: Arc<Line>,
     capture: Capture,
+    /// Until the tree has it.
+    deadlines: KernelProgram<DeadlineProgram>,
     /// The last fill that was begun.
     fill: FillNumber,
     /// Whether main was told that there are several processes.
@@ -31,12 +36,23 @@ pub struct End {
     pub crashed: bool,
 }
 
+/// No reason to run unprotected: no wait ends early, but some late.
+pub fn deadlines_unseen(error: &io::Error) {
+    log!("a wait may last once over by what it had waited when it was stopped: {error}");
+}
+
 impl Tracer {
-    pub fn new(tree: Tree, line: Arc<Line>, capture: Capture) -> Tracer {
+    pub fn new(
+        tree: Tree,
+        line: Arc<Line>,
+        capture: Capture,
+        deadlines: KernelProgram<DeadlineProgram>,
+    ) -> Tracer {
         Tracer {
             tree,
             line,
             capture,
+            deadlines,
             fill: FillNumber::default(),
             forked: false,
             last_end: End {
@@ -109,6 +125,11 @@ impl Tracer {
 
     /// Does what main asked for, and the next piece of a fill. False when this thread is to end.
     fn attend(&mut self) -> bool {
+        match self.deadlines.take_ready() {
+            Ok(None) => {}
+            Ok(Some(program)) => self.tree.see_deadlines(program),
+            Err(error) => deadlines_unseen(&error),
+        }
         while let Some(command) = self.line.next_command() {
             match command {
                 Command::Fill(journal, fill) => {

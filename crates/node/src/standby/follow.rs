@@ -5,6 +5,7 @@ use super::{Outcome, Predecessor, Watch};
 use crate::channel;
 use crate::clock::now_ns;
 use crate::config::Config;
+use crate::kernel_program::KernelProgram;
 use crate::log;
 use crate::primary::Notice;
 use crate::primary::line::{ConnectionChange, Line};
@@ -20,6 +21,7 @@ use std::sync::{Arc, mpsc};
 use unbroken_core::role::{Event, Role, State};
 use unbroken_image::{Epoch, MemoryDelta, Pid, decode};
 use unbroken_sys::affinity;
+use unbroken_sys::bpf::DeadlineProgram;
 use unbroken_sys::shared::RingMemory;
 use unbroken_tracee::replica::{Replica, Stub};
 use unbroken_wire::flows::{FlowLimits, Flows, TableChange};
@@ -68,6 +70,8 @@ pub struct Following {
     pub notify: OwnedFd,
     pub replica: Replica,
     pub replica_pid: i32,
+    /// Of the replica, which it sees from its first moment.
+    pub deadlines: KernelProgram<DeadlineProgram>,
     pub image: ServiceImage,
     pub flows: Flows,
     pub inputs: InputLogReader,
@@ -152,6 +156,10 @@ impl Following {
         let stub = Stub::seize(pending.host_pid)?;
         let notify = pending.install_filter()?;
         let replica_pid = pending.host_pid;
+        let mut deadlines = KernelProgram::Unasked;
+        deadlines.ask_for(config.spare_core, move || {
+            DeadlineProgram::load(replica_pid)
+        });
         let replica = stub.into_replica(pending.into_channel())?;
         Ok(Following {
             stage,
@@ -159,6 +167,7 @@ impl Following {
             notify,
             replica,
             replica_pid,
+            deadlines,
             image: ServiceImage::default(),
             flows: Flows::of_standby(FlowLimits::default()),
             inputs: InputLogReader::new(follower.inputs.consumer()?),

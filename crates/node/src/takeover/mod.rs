@@ -10,6 +10,7 @@ mod packets;
 
 use crate::capture::Capture;
 use crate::clock::now_ns;
+use crate::kernel_program::KernelProgram;
 use crate::log;
 use crate::primary::launch::start_notifier;
 use crate::primary::line::Line;
@@ -33,6 +34,7 @@ use unbroken_core::role::{Action, Event, State};
 use unbroken_image::Object;
 use unbroken_objects::tcp::{Heard, View};
 use unbroken_sys::affinity;
+use unbroken_sys::bpf::DeadlineProgram;
 use unbroken_tracee::Tree;
 use unbroken_wire::Tuple;
 use unbroken_wire::flows::{FlowLimits, Flows, LatePacket, TableChange};
@@ -154,7 +156,8 @@ impl Following {
             took_ns: Some(took_ns),
             cause,
         };
-        Ok((outcome, Some(Tracer::new(tree, line, capture))))
+        let tracer = Tracer::new(tree, line, capture, self.deadlines);
+        Ok((outcome, Some(tracer)))
     }
 
     /// Takes hold of the service, which outlived its primary: nothing of the replica is used.
@@ -227,7 +230,12 @@ impl Following {
             took_ns: None,
             cause,
         };
-        Ok((outcome, Some(Tracer::new(tree, line, capture))))
+        let mut deadlines = KernelProgram::Unasked;
+        deadlines.ask_for(self.config.spare_core, move || {
+            DeadlineProgram::load(host_pid)
+        });
+        let tracer = Tracer::new(tree, line, capture, deadlines);
+        Ok((outcome, Some(tracer)))
     }
 
     /// Everything that descriptors name, made inside the replica's namespaces.

@@ -183,10 +183,10 @@ impl Call {
     /// When the call whose `registers` were seen at `look`'s now ends by itself; `None` when it
     /// waits for ever or until a point in time.
     ///
-    /// The kernel does not say when a call began, except to a sleeper that asked for what is left.
-    /// So it is taken to have begun when it was first seen: no wait ends early, as POSIX demands.
-    /// One may end late, by no more than the thread ran undisturbed before it was seen, and so by
-    /// no more than its own timeout, once.
+    /// The kernel's own timer says it, if it was seen. Otherwise a call is taken to have begun when
+    /// it was first seen: no wait ends early, as POSIX demands. One may end late then, by no more
+    /// than the thread waited undisturbed before it was seen, and so by no more than its own
+    /// timeout, once.
     pub fn deadline_ns(&self, registers: &Registers, look: &mut impl Look) -> Option<u64> {
         let left_ns = match self.timeout {
             Timeout::Fixed => None,
@@ -204,7 +204,13 @@ impl Call {
             }
             Timeout::Socket { option } => look.socket_timeout_ns(registers.rdi as i32, option),
         };
-        left_ns.map(|left_ns| look.now_ns().saturating_add(left_ns))
+        let latest_ns = look.now_ns().saturating_add(left_ns?);
+        let told_ns = match self.timeout {
+            Timeout::Argument { .. } => look.broken_off_ns(),
+            // The kernel has another kind of timer for those.
+            Timeout::Fixed | Timeout::Socket { .. } => None,
+        };
+        Some(told_ns.map_or(latest_ns, |told_ns| told_ns.min(latest_ns)))
     }
 
     /// What the kernel returns when the time of a call on a socket is over.

@@ -35,7 +35,8 @@ use crate::{Stopped, TraceError, Tree, proc};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use unbroken_image::{BlockedCall, Registers};
+use unbroken_image::{BlockedCall, Registers, Tid};
+use unbroken_sys::bpf::DeadlineProgram;
 use unbroken_sys::remote_code::slot::USED_BYTES;
 use unbroken_sys::{clock, pidfd, ptrace, sockopt};
 use wait::{Finding, Stage, find};
@@ -49,8 +50,11 @@ pub(crate) struct Waiting {
 }
 
 /// A process that stands, as [`find`] sees it.
-struct Standing<'process> {
-    process: &'process Process,
+struct Standing<'tree> {
+    process: &'tree Process,
+    tid: Tid,
+    /// What sees deadlines, and when the stop began.
+    deadlines: Option<(&'tree DeadlineProgram, u64)>,
     now_ns: Option<u64>,
 }
 
@@ -62,6 +66,12 @@ impl Look for Standing<'_> {
 
     fn read(&mut self, address: u64, bytes: &mut [u8]) -> bool {
         self.process.memory.read_exact_at(bytes, address).is_ok()
+    }
+
+    fn broken_off_ns(&mut self) -> Option<u64> {
+        let (program, since_ns) = self.deadlines?;
+        // What cannot be asked is not known.
+        program.broken_off(self.tid.0, since_ns).ok().flatten()
     }
 
     fn socket_timeout_ns(&mut self, fd: i32, option: i32) -> Option<u64> {
@@ -94,8 +104,13 @@ impl Tree {
         {
             return Finding::NotWaiting;
         }
-        let now_ns = None;
-        find(registers, known, &mut Standing { process, now_ns })
+        let mut standing = Standing {
+            process,
+            tid: thread.tid,
+            deadlines: self.deadlines.as_ref().zip(self.stop_began_ns),
+            now_ns: None,
+        };
+        find(registers, known, &mut standing)
     }
 
     fn remember(&mut self, tid: HostTid, wait: Option<Wait>) {

@@ -20,6 +20,7 @@ struct Paper {
     now_ns: u64,
     memory: BTreeMap<u64, Vec<u8>>,
     socket_timeout_ns: Option<u64>,
+    broken_off_ns: Option<u64>,
 }
 
 impl Look for Paper {
@@ -34,6 +35,10 @@ impl Look for Paper {
         let offset = (address - start) as usize;
         let found = held.get(offset..offset + bytes.len());
         found.map(|found| bytes.copy_from_slice(found)).is_some()
+    }
+
+    fn broken_off_ns(&mut self) -> Option<u64> {
+        self.broken_off_ns
     }
 
     fn socket_timeout_ns(&mut self, _: i32, _: i32) -> Option<u64> {
@@ -104,6 +109,28 @@ fn each_ending_is_told_from_the_others() {
         };
         assert_eq!(stage, expected, "call {number} with {result}");
     }
+}
+
+/// Whichever is earlier: the kernel has no timer for some calls, and the one that it had may have
+/// been another's.
+#[test]
+fn a_deadline_that_the_kernel_told_is_taken_if_it_is_not_late() {
+    let deadline = |number, set: fn(&mut Registers), told_ms: u64| {
+        let mut registers = registers(number, EINTR);
+        set(&mut registers);
+        let mut paper = Paper::at(1000 * MS);
+        paper.broken_off_ns = Some(told_ms * MS);
+        paper.socket_timeout_ns = Some(100 * MS);
+        let (wait, _) = waiting(find(&registers, None, &mut paper));
+        wait.deadline_ns.map(|deadline_ns| deadline_ns / MS)
+    };
+    let in_100_ms = |r: &mut Registers| r.r10 = 100;
+    let epoll = libc::SYS_epoll_wait;
+    assert_eq!(deadline(epoll, in_100_ms, 1040), Some(1040));
+    assert_eq!(deadline(epoll, in_100_ms, 990), Some(990));
+    assert_eq!(deadline(epoll, in_100_ms, 1101), Some(1100));
+    assert_eq!(deadline(epoll, |r| r.r10 = u64::MAX, 1040), None);
+    assert_eq!(deadline(libc::SYS_recvfrom, |_| {}, 1040), Some(1100));
 }
 
 #[test]

@@ -10,6 +10,8 @@ pub(crate) trait Look {
     fn now_ns(&mut self) -> u64;
     /// Reads memory; false when it is not there.
     fn read(&mut self, address: u64, bytes: &mut [u8]) -> bool;
+    /// When the wait that this stop has broken off would have ended, if the kernel told.
+    fn broken_off_ns(&mut self) -> Option<u64>;
     /// A timeout of the socket at descriptor `fd`; `None` when there is none.
     fn socket_timeout_ns(&mut self, fd: i32, option: i32) -> Option<u64>;
 }
