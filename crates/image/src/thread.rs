@@ -83,6 +83,9 @@ pub struct BlockedCall {
     /// When its relative timeout ends, on `CLOCK_MONOTONIC`; `None` when it waits without one, or
     /// until an absolute time that its arguments name.
     pub deadline_ns: Option<u64>,
+    /// The program's own memory, where the call takes its timeout from, says what was left when it
+    /// was stopped.
+    pub writes_back: bool,
 }
 
 /// How the kernel shares processors out to a thread (sched(7)), besides its nice value.

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use unbroken_sys::bpf::DeadlineProgram;
-use unbroken_sys::clock::monotonic_ns;
+use unbroken_sys::clock::{monotonic_ns, tick_ns};
 use unbroken_sys::{ptrace, wait};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -14,8 +14,10 @@ const WAIT_NS: u64 = 100_000_000_000;
 
 /// Says what time it is, and then waits in the way that it was told.
 const WAITER: &str = "
-import select, signal, sys, threading, time
+import select, signal, socket, struct, sys, time
 poller = select.epoll()
+near, far = socket.socketpair()
+near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack('ll', 100, 0))
 print(time.monotonic_ns(), flush=True)
 {
     'epoll': lambda: poller.poll(100),
@@ -23,6 +25,7 @@ print(time.monotonic_ns(), flush=True)
     'select': lambda: select.select([], [], [], 100),
     'sleep': lambda: time.sleep(100),
     'signal': lambda: signal.sigtimedwait([signal.SIGHUP], 100),
+    'receive': lambda: near.recv(1),
     'for ever': lambda: poller.poll(),
 }[sys.argv[1]]()
 ";
@@ -99,6 +102,23 @@ fn a_wait_that_was_broken_off_would_have_ended_its_time_after_it_began() {
         let later = program.broken_off(waiter.tid, monotonic_ns()).unwrap();
         assert_eq!(later, None, "{way}: nothing was broken off since");
     }
+}
+
+/// A socket's call counts ticks, and so may end two of them later.
+#[test]
+fn waits_on_sockets_are_seen_when_asked_for() {
+    let program = DeadlineProgram::load(std::process::id().cast_signed()).unwrap();
+    let told = |waiter: &Waiter| program.broken_off(waiter.tid, waiter.interrupt()).unwrap();
+    let early = Waiter::in_a("receive", |_| {});
+    assert_eq!(told(&early), None);
+    let sockets = program.for_sockets().load().unwrap();
+    let waiter = Waiter::in_a("receive", |_| {});
+    let began_ns = told(&waiter).unwrap() - WAIT_NS;
+    let when = waiter.before_ns..=waiter.after_ns + 2 * u64::from(tick_ns().unsigned_abs());
+    assert!(when.contains(&began_ns), "{began_ns} not in {when:?}");
+    drop(sockets);
+    let late = Waiter::in_a("receive", |_| {});
+    assert_eq!(told(&late), None);
 }
 
 #[test]

@@ -26,7 +26,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::marker::PhantomData;
 use unbroken_image::{AddressRange, Pid, Tid};
-use unbroken_sys::bpf::DeadlineProgram;
+use unbroken_sys::bpf::{DeadlineProgram, SocketDeadlines, SocketDeadlinesLoader};
 use unbroken_sys::wait::{Bell, Death, Wake, wait};
 use unbroken_sys::{clock, process, ptrace};
 
@@ -81,6 +81,9 @@ pub struct Tree {
     pub(crate) slots: SlotsInUse,
     /// When waits end that a stop breaks off.
     pub(crate) deadlines: Option<DeadlineProgram>,
+    socket_deadlines: Option<SocketDeadlines>,
+    /// A wait was met that a socket bounds.
+    pub(crate) waits_on_socket: Cell<bool>,
     /// When the stop began whose waits are seen to; `None` outside of it and without `deadlines`.
     pub(crate) stop_began_ns: Option<u64>,
     /// ptrace is bound to the thread.
@@ -101,6 +104,8 @@ impl Tree {
             batch: BatchBuffer::default(),
             slots: SlotsInUse::default(),
             deadlines: None,
+            socket_deadlines: None,
+            waits_on_socket: Cell::new(false),
             stop_began_ns: None,
             not_send: PhantomData,
         })
@@ -110,6 +115,19 @@ impl Tree {
     /// namespace of the tree.
     pub fn see_deadlines(&mut self, program: DeadlineProgram) {
         self.deadlines = Some(program);
+    }
+
+    /// What loads the program for [`Tree::see_socket_deadlines`], once a wait was met that a socket
+    /// bounds, and as long as there is none.
+    pub fn wants_socket_deadlines(&self) -> Option<SocketDeadlinesLoader> {
+        let program = self.deadlines.as_ref()?;
+        let wants = self.waits_on_socket.get() && self.socket_deadlines.is_none();
+        wants.then(|| program.for_sockets())
+    }
+
+    /// As [`Tree::see_deadlines`], of waits that sockets bound.
+    pub fn see_socket_deadlines(&mut self, program: SocketDeadlines) {
+        self.socket_deadlines = Some(program);
     }
 
     /// The bell that makes [`Tree::wait`] return; any thread may ring it.

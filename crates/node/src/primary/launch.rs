@@ -142,7 +142,13 @@ fn start(config: &Config, line: &Arc<Line>) -> Result<(ServiceEnds, Bell, Tracer
     Ok((
         ends,
         bell,
-        Tracer::new(tree, line.clone(), capture, KernelProgram::Absent),
+        Tracer::new(
+            tree,
+            line.clone(),
+            capture,
+            KernelProgram::Absent,
+            config.spare_core,
+        ),
     ))
 }
 

@@ -10,7 +10,7 @@ use crate::record::Cause;
 use std::io;
 use std::sync::Arc;
 use unbroken_sys::affinity;
-use unbroken_sys::bpf::DeadlineProgram;
+use unbroken_sys::bpf::{DeadlineProgram, SocketDeadlines};
 use unbroken_tracee::{Death, Event, TraceError, Tree};
 
 pub struct Tracer {
@@ -19,6 +19,8 @@ pub struct Tracer {
     capture: Capture,
     /// Until the tree has it.
     deadlines: KernelProgram<DeadlineProgram>,
+    socket_deadlines: KernelProgram<SocketDeadlines>,
+    spare_core: usize,
     /// The last fill that was begun.
     fill: FillNumber,
     /// Whether main was told that there are several processes.
@@ -47,12 +49,15 @@ impl Tracer {
         line: Arc<Line>,
         capture: Capture,
         deadlines: KernelProgram<DeadlineProgram>,
+        spare_core: usize,
     ) -> Tracer {
         Tracer {
             tree,
             line,
             capture,
             deadlines,
+            socket_deadlines: KernelProgram::Unasked,
+            spare_core,
             fill: FillNumber::default(),
             forked: false,
             last_end: End {
@@ -125,10 +130,8 @@ impl Tracer {
 
     /// Does what main asked for, and the next piece of a fill. False when this thread is to end.
     fn attend(&mut self) -> bool {
-        match self.deadlines.take_ready() {
-            Ok(None) => {}
-            Ok(Some(program)) => self.tree.see_deadlines(program),
-            Err(error) => deadlines_unseen(&error),
+        if let Err(error) = self.watch_deadlines() {
+            deadlines_unseen(&error);
         }
         while let Some(command) = self.line.next_command() {
             match command {
@@ -150,6 +153,21 @@ impl Tracer {
             self.fill_on();
         }
         true
+    }
+
+    /// Takes the programs that see when waits end, as they are made.
+    fn watch_deadlines(&mut self) -> io::Result<()> {
+        if let Some(program) = self.deadlines.take_ready()? {
+            self.tree.see_deadlines(program);
+        }
+        if let Some(loader) = self.tree.wants_socket_deadlines() {
+            let core = self.spare_core;
+            self.socket_deadlines.ask_for(core, move || loader.load());
+            if let Some(program) = self.socket_deadlines.take_ready()? {
+                self.tree.see_socket_deadlines(program);
+            }
+        }
+        Ok(())
     }
 
     fn begin_fill(&mut self, journal: unbroken_wire::log::JournalWriter) {

@@ -156,7 +156,7 @@ impl Following {
             took_ns: Some(took_ns),
             cause,
         };
-        let tracer = Tracer::new(tree, line, capture, self.deadlines);
+        let tracer = Tracer::new(tree, line, capture, self.deadlines, self.config.spare_core);
         Ok((outcome, Some(tracer)))
     }
 
@@ -234,7 +234,7 @@ impl Following {
         deadlines.ask_for(self.config.spare_core, move || {
             DeadlineProgram::load(host_pid)
         });
-        let tracer = Tracer::new(tree, line, capture, deadlines);
+        let tracer = Tracer::new(tree, line, capture, deadlines, self.config.spare_core);
         Ok((outcome, Some(tracer)))
     }
 

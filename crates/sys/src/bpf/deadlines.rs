@@ -1,9 +1,10 @@
 //! When the calls in which threads wait end by themselves, told by the kernel.
 //!
 //! A call that waits for a time has a timer on the stack of its own thread (kernel/time/hrtimer.c,
-//! `schedule_hrtimeout_range_clock`; futex, nanosleep and epoll have the same), and once a stop has
-//! ended the call nothing says any more when it would have rung. So two programs write it down, at
-//! the tracepoints of timers that are started and cancelled:
+//! `schedule_hrtimeout_range_clock`; futex, nanosleep and epoll have the same; a socket's call has
+//! one that counts ticks, kernel/time/sleep_timeout.c), and once a stop has ended the call nothing
+//! says any more when it would have rung. So two programs write it down, at the tracepoints of
+//! timers that are started and cancelled:
 //!
 //! ```text
 //! hrtimer_start:  a timer on the running thread's stack, in the pid namespace that we look at:
@@ -12,27 +13,34 @@
 //!                 entry.broken_off = now
 //! ```
 //!
-//! Timers of anything else cost two loads and a comparison. A thread that an interrupt waits for
+//! Timers of anything else cost two loads and a comparison. Those that count ticks have tracepoints
+//! of their own (`timer_start`, `timer_cancel`), which every packet of TCP passes, so they are
+//! watched only when asked for.
+//!
+//! A thread that an interrupt waits for
 //! does not come back to its program before it has stopped, so what it broke off is what it stops
 //! in.
 
 use super::btf::Btf;
 use super::call::{self, Map};
 use super::instruction::{
-    Instruction, R0, R1, R2, R3, R4, STACK, add_value, and_value, call, exit, load, put, set,
-    set_map, set_value, set_wide, skip, skip_if_at_least, skip_if_differs, skip_if_not_zero,
-    skip_if_zero, store, store_at, subtract,
+    Instruction, R0, R1, R2, R3, R4, STACK, add, add_value, and_value, call, exit, load,
+    multiply_by, put, set, set_map, set_value, set_wide, skip, skip_if_at_least, skip_if_differs,
+    skip_if_not_zero, skip_if_zero, store, store_at, subtract,
 };
 use super::{assembled, refused};
+use crate::clock;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
 /// Helpers (include/uapi/linux/bpf.h).
 const MAP_LOOKUP: i32 = 1;
 const MAP_UPDATE: i32 = 2;
 const KTIME_GET_NS: i32 = 5;
+const JIFFIES64: i32 = 118;
 const PROBE_READ_KERNEL: i32 = 113;
 const GET_NS_CURRENT_PID_TGID: i32 = 120;
 const GET_CURRENT_TASK_BTF: i32 = 158;
@@ -63,6 +71,11 @@ const TIMER_AT: i16 = -(word::COUNT as i16) * WORD_BYTES;
 const KEY_AT: i16 = TIMER_AT - 8;
 const IDENTITY_BYTES: i32 = 8;
 
+/// Where a word lies on the stack.
+const fn at(word: usize) -> i16 {
+    TIMER_AT + offset_of(word)
+}
+
 const fn offset_of(word: usize) -> i16 {
     word as i16 * WORD_BYTES
 }
@@ -78,8 +91,42 @@ type Condition<'a> = &'a dyn Fn(usize) -> Vec<Instruction>;
 /// Sees the timed waits of all threads in one pid namespace, until it is dropped.
 #[derive(Debug)]
 pub struct DeadlineProgram {
-    timers: Map<{ word::COUNT }>,
+    timers: Arc<Map<{ word::COUNT }>>,
+    build: Build,
     _programs: [OwnedFd; 2],
+}
+
+/// Sees waits on sockets, too, for the [`DeadlineProgram`] that it was made by. Until it is dropped.
+#[derive(Debug)]
+pub struct SocketDeadlines {
+    _programs: [OwnedFd; 2],
+}
+
+/// Makes a [`SocketDeadlines`], on any thread.
+#[derive(Debug)]
+pub struct SocketDeadlinesLoader {
+    build: Build,
+    /// The instructions name its descriptor.
+    _timers: Arc<Map<{ word::COUNT }>>,
+}
+
+impl SocketDeadlinesLoader {
+    /// Takes some milliseconds.
+    ///
+    /// # Errors
+    /// Says which step was refused, and what would help.
+    pub fn load(self) -> io::Result<SocketDeadlines> {
+        let programs = || {
+            Ok([
+                call::run_at(c"timer_start", &self.build.started(Counts::Ticks))?,
+                call::run_at(c"timer_cancel", &self.build.cancelled())?,
+            ])
+        };
+        let programs = programs().map_err(|error| refused(&error, LOAD))?;
+        Ok(SocketDeadlines {
+            _programs: programs,
+        })
+    }
 }
 
 impl DeadlineProgram {
@@ -92,22 +139,32 @@ impl DeadlineProgram {
         let namespace = fs::metadata(format!("/proc/{pid}/ns/pid"))?;
         let places = assembled("a timer", Places::find)?;
         let load = || {
-            let timers = Map::create(THREADS_MAX)?;
+            let timers = Arc::new(Map::create(THREADS_MAX)?);
             let build = Build {
                 places,
                 namespace: (namespace.dev(), namespace.ino()),
                 map: timers.descriptor(),
+                tick_ns: clock::tick_ns(),
             };
             let programs = [
-                call::run_at(c"hrtimer_start", &build.started())?,
+                call::run_at(c"hrtimer_start", &build.started(Counts::Nanoseconds))?,
                 call::run_at(c"hrtimer_cancel", &build.cancelled())?,
             ];
             Ok(DeadlineProgram {
                 timers,
+                build,
                 _programs: programs,
             })
         };
-        load().map_err(|error| refused(&error, "load BPF programs that see when waits end"))
+        load().map_err(|error| refused(&error, LOAD))
+    }
+
+    /// For waits on sockets.
+    pub fn for_sockets(&self) -> SocketDeadlinesLoader {
+        SocketDeadlinesLoader {
+            build: self.build,
+            _timers: self.timers.clone(),
+        }
     }
 
     /// When the wait of thread `tid` (a number of its own pid namespace), which an interrupt of its
@@ -123,8 +180,17 @@ impl DeadlineProgram {
     }
 }
 
-/// Where this kernel keeps what the programs read.
+const LOAD: &str = "load BPF programs that see when waits end";
+
+/// What a timer counts in.
 #[derive(Clone, Copy)]
+enum Counts {
+    Nanoseconds,
+    Ticks,
+}
+
+/// Where this kernel keeps what the programs read.
+#[derive(Clone, Copy, Debug)]
 struct Places {
     /// `task_struct`
     stack: i16,
@@ -134,6 +200,8 @@ struct Places {
     base: i16,
     /// `hrtimer_clock_base`
     clock: i16,
+    /// `timer_list`
+    expires_ticks: i16,
 }
 
 impl Places {
@@ -153,34 +221,63 @@ impl Places {
             expires: place("hrtimer", "_softexpires", 8)?,
             base: place("hrtimer", "base", 8)?,
             clock: place("hrtimer_clock_base", "clockid", 4)?,
+            expires_ticks: place("timer_list", "expires", 8)?,
         })
     }
 }
 
+#[derive(Clone, Copy, Debug)]
 struct Build {
     places: Places,
     /// Device and inode.
     namespace: (u64, u64),
     map: u32,
+    tick_ns: i32,
 }
 
 impl Build {
-    fn started(&self) -> Vec<Instruction> {
+    /// The words of a timer of nanoseconds. What cannot be read is zeros.
+    fn read_timer(&self) -> Vec<Instruction> {
         let Places {
             expires,
             base,
             clock,
             ..
         } = self.places;
-        let at = |word| TIMER_AT + offset_of(word);
         let clock_at = at(word::CLOCK);
-        // What cannot be read is zeros.
-        let reading = [
-            &[store(8, at(word::ADDRESS), TIMER)][..],
-            &read(at(word::DEADLINE_NS), 8, TIMER, expires),
+        [
+            &read(at(word::DEADLINE_NS), 8, TIMER, expires)[..],
             &read(clock_at, 8, TIMER, base),
             &[load(8, R3, STACK, clock_at), put(clock_at, 0)],
             &read(clock_at, 4, R3, clock),
+        ]
+        .concat()
+    }
+
+    /// The words of a timer of ticks: it rings when so many more have been counted, which is never
+    /// later than after as many whole ones.
+    fn read_tick_timer(&self) -> Vec<Instruction> {
+        let deadline_at = at(word::DEADLINE_NS);
+        let counting = [
+            load(8, NOW, STACK, deadline_at),
+            subtract(NOW, R0),
+            multiply_by(NOW, self.tick_ns),
+            call(KTIME_GET_NS),
+            add(NOW, R0),
+            store(8, deadline_at, NOW),
+            put(at(word::CLOCK), libc::CLOCK_MONOTONIC),
+        ];
+        let reading = read(deadline_at, 8, TIMER, self.places.expires_ticks);
+        [&reading[..], &[call(JIFFIES64)], &counting].concat()
+    }
+
+    fn started(&self, counts: Counts) -> Vec<Instruction> {
+        let reading = [
+            &[store(8, at(word::ADDRESS), TIMER)][..],
+            &match counts {
+                Counts::Nanoseconds => self.read_timer(),
+                Counts::Ticks => self.read_tick_timer(),
+            },
             &[put(at(word::BROKEN_OFF_NS), 0)],
         ]
         .concat();

@@ -108,6 +108,14 @@ pub(super) fn subtract(destination: u8, source: u8) -> Instruction {
     instruction(0x1f, destination, source, 0, 0)
 }
 
+pub(super) fn add(destination: u8, source: u8) -> Instruction {
+    instruction(0x0f, destination, source, 0, 0)
+}
+
+pub(super) fn multiply_by(destination: u8, value: i32) -> Instruction {
+    instruction(0x27, destination, 0, 0, value)
+}
+
 pub(super) fn and_value(destination: u8, value: i32) -> Instruction {
     instruction(0x57, destination, 0, 0, value)
 }

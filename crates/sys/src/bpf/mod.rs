@@ -14,7 +14,7 @@ mod record;
 mod sockets;
 mod threads;
 
-pub use deadlines::DeadlineProgram;
+pub use deadlines::{DeadlineProgram, SocketDeadlines, SocketDeadlinesLoader};
 pub use record::Record;
 pub use sockets::{SocketProgram, SocketReader};
 pub use threads::{ThreadProgram, ThreadReader};

@@ -205,12 +205,10 @@ impl Call {
             Timeout::Socket { option } => look.socket_timeout_ns(registers.rdi as i32, option),
         };
         let latest_ns = look.now_ns().saturating_add(left_ns?);
-        let told_ns = match self.timeout {
-            Timeout::Argument { .. } => look.broken_off_ns(),
-            // The kernel has another kind of timer for those.
-            Timeout::Fixed | Timeout::Socket { .. } => None,
-        };
-        Some(told_ns.map_or(latest_ns, |told_ns| told_ns.min(latest_ns)))
+        Some(
+            look.broken_off_ns()
+                .map_or(latest_ns, |told_ns| told_ns.min(latest_ns)),
+        )
     }
 
     /// What the kernel returns when the time of a call on a socket is over.

@@ -8,13 +8,13 @@
 //! |---|---|---|
 //! | EINTR of a call that ends at any wake-up | makes the call again with the time that is left | the same |
 //! | ERESTART_RESTARTBLOCK | the kernel goes on (`restart_syscall`) | makes the first call with the time that is left: it has no restart block |
-//! | ERESTARTNOHAND of select, pselect6, ppoll with a timeout | makes the call again with what the kernel wrote is left, less the pause | makes it with what was written |
+//! | ERESTARTNOHAND of select, pselect6, ppoll with a timeout | makes the call again with what the kernel wrote is left, less the pause | the same, less what has passed since |
 //! | ERESTARTSYS, -NOINTR, any other -NOHAND | the kernel restarts it | the kernel restarts it: the registers say all |
 //!
 //! A call is made again in a slot of the blob ([`slot`]), where its thread is known by its `rip`: as
 //! long as it stands there no user code has run, so the remembered deadline is this call's. The
 //! program's next call, however alike, comes from the program's own code and has a deadline of its
-//! own. Timeouts of sockets are options, which other threads share; such a call is made again with
+//! own, which the kernel tells where it can ([`unbroken_sys::bpf::DeadlineProgram`]). Timeouts of sockets are options, which other threads share; such a call is made again with
 //! its whole time, and ended by the first stop after its deadline as the kernel would end it.
 //!
 //! EINTR that is due is given: a signal with a handler that meets a thread in a call or about to
@@ -32,6 +32,7 @@ pub(crate) use wait::{Look, Wait};
 
 use crate::thread::{HostTid, Process, State, registers_from_user, registers_to_user};
 use crate::{Stopped, TraceError, Tree, proc};
+use std::cell::Cell;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
@@ -55,6 +56,8 @@ struct Standing<'tree> {
     tid: Tid,
     /// What sees deadlines, and when the stop began.
     deadlines: Option<(&'tree DeadlineProgram, u64)>,
+    /// Set when a socket bounds a wait.
+    waits_on_socket: &'tree Cell<bool>,
     now_ns: Option<u64>,
 }
 
@@ -88,7 +91,10 @@ impl Look for Standing<'_> {
         let timeout_ns = seconds
             .saturating_mul(1_000_000_000)
             .saturating_add(microseconds * 1000);
-        (timeout_ns != 0).then_some(timeout_ns)
+        let is_bounded = timeout_ns != 0;
+        self.waits_on_socket
+            .set(self.waits_on_socket.get() || is_bounded);
+        is_bounded.then_some(timeout_ns)
     }
 }
 
@@ -108,6 +114,7 @@ impl Tree {
             process,
             tid: thread.tid,
             deadlines: self.deadlines.as_ref().zip(self.stop_began_ns),
+            waits_on_socket: &self.waits_on_socket,
             now_ns: None,
         };
         find(registers, known, &mut standing)
@@ -337,14 +344,10 @@ impl Stopped<'_> {
         registers: &Registers,
         blocked_call: Option<BlockedCall>,
     ) -> Result<(), TraceError> {
-        let Some(BlockedCall {
-            number,
-            deadline_ns,
-        }) = blocked_call
-        else {
+        let Some(call) = blocked_call else {
             return self.set_registers(tid, registers);
         };
-        let wait = Wait::of_image(registers, number, deadline_ns);
+        let wait = Wait::of_image(registers, call);
         self.tree
             .make_again(tid, wait, Stage::Before)
             .map_err(TraceError::of_thread("make a call again", tid))

@@ -75,7 +75,12 @@ impl Wait {
     }
 
     /// From what the replica is told.
-    pub fn of_image(again: &Registers, number: u64, deadline_ns: Option<u64>) -> Wait {
+    pub fn of_image(again: &Registers, call: BlockedCall) -> Wait {
+        let BlockedCall {
+            number,
+            deadline_ns,
+            writes_back,
+        } = call;
         let made = Registers {
             rip: again.rip + 2,
             orig_rax: number,
@@ -85,7 +90,7 @@ impl Wait {
             made,
             call: known_call(number, &made),
             deadline_ns,
-            writes_back: false,
+            writes_back,
             slot: None,
         }
     }
@@ -187,8 +192,8 @@ impl Wait {
         }
         let call = BlockedCall {
             number: self.number(),
-            // Its memory says what was left.
-            deadline_ns: self.deadline_ns.filter(|_| !self.writes_back),
+            deadline_ns: self.deadline_ns,
+            writes_back: self.writes_back,
         };
         (self.again(), Some(call))
     }
