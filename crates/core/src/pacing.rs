@@ -38,6 +38,8 @@ pub struct Pacing {
     waiting_since_ns: Option<u64>,
     /// Since when state has changed that no started epoch covers.
     dirty_since_ns: Option<u64>,
+    /// When something of the service ends only by a stop.
+    stop_due_ns: Option<u64>,
     under_way: u32,
     stopped: bool,
     /// Before this the budget allows no further pause of a service that works.
@@ -60,6 +62,7 @@ impl Pacing {
             },
             waiting_since_ns: None,
             dirty_since_ns: None,
+            stop_due_ns: None,
             under_way: 0,
             stopped: false,
             earliest_ns: 0,
@@ -78,10 +81,16 @@ impl Pacing {
         self.dirty_since_ns.get_or_insert(now_ns);
     }
 
+    /// At `due_ns` the service is to be stopped whatever else happens; not any more when `None`.
+    pub fn stop_is_due(&mut self, due_ns: Option<u64>) {
+        self.stop_due_ns = due_ns;
+    }
+
     /// The service is being stopped; output and changes so far will be in this epoch.
     pub fn epoch_started(&mut self, now_ns: u64) {
         self.waiting_since_ns = None;
         self.dirty_since_ns = None;
+        self.stop_due_ns = None;
         self.early = false;
         self.in_debt = self.earliest_ns > now_ns;
         self.under_way += 1;
@@ -146,10 +155,8 @@ impl Pacing {
         let for_state = self
             .dirty_since_ns
             .map(|since_ns| since_ns.saturating_add(self.limits.dirty_interval_ns));
-        let wanted_ns = match (self.waiting_since_ns, for_state) {
-            (Some(output_ns), Some(state_ns)) => output_ns.min(state_ns),
-            (output_ns, state_ns) => output_ns.or(state_ns)?,
-        };
+        let reasons = [self.waiting_since_ns, for_state, self.stop_due_ns];
+        let wanted_ns = reasons.into_iter().flatten().min()?;
         match self.early {
             true => Some(wanted_ns),
             false => Some(wanted_ns.max(self.earliest_ns)),
@@ -182,6 +189,19 @@ mod tests {
         assert_eq!(pacing.next_start(), Some(100 + 20 * MILLISECOND_NS));
         pacing.output_waits(200);
         assert_eq!(pacing.next_start(), Some(200));
+    }
+
+    #[test]
+    fn a_stop_that_is_due_comes_once() {
+        let mut pacing = Pacing::new(PacingLimits::default());
+        pacing.stop_is_due(Some(500));
+        assert_eq!(pacing.next_start(), Some(500));
+        pacing.output_waits(200);
+        assert_eq!(pacing.next_start(), Some(200));
+        pacing.epoch_started(500);
+        pacing.resumed(510, 10, false);
+        pacing.committed(520);
+        assert_eq!(pacing.next_start(), None);
     }
 
     #[test]

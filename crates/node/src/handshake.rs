@@ -50,6 +50,8 @@ pub struct Handshake {
     bytes: AtomicU64,
     pause_ns: AtomicU64,
     was_working: AtomicBool,
+    /// `u64::MAX` for never.
+    stop_due_ns: AtomicU64,
     requested_at_ns: AtomicU64,
     steps_ns: [AtomicU64; EPOCH_STEPS],
     committed_at_ns: AtomicU64,
@@ -106,11 +108,13 @@ impl Handshake {
     }
 
     /// Tracer: the service runs again after a pause of `pause_ns`, which found it working or
-    /// waiting.
+    /// waiting; when it must be stopped next, if it must.
     #[must_use = "when it is true the main thread sleeps and must be woken"]
-    pub fn resumed(&self, pause_ns: u64, was_working: bool) -> bool {
+    pub fn resumed(&self, pause_ns: u64, was_working: bool, stop_due_ns: Option<u64>) -> bool {
         self.pause_ns.store(pause_ns, Ordering::Relaxed);
         self.was_working.store(was_working, Ordering::Relaxed);
+        self.stop_due_ns
+            .store(stop_due_ns.unwrap_or(u64::MAX), Ordering::Relaxed);
         self.set(Step::Resumed);
         self.main_sleeps.load(Ordering::SeqCst)
     }
@@ -144,6 +148,12 @@ impl Handshake {
     /// Main, after `Resumed`: whether the service was stopped in its work.
     pub fn was_working(&self) -> bool {
         self.was_working.load(Ordering::Relaxed)
+    }
+
+    /// Main, after `Resumed`: when the service must be stopped next.
+    pub fn stop_due_ns(&self) -> Option<u64> {
+        let due_ns = self.stop_due_ns.load(Ordering::Relaxed);
+        (due_ns != u64::MAX).then_some(due_ns)
     }
 
     /// Main, from `Drained` on: what it had given the service by then.

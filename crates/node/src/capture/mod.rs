@@ -235,6 +235,7 @@ impl Capture {
         let calls = announcements.hold_calls();
         let mut stopped = tree.stop()?;
         let was_working = stopped.was_working();
+        let stop_due_ns = stopped.next_due_ns();
         if line.handshake.stopped() {
             line.wake_main();
         }
@@ -253,7 +254,7 @@ impl Capture {
         clock.done(EpochStep::Resume);
         if line
             .handshake
-            .resumed(clock.last_ns() - started_ns, was_working)
+            .resumed(clock.last_ns() - started_ns, was_working, stop_due_ns)
         {
             line.wake_main();
         }

@@ -214,6 +214,7 @@ impl Primary {
         let was_working = self.line.handshake.was_working();
         let pacing = &mut self.capturing.pacing;
         pacing.resumed(now_ns(), pause, was_working);
+        pacing.stop_is_due(self.line.handshake.stop_due_ns());
         self.capturing.idleness.paused(pause);
         if !self.capturing.sealing {
             self.common.board.record_pause(pause);

@@ -15,7 +15,7 @@
 //! long as it stands there no user code has run, so the remembered deadline is this call's. The
 //! program's next call, however alike, comes from the program's own code and has a deadline of its
 //! own, which the kernel tells where it can ([`unbroken_sys::bpf::DeadlineProgram`]). Timeouts of sockets are options, which other threads share; such a call is made again with
-//! its whole time, and ended by the first stop after its deadline as the kernel would end it.
+//! its whole time, and ended by a stop at its deadline as the kernel would end it.
 //!
 //! EINTR that is due is given: a signal with a handler that meets a thread in a call or about to
 //! make it again passes through the tracer before its frame is built ([`Tree::before_signal`]), and
@@ -322,6 +322,17 @@ impl Stopped<'_> {
         Ok(())
     }
 
+    /// When the tree must be stopped again for a call on a socket to end in time: made again, it has
+    /// its whole time. By CLOCK_MONOTONIC.
+    pub fn next_due_ns(&self) -> Option<u64> {
+        if !self.tree.waits_on_socket.get() {
+            return None;
+        }
+        let threads = self.processes().flat_map(Process::threads);
+        let waits = threads.filter_map(|thread| thread.waiting.get().wait);
+        waits.filter_map(|wait| wait.due_ns()).min()
+    }
+
     /// The registers of a thread for a replica. `handler_runs` says that a signal is pending whose
     /// handler will run before anything else: then the call that the thread waits in has ended.
     pub fn image_registers(
@@ -348,6 +359,9 @@ impl Stopped<'_> {
             return self.set_registers(tid, registers);
         };
         let wait = Wait::of_image(registers, call);
+        if wait.due_ns().is_some() {
+            self.tree.waits_on_socket.set(true);
+        }
         self.tree
             .make_again(tid, wait, Stage::Before)
             .map_err(TraceError::of_thread("make a call again", tid))

@@ -200,8 +200,13 @@ impl Wait {
 
     /// Whether its time is over although the call, made again, begins its timeout anew.
     pub fn is_socket_past(&self, now_ns: u64) -> bool {
-        matches!(self.call.timeout, Timeout::Socket { .. })
-            && self.deadline_ns.is_some_and(|deadline| deadline <= now_ns)
+        self.due_ns().is_some_and(|due_ns| due_ns <= now_ns)
+    }
+
+    /// When a stop has to end the call, which its socket would let go on.
+    pub fn due_ns(&self) -> Option<u64> {
+        let is_of_socket = matches!(self.call.timeout, Timeout::Socket { .. });
+        self.deadline_ns.filter(|_| is_of_socket)
     }
 
     /// Whether `registers` are still of this call, `restart_syscall(2)` now: the kernel changes
