@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use unbroken_node::directory::RUN_ROOT;
-use unbroken_sys::bpf::SocketProgram;
+use unbroken_sys::bpf::{DeadlineProgram, SocketProgram};
 use unbroken_sys::page_faults::FaultRing;
 use unbroken_sys::probe;
 
@@ -98,6 +98,7 @@ pub(super) fn all() -> Vec<Finding> {
         cores(),
         sockets(),
         writes(),
+        waits(),
         nft(),
     ]);
     findings
@@ -267,6 +268,20 @@ fn sockets() -> Finding {
             subject,
             error.to_string(),
             "works without, with longer pauses when many connections are active",
+        ),
+    }
+}
+
+fn waits() -> Finding {
+    let subject = "seeing when waits end (BPF tracepoints)";
+    let tried = DeadlineProgram::load(std::process::id().cast_signed())
+        .and_then(|program| program.for_sockets().load().map(drop));
+    match tried {
+        Ok(()) => ok(subject),
+        Err(error) => warning(
+            subject,
+            error.to_string(),
+            "works without, with timeouts that can last up to once over when they are stopped",
         ),
     }
 }
