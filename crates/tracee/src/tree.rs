@@ -17,7 +17,7 @@
 
 mod reports;
 
-use crate::blocked::SlotsInUse;
+use crate::blocked::{SlotsInUse, StopTimes};
 use crate::remote::BatchBuffer;
 use crate::thread::{HostPid, HostTid, Process, State, Thread};
 use crate::{Stopped, TraceError, proc};
@@ -84,8 +84,8 @@ pub struct Tree {
     socket_deadlines: Option<SocketDeadlines>,
     /// A wait was met that a socket bounds.
     pub(crate) waits_on_socket: Cell<bool>,
-    /// When the stop began whose waits are seen to; `None` outside of it and without `deadlines`.
-    pub(crate) stop_began_ns: Option<u64>,
+    /// When the tree was last let go on.
+    last_resumed_ns: u64,
     /// ptrace is bound to the thread.
     not_send: PhantomData<*const ()>,
 }
@@ -106,13 +106,13 @@ impl Tree {
             deadlines: None,
             socket_deadlines: None,
             waits_on_socket: Cell::new(false),
-            stop_began_ns: None,
+            last_resumed_ns: 0,
             not_send: PhantomData,
         })
     }
 
-    /// From now on waits end when they should whenever they are stopped. `program` sees the pid
-    /// namespace of the tree.
+    /// From now on waits that a stop of the tree meets first end when they should. `program` sees
+    /// the pid namespace of the tree.
     pub fn see_deadlines(&mut self, program: DeadlineProgram) {
         self.deadlines = Some(program);
     }
@@ -209,7 +209,10 @@ impl Tree {
     /// Returns [`TraceError::Ended`] when all processes are dying; the next waits say how. A process
     /// that dies while others live is left out of [`Stopped::processes`].
     pub fn stop(&mut self) -> Result<Stopped<'_>, TraceError> {
-        self.stop_began_ns = self.deadlines.is_some().then(clock::monotonic_ns);
+        let times = StopTimes {
+            began_ns: clock::monotonic_ns(),
+            last_resumed_ns: self.last_resumed_ns,
+        };
         // Every request before the first wait: the threads then stop at the same time.
         for process in 0..self.processes.len() {
             for thread in 0..self.processes[process].threads.len() {
@@ -230,8 +233,7 @@ impl Tree {
         }
         let mut stopped = Stopped::new(self);
         stopped.settle_user_code()?;
-        stopped.settle_calls()?;
-        stopped.tree.stop_began_ns = None;
+        stopped.settle_calls(times)?;
         Ok(stopped)
     }
 
@@ -404,6 +406,7 @@ impl Tree {
 
     pub(crate) fn resume_all(&mut self) -> Result<(), TraceError> {
         self.held.clear();
+        self.last_resumed_ns = clock::monotonic_ns();
         for process in 0..self.processes.len() {
             for thread in 0..self.processes[process].threads.len() {
                 let tid = self.processes[process].threads[thread].host_tid;

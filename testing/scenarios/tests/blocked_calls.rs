@@ -141,10 +141,12 @@ fn a_long_wait_that_was_hardly_disturbed_ends_in_time() -> Result<()> {
     let after = counts.ask()?;
     println!("{after:#}");
     for (kind, count) in after.as_object().context("counts")? {
+        // Of SO_SNDTIMEO it is not known what was left.
+        let times = if kind == "send" { 2.0 } else { TIMES };
         let [waits, least, most] =
             ["waits", "least_ms", "most_ms"].map(|name| count[name].as_f64().unwrap_or(0.0));
         ensure!(waits >= 2.0 && least >= long_ms, "{kind}: {count}");
-        ensure!(most <= TIMES * long_ms, "{kind} went on: {count}");
+        ensure!(most <= times * long_ms, "{kind} went on: {count}");
     }
     service.stop()?;
     Ok(())

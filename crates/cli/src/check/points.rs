@@ -281,7 +281,7 @@ fn waits() -> Finding {
         Err(error) => warning(
             subject,
             error.to_string(),
-            "works without, with timeouts that can last up to once over when they are stopped",
+            "works without, but a wait that an epoch interrupts can take up to twice its timeout",
         ),
     }
 }

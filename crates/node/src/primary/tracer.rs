@@ -40,7 +40,7 @@ pub struct End {
 
 /// No reason to run unprotected: no wait ends early, but some late.
 pub fn deadlines_unseen(error: &io::Error) {
-    log!("a wait may last once over by what it had waited when it was stopped: {error}");
+    log!("a wait that an epoch interrupts can take up to twice its timeout: {error}");
 }
 
 impl Tracer {
@@ -159,6 +159,9 @@ impl Tracer {
     fn watch_deadlines(&mut self) -> io::Result<()> {
         if let Some(program) = self.deadlines.take_ready()? {
             self.tree.see_deadlines(program);
+        }
+        if let KernelProgram::Absent = self.socket_deadlines {
+            return Ok(());
         }
         if let Some(loader) = self.tree.wants_socket_deadlines() {
             let core = self.spare_core;

@@ -127,7 +127,7 @@ fn load(
         log: 0,
         kernel_version: 0,
         flags: 0,
-        name: *b"unbroken_reader\0",
+        name: *b"unbroken\0\0\0\0\0\0\0\0",
         interface: 0,
         attach_kind,
         types: 0,

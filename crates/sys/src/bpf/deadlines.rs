@@ -13,9 +13,9 @@
 //!                 entry.broken_off = now
 //! ```
 //!
-//! Timers of anything else cost two loads and a comparison. Those that count ticks have tracepoints
-//! of their own (`timer_start`, `timer_cancel`), which every packet of TCP passes, so they are
-//! watched only when asked for.
+//! Timers of anything else cost a helper, two loads and a comparison. Those that count ticks have
+//! tracepoints of their own (`timer_start`, `timer_cancel`), which every packet of TCP passes, so
+//! they are watched only when asked for.
 //!
 //! A thread that an interrupt waits for
 //! does not come back to its program before it has stopped, so what it broke off is what it stops
@@ -28,13 +28,16 @@ use super::instruction::{
     multiply_by, put, set, set_map, set_value, set_wide, skip, skip_if_at_least, skip_if_differs,
     skip_if_not_zero, skip_if_zero, store, store_at, subtract,
 };
-use super::{assembled, refused};
+use super::{assembled, explained, refused};
 use crate::clock;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
+
+/// Not one of those whose deadlines are told.
+const UNKNOWN_CLOCK: i32 = libc::CLOCK_REALTIME;
 
 /// Helpers (include/uapi/linux/bpf.h).
 const MAP_LOOKUP: i32 = 1;
@@ -56,6 +59,8 @@ const THREADS_MAX: u32 = 16_384;
 
 /// A thread's last timer: words of its entry, and how many they are.
 mod word {
+    /// With the lowest bit set when it counts ticks: the stacks of two calls may have timers of
+    /// both kinds at one address.
     pub const ADDRESS: usize = 0;
     pub const DEADLINE_NS: usize = 1;
     pub const CLOCK: usize = 2;
@@ -119,7 +124,7 @@ impl SocketDeadlinesLoader {
         let programs = || {
             Ok([
                 call::run_at(c"timer_start", &self.build.started(Counts::Ticks))?,
-                call::run_at(c"timer_cancel", &self.build.cancelled())?,
+                call::run_at(c"timer_cancel", &self.build.cancelled(Counts::Ticks))?,
             ])
         };
         let programs = programs().map_err(|error| refused(&error, LOAD))?;
@@ -136,7 +141,11 @@ impl DeadlineProgram {
     /// # Errors
     /// Says which step was refused, and what would help.
     pub fn load(pid: i32) -> io::Result<DeadlineProgram> {
-        let namespace = fs::metadata(format!("/proc/{pid}/ns/pid"))?;
+        let path = format!("/proc/{pid}/ns/pid");
+        let namespace = fs::metadata(&path).map_err(|error| {
+            let fix = "mount /proc, and start the service again if it has ended";
+            explained(&error, &format!("look at {path}"), fix)
+        })?;
         let places = assembled("a timer", Places::find)?;
         let load = || {
             let timers = Arc::new(Map::create(THREADS_MAX)?);
@@ -148,7 +157,7 @@ impl DeadlineProgram {
             };
             let programs = [
                 call::run_at(c"hrtimer_start", &build.started(Counts::Nanoseconds))?,
-                call::run_at(c"hrtimer_cancel", &build.cancelled())?,
+                call::run_at(c"hrtimer_cancel", &build.cancelled(Counts::Nanoseconds))?,
             ];
             Ok(DeadlineProgram {
                 timers,
@@ -173,7 +182,8 @@ impl DeadlineProgram {
     pub fn broken_off(&self, tid: i32, since_ns: u64) -> io::Result<Option<u64>> {
         let timer = self.timers.get(tid.cast_unsigned())?;
         let timer = timer.filter(|timer| {
-            timer[word::CLOCK] == libc::CLOCK_MONOTONIC as u64
+            timer[word::DEADLINE_NS] != 0
+                && timer[word::CLOCK] == libc::CLOCK_MONOTONIC as u64
                 && timer[word::BROKEN_OFF_NS] >= since_ns
         });
         Ok(timer.map(|timer| timer[word::DEADLINE_NS]))
@@ -187,6 +197,15 @@ const LOAD: &str = "load BPF programs that see when waits end";
 enum Counts {
     Nanoseconds,
     Ticks,
+}
+
+impl Counts {
+    fn tag(self) -> i32 {
+        match self {
+            Counts::Nanoseconds => 0,
+            Counts::Ticks => 1,
+        }
+    }
 }
 
 /// Where this kernel keeps what the programs read.
@@ -254,18 +273,22 @@ impl Build {
         .concat()
     }
 
-    /// The words of a timer of ticks: it rings when so many more have been counted, which is never
-    /// later than after as many whole ones.
+    /// The words of a timer of ticks. Some of the present tick is over, so it rings between so many
+    /// ticks and one more from now (kernel/time/timer.c, `calc_index`); the later is taken. Times
+    /// beyond years are not told.
     fn read_tick_timer(&self) -> Vec<Instruction> {
         let deadline_at = at(word::DEADLINE_NS);
         let counting = [
             load(8, NOW, STACK, deadline_at),
             subtract(NOW, R0),
+            add_value(NOW, 1),
+            put(at(word::CLOCK), UNKNOWN_CLOCK),
+            skip_if_at_least(NOW, i32::MAX, 1),
+            put(at(word::CLOCK), libc::CLOCK_MONOTONIC),
             multiply_by(NOW, self.tick_ns),
             call(KTIME_GET_NS),
             add(NOW, R0),
             store(8, deadline_at, NOW),
-            put(at(word::CLOCK), libc::CLOCK_MONOTONIC),
         ];
         let reading = read(deadline_at, 8, TIMER, self.places.expires_ticks);
         [&reading[..], &[call(JIFFIES64)], &counting].concat()
@@ -273,12 +296,15 @@ impl Build {
 
     fn started(&self, counts: Counts) -> Vec<Instruction> {
         let reading = [
-            &[store(8, at(word::ADDRESS), TIMER)][..],
             &match counts {
                 Counts::Nanoseconds => self.read_timer(),
                 Counts::Ticks => self.read_tick_timer(),
-            },
-            &[put(at(word::BROKEN_OFF_NS), 0)],
+            }[..],
+            &[
+                add_value(TIMER, counts.tag()),
+                store(8, at(word::ADDRESS), TIMER),
+                put(at(word::BROKEN_OFF_NS), 0),
+            ],
         ]
         .concat();
         let mut known: Vec<_> = (0..word::COUNT)
@@ -307,8 +333,9 @@ impl Build {
         self.own_timer(&|_| Vec::new(), &rest)
     }
 
-    fn cancelled(&self) -> Vec<Instruction> {
+    fn cancelled(&self, counts: Counts) -> Vec<Instruction> {
         let noting = [
+            add_value(TIMER, counts.tag()),
             load(8, R1, R0, offset_of(word::ADDRESS)),
             skip_if_differs(R1, TIMER, 1),
             store_at(8, R0, offset_of(word::BROKEN_OFF_NS), NOW),

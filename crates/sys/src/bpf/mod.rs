@@ -1,9 +1,9 @@
 //! Small programs that the kernel runs for us: over many sockets or threads in one pass, and
 //! wherever a thread begins to wait for a time.
 //!
-//! [`SocketProgram`], [`ThreadProgram`] and [`DeadlineProgram`] are the ways in. [`btf`] finds out where this kernel
-//! keeps what is read, [`program`] and [`instruction`] make the instructions that read it,
-//! [`record`] is what they leave of a socket, and [`call`] speaks bpf(2).
+//! [`SocketProgram`], [`ThreadProgram`] and [`DeadlineProgram`] are the ways in. [`btf`] finds out
+//! where this kernel keeps what is read, [`program`] and [`instruction`] make the instructions that
+//! read it, [`record`] is what they leave of a socket, and [`call`] speaks bpf(2).
 
 mod btf;
 mod call;
@@ -50,7 +50,11 @@ fn assembled<T>(subject: &str, assemble: impl Fn(&Btf<'_>) -> io::Result<T>) -> 
 }
 
 fn refused(error: &io::Error, action: &str) -> io::Error {
-    let fix = "give CAP_BPF and CAP_PERFMON, and boot without lockdown=confidentiality";
+    let fix = match error.raw_os_error() {
+        // No such tracepoint.
+        Some(libc::ENOENT) => "boot a kernel with CONFIG_TRACEPOINTS=y",
+        _ => "give CAP_BPF and CAP_PERFMON, and boot without lockdown=confidentiality",
+    };
     explained(error, action, fix)
 }
 

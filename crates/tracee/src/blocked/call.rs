@@ -204,11 +204,17 @@ impl Call {
             }
             Timeout::Socket { option } => look.socket_timeout_ns(registers.rdi as i32, option),
         };
-        let latest_ns = look.now_ns().saturating_add(left_ns?);
-        Some(
-            look.broken_off_ns()
-                .map_or(latest_ns, |told_ns| told_ns.min(latest_ns)),
-        )
+        let left_ns = left_ns?;
+        let latest_ns = look.now_ns().saturating_add(left_ns);
+        let told_ns = match self.timeout {
+            // Before it waits it may have slept for a while because memory was short
+            // (net/core/stream.c, sk_stream_wait_memory): the timer may be that one.
+            Timeout::Socket {
+                option: libc::SO_SNDTIMEO,
+            } => None,
+            _ => look.broken_off_ns(left_ns),
+        };
+        Some(told_ns.map_or(latest_ns, |told_ns| told_ns.min(latest_ns)))
     }
 
     /// What the kernel returns when the time of a call on a socket is over.

@@ -50,12 +50,20 @@ pub(crate) struct Waiting {
     pub slot: Option<(SlotNumber, [u8; USED_BYTES])>,
 }
 
+/// Of a stop of the whole tree, by CLOCK_MONOTONIC.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StopTimes {
+    pub began_ns: u64,
+    /// When this tracer let the tree go on last; 0 if it never did.
+    pub last_resumed_ns: u64,
+}
+
 /// A process that stands, as [`find`] sees it.
 struct Standing<'tree> {
     process: &'tree Process,
     tid: Tid,
-    /// What sees deadlines, and when the stop began.
-    deadlines: Option<(&'tree DeadlineProgram, u64)>,
+    /// What sees deadlines, and the stop whose waits they are of.
+    deadlines: Option<(&'tree DeadlineProgram, StopTimes)>,
     /// Set when a socket bounds a wait.
     waits_on_socket: &'tree Cell<bool>,
     now_ns: Option<u64>,
@@ -71,10 +79,13 @@ impl Look for Standing<'_> {
         self.process.memory.read_exact_at(bytes, address).is_ok()
     }
 
-    fn broken_off_ns(&mut self) -> Option<u64> {
-        let (program, since_ns) = self.deadlines?;
+    fn broken_off_ns(&mut self, left_ns: u64) -> Option<u64> {
+        let (program, stop) = self.deadlines?;
         // What cannot be asked is not known.
-        program.broken_off(self.tid.0, since_ns).ok().flatten()
+        let told = program.broken_off(self.tid.0, stop.began_ns).ok().flatten();
+        // A call that the last stop had met would be known. So what would have begun before it is
+        // something else that the thread slept for in this call.
+        told.filter(|told_ns| *told_ns >= stop.last_resumed_ns.saturating_add(left_ns))
     }
 
     fn socket_timeout_ns(&mut self, fd: i32, option: i32) -> Option<u64> {
@@ -99,7 +110,8 @@ impl Look for Standing<'_> {
 }
 
 impl Tree {
-    fn finding(&self, tid: HostTid, registers: &Registers) -> Finding {
+    /// `stop` when the whole tree stands.
+    fn finding(&self, tid: HostTid, registers: &Registers, stop: Option<StopTimes>) -> Finding {
         let Some((process, thread)) = self.thread(tid) else {
             return Finding::NotWaiting;
         };
@@ -113,7 +125,7 @@ impl Tree {
         let mut standing = Standing {
             process,
             tid: thread.tid,
-            deadlines: self.deadlines.as_ref().zip(self.stop_began_ns),
+            deadlines: self.deadlines.as_ref().zip(stop),
             waits_on_socket: &self.waits_on_socket,
             now_ns: None,
         };
@@ -143,12 +155,24 @@ impl Tree {
     }
 
     /// Sees to the call that thread `tid` of a stopped tree waits in, if any.
-    fn settle_call(&mut self, tid: HostTid, registers: &Registers) -> io::Result<()> {
-        match self.finding(tid, registers) {
+    fn settle_call(
+        &mut self,
+        tid: HostTid,
+        registers: &Registers,
+        stop: Option<StopTimes>,
+    ) -> io::Result<()> {
+        match self.finding(tid, registers, stop) {
             Finding::NotWaiting => self.remember(tid, None),
             Finding::Returned(outside) => {
                 self.remember(tid, None);
                 self.load(tid, &outside)?;
+            }
+            // Its socket has no timeout any more, but had one when the call began.
+            Finding::Waiting(wait, Stage::Suspended)
+                if wait.is_socket_past(clock::monotonic_ns()) =>
+            {
+                self.remember(tid, None);
+                self.load(tid, &wait.timed_out())?;
             }
             Finding::Waiting(wait, Stage::Suspended) => self.remember(tid, Some(wait)),
             Finding::Waiting(wait, Stage::Before) if registers.rax != wait.number() => {
@@ -162,7 +186,7 @@ impl Tree {
     /// The same at a stop of one thread that goes on at once.
     pub(crate) fn settle_lone_call(&mut self, tid: HostTid) -> io::Result<()> {
         let registers = registers_from_user(&ptrace::registers(tid.0)?);
-        self.settle_call(tid, &registers)
+        self.settle_call(tid, &registers, None)
     }
 
     /// Loads the registers with which `tid` makes the call again.
@@ -261,7 +285,7 @@ impl Tree {
             thread.reissued.set(Some((again, interrupted)));
             return Ok(());
         }
-        match self.finding(tid, &registers) {
+        match self.finding(tid, &registers, None) {
             Finding::NotWaiting => self.remember(tid, None),
             Finding::Returned(outside) => {
                 self.remember(tid, None);
@@ -304,7 +328,7 @@ fn was_in_wait(registers: &Registers) -> bool {
 
 impl Stopped<'_> {
     /// Sees to the calls that this stop has ended.
-    pub(crate) fn settle_calls(&mut self) -> Result<(), TraceError> {
+    pub(crate) fn settle_calls(&mut self, times: StopTimes) -> Result<(), TraceError> {
         for process in 0..self.tree.processes.len() {
             for thread in 0..self.tree.processes[process].threads.len() {
                 let thread = &self.tree.processes[process].threads[thread];
@@ -313,7 +337,7 @@ impl Stopped<'_> {
                 }
                 let tid = thread.host_tid;
                 let registers = self.registers(tid)?;
-                let result = self.tree.settle_call(tid, &registers);
+                let result = self.tree.settle_call(tid, &registers, Some(times));
                 let waits = was_in_wait(&registers) || self.tree.waits(tid);
                 self.was_working |= !waits;
                 crate::tree::tolerate_death("settle a blocked call", tid, result)?;
@@ -323,14 +347,20 @@ impl Stopped<'_> {
     }
 
     /// When the tree must be stopped again for a call on a socket to end in time: made again, it has
-    /// its whole time. By CLOCK_MONOTONIC.
+    /// its whole time. By CLOCK_MONOTONIC, later than now. Calls that end soon after each other share
+    /// a stop.
     pub fn next_due_ns(&self) -> Option<u64> {
+        const GRID_NS: u64 = 20_000_000;
         if !self.tree.waits_on_socket.get() {
             return None;
         }
         let threads = self.processes().flat_map(Process::threads);
-        let waits = threads.filter_map(|thread| thread.waiting.get().wait);
-        waits.filter_map(|wait| wait.due_ns()).min()
+        let waits = threads
+            .filter(|thread| thread.state == State::Trapped)
+            .filter_map(|thread| thread.waiting.get().wait);
+        let due_ns = waits.filter_map(|wait| wait.due_ns()).min()?;
+        let later_ns = due_ns.max(clock::monotonic_ns() + 1);
+        Some(later_ns.next_multiple_of(GRID_NS))
     }
 
     /// The registers of a thread for a replica. `handler_runs` says that a signal is pending whose

@@ -10,8 +10,9 @@ pub(crate) trait Look {
     fn now_ns(&mut self) -> u64;
     /// Reads memory; false when it is not there.
     fn read(&mut self, address: u64, bytes: &mut [u8]) -> bool;
-    /// When the wait that this stop has broken off would have ended, if the kernel told.
-    fn broken_off_ns(&mut self) -> Option<u64>;
+    /// When the wait of at most `left_ns` that this stop has broken off would have ended, if the
+    /// kernel told.
+    fn broken_off_ns(&mut self, left_ns: u64) -> Option<u64>;
     /// A timeout of the socket at descriptor `fd`; `None` when there is none.
     fn socket_timeout_ns(&mut self, fd: i32, option: i32) -> Option<u64>;
 }
@@ -359,8 +360,8 @@ fn number_by_code(end: u64, look: &mut impl Look) -> Option<u64> {
     can_be.then_some(number)
 }
 
-/// A call that another tracer has made again in `slot`. Its deadline is not known any more: it gets
-/// its whole time.
+/// A call that another tracer has made again in `slot`. If the kernel does not tell when it ends, it
+/// gets its whole time.
 fn adopt(registers: &Registers, slot: SlotNumber, look: &mut impl Look) -> Option<Wait> {
     let content = Content::read(slot, look)?;
     let mut made = Registers {
