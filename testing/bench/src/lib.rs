@@ -165,6 +165,13 @@ fn write_json(file: &Path, measured: &Measured) -> Result<()> {
 
 /// The page beside the numbers, and the document once nothing is missing.
 fn write_report(place: &Path, options: &Options, measured: &Measured) -> Result<()> {
+    let torture = std::fs::read_to_string(options.root.join("target/torture/last.json"));
+    let measured = &Measured {
+        torture: torture
+            .ok()
+            .and_then(|text| serde_json::from_str(&text).ok()),
+        ..measured.clone()
+    };
     let page = place.join("report.html");
     std::fs::write(&page, report::html(measured))
         .with_context(|| format!("cannot write {}", page.display()))?;

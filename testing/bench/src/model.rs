@@ -8,6 +8,18 @@ use crate::cores::Busy;
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Measured {
     pub sections: Vec<Section>,
+    /// What `cargo xtask torture` wrote down last.
+    #[serde(default)]
+    pub torture: Option<Torture>,
+}
+
+/// A run of faults.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Torture {
+    pub survived: u64,
+    pub failed: u64,
+    pub commit: String,
+    pub at: String,
 }
 
 /// One workload or one question.

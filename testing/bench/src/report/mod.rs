@@ -213,6 +213,7 @@ mod tests {
     fn a_page_of_anything_is_whole() {
         let measured = Measured {
             sections: vec![section()],
+            torture: None,
         };
         let page = html(&measured);
         for wrong in ["NaN", "inf%", "<client>", "a & b", "http://", "https://"] {
