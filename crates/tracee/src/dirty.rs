@@ -60,7 +60,7 @@ pub struct DirtyTracker {
 pub(crate) fn left_open(entry: &[u8; ENTRY_BYTES]) -> Option<u64> {
     let word = |position: usize| {
         let bytes = entry[position * 8..].first_chunk();
-        bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes))
+        bytes.map_or(0, |bytes| u64::from_ne_bytes(*bytes))
     };
     let [number, first, mark, result] = [0, 1, 2, 7].map(word);
     let result = result as i64;
@@ -530,4 +530,33 @@ fn read_one_by_one(memory: &File, pages: &[PageRun], destination: &mut [u8]) -> 
         rest = after;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(number: i64, first: u64, mark: u64, result: i64) -> [u8; ENTRY_BYTES] {
+        let words = [number as u64, first, mark, 0, 0, 0, 0, result as u64];
+        let mut entry = [0; ENTRY_BYTES];
+        entry.copy_from_slice(&words.map(u64::to_ne_bytes).concat());
+        entry
+    }
+
+    #[test]
+    fn what_is_left_open_is_told_by_the_last_batch() {
+        let flags = uffd::CREATE_FLAGS;
+        let cases = [
+            (entry(libc::SYS_userfaultfd, flags, OWN, 7), Some(7)),
+            (entry(libc::SYS_userfaultfd, flags, OWN, NOT_REACHED), None),
+            (entry(libc::SYS_userfaultfd, flags, 0, 7), None),
+            (entry(libc::SYS_close, 7, OWN, NOT_REACHED), Some(7)),
+            (entry(libc::SYS_close, 7, OWN, 0), None),
+            (entry(libc::SYS_close, 7, 0, NOT_REACHED), None),
+            (entry(libc::SYS_gettid, 7, OWN, 7), None),
+        ];
+        for (entry, expected) in cases {
+            assert_eq!(left_open(&entry), expected, "{entry:?}");
+        }
+    }
 }
