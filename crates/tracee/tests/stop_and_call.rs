@@ -310,7 +310,7 @@ fn kill_tracers(role: &str, guest: &mut Guest, mut after: impl FnMut()) {
     }
 }
 
-/// Found by `cargo xtask torture --seed 9000`, fault 1576: redis-server was never protected again
+/// Found by `cargo xtask torture --seed 9000`, fault 1576: a service was never protected again
 /// after its primary had died as it made a userfaultfd there, which counted as the service's own.
 #[test]
 fn what_a_dead_tracer_left_open_is_closed_by_the_next() {

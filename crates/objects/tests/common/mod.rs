@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
+use std::time::{Duration, Instant};
 use unbroken_sys::namespace::{Namespaces, unshare};
 
 type Work = Box<dyn FnOnce() + Send>;
@@ -88,6 +89,24 @@ impl Place {
     }
 }
 
+impl Place {
+    /// The kernel makes the route to a new IPv6 address later, from a queue of its own
+    /// (net/ipv6/addrconf.c, addrconf_dad_work); until then what is sent there leaves by the device.
+    fn wait_for_local_route(&self, address: &'static str) {
+        self.run(move || {
+            let deadline = Instant::now() + Duration::from_secs(20);
+            let is_there = || {
+                let mut list = Command::new("ip");
+                list.args(["-6", "route", "show", "table", "local", address]);
+                list.output().unwrap().stdout.starts_with(b"local ")
+            };
+            while !is_there() {
+                assert!(Instant::now() < deadline, "no route to {address}");
+            }
+        });
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         drop(self.work.take());
@@ -150,6 +169,9 @@ impl Net {
         }
         for place in [&net.client, &net.service, &net.replica] {
             place.sysctl("ipv4.conf.all.rp_filter", "0");
+        }
+        for place in [&net.service, &net.replica] {
+            place.wait_for_local_route(SERVICE_V6);
         }
         net
     }
