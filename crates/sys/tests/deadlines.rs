@@ -40,15 +40,14 @@ struct Waiter {
 }
 
 impl Waiter {
-    /// One that waits; one that `began` is called with first.
-    fn in_a(way: &str, began: impl FnOnce(i32)) -> Waiter {
+    /// One that waits.
+    fn in_a(way: &str) -> Waiter {
         let mut child = Command::new("/usr/bin/python3")
             .args(["-c", WAITER, way])
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let tid = child.id().cast_signed();
-        began(tid);
         let mut line = String::new();
         let output = child.stdout.take().unwrap();
         BufReader::new(output).read_line(&mut line).unwrap();
@@ -89,7 +88,7 @@ impl Drop for Waiter {
 fn a_wait_that_was_broken_off_would_have_ended_its_time_after_it_began() {
     let program = DeadlineProgram::load(std::process::id().cast_signed()).unwrap();
     for way in ["epoll", "poll", "select", "sleep", "signal"] {
-        let waiter = Waiter::in_a(way, |_| {});
+        let waiter = Waiter::in_a(way);
         let since_ns = waiter.interrupt();
         let deadline_ns = program.broken_off(waiter.tid, since_ns).unwrap();
         let began_ns = deadline_ns.unwrap_or_else(|| panic!("{way} was not seen")) - WAIT_NS;
@@ -109,24 +108,24 @@ fn a_wait_that_was_broken_off_would_have_ended_its_time_after_it_began() {
 fn waits_on_sockets_are_seen_when_asked_for() {
     let program = DeadlineProgram::load(std::process::id().cast_signed()).unwrap();
     let told = |waiter: &Waiter| program.broken_off(waiter.tid, waiter.interrupt()).unwrap();
-    let early = Waiter::in_a("receive", |_| {});
+    let early = Waiter::in_a("receive");
     assert_eq!(told(&early), None);
     let sockets = program.for_sockets().load().unwrap();
-    let waiter = Waiter::in_a("receive", |_| {});
+    let waiter = Waiter::in_a("receive");
     let began_ns = told(&waiter).unwrap() - WAIT_NS;
     let when = waiter.before_ns..=waiter.after_ns + 2 * u64::from(tick_ns().unsigned_abs());
     assert!(when.contains(&began_ns), "{began_ns} not in {when:?}");
     drop(sockets);
-    let late = Waiter::in_a("receive", |_| {});
+    let late = Waiter::in_a("receive");
     assert_eq!(told(&late), None);
 }
 
 #[test]
 fn what_was_not_seen_to_begin_and_what_has_no_end_is_not_told() {
     let load = |tid| DeadlineProgram::load(tid).unwrap();
-    let early = Waiter::in_a("epoll", |_| {});
+    let early = Waiter::in_a("epoll");
     let program = load(early.tid);
-    let endless = Waiter::in_a("for ever", |_| {});
+    let endless = Waiter::in_a("for ever");
     for waiter in [&early, &endless] {
         let since_ns = waiter.interrupt();
         let deadline_ns = program.broken_off(waiter.tid, since_ns).unwrap();

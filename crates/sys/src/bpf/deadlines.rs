@@ -17,9 +17,9 @@
 //! tracepoints of their own (`timer_start`, `timer_cancel`), which every packet of TCP passes, so
 //! they are watched only when asked for.
 //!
-//! A thread that an interrupt waits for
-//! does not come back to its program before it has stopped, so what it broke off is what it stops
-//! in.
+//! A thread that an interrupt waits for does not come back to its program before it has stopped, so
+//! what it broke off belongs to the call that it stops in. That need not be the call's own timeout:
+//! whoever asks knows which calls sleep for other reasons, too.
 
 use super::btf::Btf;
 use super::call::{self, Map};
