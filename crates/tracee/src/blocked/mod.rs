@@ -11,11 +11,12 @@
 //! | ERESTARTNOHAND of select, pselect6, ppoll with a timeout | makes the call again with what the kernel wrote is left, less the pause | the same, less what has passed since |
 //! | ERESTARTSYS, -NOINTR, any other -NOHAND | the kernel restarts it | the kernel restarts it: the registers say all |
 //!
-//! A call is made again in a slot of the blob ([`slot`]), where its thread is known by its `rip`: as
-//! long as it stands there no user code has run, so the remembered deadline is this call's. The
+//! A call is made again in a slot of the blob ([`slot`]), where its thread is known by its `rip`:
+//! as long as it stands there no user code has run, so the remembered deadline is this call's. The
 //! program's next call, however alike, comes from the program's own code and has a deadline of its
-//! own, which the kernel tells where it can ([`unbroken_sys::bpf::DeadlineProgram`]). Timeouts of sockets are options, which other threads share; such a call is made again with
-//! its whole time, and ended by a stop at its deadline as the kernel would end it.
+//! own, which the kernel tells where it can ([`unbroken_sys::bpf::DeadlineProgram`]). Timeouts of
+//! sockets are options, which other threads share; such a call is made again with its whole time,
+//! and ended by a stop at its deadline as the kernel would end it.
 //!
 //! EINTR that is due is given: a signal with a handler that meets a thread in a call or about to
 //! make it again passes through the tracer before its frame is built ([`Tree::before_signal`]), and
@@ -360,7 +361,8 @@ impl Stopped<'_> {
             .filter_map(|thread| thread.waiting.get().wait);
         let due_ns = waits.filter_map(|wait| wait.due_ns()).min()?;
         let later_ns = due_ns.max(clock::monotonic_ns() + 1);
-        Some(later_ns.next_multiple_of(GRID_NS))
+        // Centuries ahead there is none.
+        later_ns.checked_next_multiple_of(GRID_NS)
     }
 
     /// The registers of a thread for a replica. `handler_runs` says that a signal is pending whose
