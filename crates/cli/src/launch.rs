@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use unbroken_node::config::{Config, choose_cores};
 use unbroken_node::directory::{ClaimError, RUN_ROOT, RunDirectory};
 use unbroken_node::front::{self, Ending, FrontError, Order};
+use unbroken_node::inherited::Inherited;
 use unbroken_node::publish::{self, Target};
 use unbroken_node::stage;
 use unbroken_node::stage::address::Addresses;
@@ -24,6 +25,12 @@ const MTU_BYTES: u32 = 1500;
 /// # Errors
 /// What could not be had, with an exit code of its kind; nothing is left behind then.
 pub fn launch(plan: Plan) -> Result<ExitCode, Failure> {
+    let inherited = Inherited::read()
+        .and_then(|inherited| inherited.set_ours().map(|()| inherited))
+        .map_err(|error| {
+            let message = format!("cannot set the limits of our own processes: {error}");
+            Failure::new(Exit::Internal, message)
+        })?;
     let directory = RunDirectory::new(plan.name.clone());
     let claim = directory.claim().map_err(|error| {
         let exit = match &error {
@@ -35,7 +42,7 @@ pub fn launch(plan: Plan) -> Result<ExitCode, Failure> {
     let ending = make_link(&plan).and_then(|link| {
         publish_ports(&plan, &link)?;
         let order = Order {
-            config: config(&plan, link.addresses)?,
+            config: config(&plan, link.addresses, inherited)?,
             directory: directory.clone(),
             claim,
             command_text: plan.command_text(),
@@ -102,7 +109,7 @@ fn publish_ports(plan: &Plan, link: &HostLink) -> Result<(), Failure> {
     Ok(())
 }
 
-fn config(plan: &Plan, addresses: Addresses) -> Result<Config, Failure> {
+fn config(plan: &Plan, addresses: Addresses, inherited: Inherited) -> Result<Config, Failure> {
     const THIS_THREAD: i32 = 0;
     let cores = affinity::cores(THIS_THREAD).map_err(|error| {
         let message = format!("cannot see on which processor cores this may run: {error}");
@@ -117,6 +124,7 @@ fn config(plan: &Plan, addresses: Addresses) -> Result<Config, Failure> {
             .map(|word| word.as_bytes().to_vec())
             .collect(),
         user: plan.user.clone(),
+        inherited,
         addresses,
         mtu_bytes: MTU_BYTES,
         service_core,

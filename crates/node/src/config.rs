@@ -1,5 +1,6 @@
 //! What one service is to be run as: the same for every node of it, whoever starts them.
 
+use crate::inherited::Inherited;
 use crate::stage::address::Addresses;
 use crate::stage::launch::Identity;
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,8 @@ pub struct Config {
     /// Program and arguments, as bytes: neither need be UTF-8.
     pub command: Vec<Vec<u8>>,
     pub user: Option<UserIds>,
+    /// What the service begins with of what `run` was started with.
+    pub inherited: Inherited,
     pub addresses: Addresses,
     pub mtu_bytes: u32,
     /// Where the service and the capture run.

@@ -11,6 +11,7 @@ pub mod control;
 pub mod directory;
 pub mod front;
 pub mod handshake;
+pub mod inherited;
 mod kernel_program;
 pub mod log;
 pub mod notify;

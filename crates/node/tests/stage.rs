@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
+use unbroken_node::inherited::Inherited;
 use unbroken_node::stage::address::{self, Addresses};
 use unbroken_node::stage::announcement::{Announcement, Change};
 use unbroken_node::stage::host::HostLink;
@@ -105,6 +106,7 @@ fn service(command: &[&str]) -> Role {
     Role::Service {
         command: command.iter().map(OsString::from).collect(),
         identity: None,
+        inherited: Inherited::default(),
     }
 }
 
@@ -222,6 +224,7 @@ fn takes_on_the_user() {
     let role = Role::Service {
         command,
         identity: Some(identity),
+        inherited: Inherited::default(),
     };
     let (_init, pending, output) = stage.spawn_init(role).expect("init");
     let (announcements, server) = filtered(&pending);

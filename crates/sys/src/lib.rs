@@ -17,6 +17,7 @@ pub mod epoll;
 pub mod event;
 pub mod fdinfo;
 pub mod futex;
+pub mod inherited;
 pub mod kcmp;
 pub mod local_route;
 pub mod lock;

@@ -26,6 +26,22 @@ pub fn limit(pid: i32, resource: u32) -> io::Result<(u64, u64)> {
     }
 }
 
+/// Sets limit `resource` of process `pid` (0: the caller) to (soft, hard). Error `EPERM`: a hard limit
+/// is raised without `CAP_SYS_RESOURCE`.
+pub fn set_limit(pid: i32, resource: u32, (soft, hard): (u64, u64)) -> io::Result<()> {
+    let limit = libc::rlimit64 {
+        rlim_cur: soft,
+        rlim_max: hard,
+    };
+    // SAFETY: `limit` lives through the call; the old one is not asked for.
+    let result = unsafe { libc::prlimit64(pid, resource, &raw const limit, std::ptr::null_mut()) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// The nice value of thread `tid`, -20 to 19.
 pub fn nice(tid: i32) -> io::Result<i32> {
     // SAFETY: plain numbers. The raw call gives 20 - nice, so that errors can be told apart.

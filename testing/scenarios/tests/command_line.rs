@@ -60,6 +60,61 @@ fn a_service_that_ends_right_away_has_said_what_it_said() -> Result<()> {
     Ok(())
 }
 
+/// Shows its own limits, ignored signals and mask.
+const WHAT_CAME: [&str; 3] = ["/bin/cat", "/proc/self/limits", "/proc/self/status"];
+
+/// The lines of that which a caller sets.
+fn what_came(output: &[u8]) -> Vec<String> {
+    let text = String::from_utf8_lossy(output);
+    let lines = text.lines().filter(|line| {
+        ["Max ", "SigIgn", "SigBlk"]
+            .iter()
+            .any(|name| line.starts_with(name))
+    });
+    lines.map(str::to_owned).collect()
+}
+
+/// The limits would be too low for processes of ours: of files of 1 MB no journal can be made.
+#[test]
+fn the_limits_and_signals_of_the_caller_are_the_service_s() -> Result<()> {
+    host()?;
+    let name = format!("t-came-{}", std::process::id());
+    let caller = || {
+        let mut command = Command::new("env");
+        command.args(["--ignore-signal=HUP,PIPE,CHLD", "--block-signal=USR2,TERM"]);
+        command.args(["prlimit", "--nofile=300:", "--fsize=1000000:", "--cpu=60:"]);
+        command.args(["--as=400000000:"]);
+        command
+    };
+    let plain = caller().args(WHAT_CAME).output()?;
+    let protected = caller()
+        .arg(program()?)
+        .args(["run", "--name", &name, "--"])
+        .args(WHAT_CAME)
+        .output()?;
+    ensure!(protected.status.success(), "{protected:?}");
+    let (wanted, got) = (what_came(&plain.stdout), what_came(&protected.stdout));
+    ensure!(wanted.len() >= 18 && wanted == got, "{wanted:#?} {got:#?}");
+    Ok(())
+}
+
+#[test]
+fn a_limit_that_we_cannot_live_with_is_named_before_anything_starts() -> Result<()> {
+    host()?;
+    let outcome = Command::new("prlimit")
+        .args(["--nofile=500:500", "--"])
+        .arg(program()?)
+        .args(["run", "--", "/bin/true"])
+        .output()?;
+    let stderr = String::from_utf8_lossy(&outcome.stderr);
+    ensure!(outcome.status.code() == Some(72), "{outcome:?}");
+    ensure!(
+        stderr.contains("ulimit -n") && stderr.contains("500"),
+        "{stderr}"
+    );
+    Ok(())
+}
+
 #[test]
 fn a_command_that_does_not_exist_is_named() -> Result<()> {
     host()?;

@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use unbroken_node::directory::RUN_ROOT;
+use unbroken_node::inherited::Inherited;
 use unbroken_sys::bpf::{DeadlineProgram, SocketProgram};
 use unbroken_sys::page_faults::FaultRing;
 use unbroken_sys::probe;
@@ -94,6 +95,7 @@ pub(super) fn all() -> Vec<Finding> {
     findings.extend(PROBES.map(|probe| try_probe(probe, restricted)));
     findings.extend([
         ptrace_scope(),
+        limits(),
         run_directory(),
         cores(),
         sockets(),
@@ -204,6 +206,20 @@ fn kernel() -> Finding {
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|character: char| !character.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// What a shell or a service manager gave us and we cannot go beyond. A service gets what came.
+fn limits() -> Finding {
+    let subject = "limits of our own processes";
+    let fix = "raise it where this is started from: ulimit of the shell, Limit...= of the unit, \
+               /etc/security/limits.conf";
+    match Inherited::read() {
+        Ok(inherited) => match inherited.check() {
+            Ok(()) => ok(subject),
+            Err(error) => missing(subject, error.to_string(), fix, Exit::Machine),
+        },
+        Err(error) => missing(subject, error.to_string(), NEWER_KERNEL, Exit::Machine),
+    }
 }
 
 /// Yama's scope 3 forbids ptrace to everybody until the next boot (Documentation: Yama).

@@ -58,6 +58,7 @@ fn filled(tree: &mut Tree) -> (Capture, JournalReader) {
         name: "capture".to_owned(),
         command: Vec::new(),
         user: None,
+        inherited: crate::inherited::Inherited::default(),
         addresses: Addresses {
             host_v4: Ipv4Addr::UNSPECIFIED,
             service_v4: Ipv4Addr::UNSPECIFIED,

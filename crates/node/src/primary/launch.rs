@@ -105,7 +105,11 @@ fn start(config: &Config, line: &Arc<Line>) -> Result<(ServiceEnds, Bell, Tracer
         .map(OsString::from_vec)
         .collect();
     let identity = config.user.clone().map(Into::into);
-    let (init, pending, output) = stage.spawn_init(InitRole::Service { command, identity })?;
+    let (init, pending, output) = stage.spawn_init(InitRole::Service {
+        command,
+        identity,
+        inherited: config.inherited.clone(),
+    })?;
     let output = output.ok_or_else(|| io::Error::other("the service has no output pipes"))?;
     affinity::bind(pending.host_pid, &[config.service_core])?;
     affinity::bind(0, &[config.service_core])?;

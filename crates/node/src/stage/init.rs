@@ -187,6 +187,14 @@ fn execute(plan: &Plan, command: &[OsString]) -> ChildAnswer {
         };
     };
     ChildAnswer::ExecuteFailed {
-        errno: errno(Command::new(program).args(arguments).exec()),
+        errno: errno(become_program(plan, program, arguments)),
     }
+}
+
+/// Returns only if it failed.
+fn become_program(plan: &Plan, program: &OsString, arguments: &[OsString]) -> io::Error {
+    let mut command = Command::new(program);
+    command.args(arguments);
+    plan.inherited.give(&mut command);
+    command.exec()
 }

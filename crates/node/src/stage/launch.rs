@@ -2,6 +2,7 @@
 
 use super::Stage;
 use super::error::Error;
+use crate::inherited::Inherited;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::io;
@@ -35,6 +36,7 @@ pub enum Role {
     Service {
         command: Vec<OsString>,
         identity: Option<Identity>,
+        inherited: Inherited,
     },
     /// An empty process for a replica to be built in.
     Stub,
@@ -46,6 +48,8 @@ pub(super) struct Plan {
     pub service: bool,
     pub first_pid: i32,
     pub identity: Option<Identity>,
+    /// Of the service alone.
+    pub inherited: Inherited,
 }
 
 /// What init tells.
@@ -131,8 +135,12 @@ impl Stage {
             .want_sender_pid()
             .map_err(Error::during("ask for the service's pid"))?;
         let (command, plan) = match role {
-            Role::Service { command, identity } => (command, plan(true, identity)),
-            Role::Stub => (Vec::new(), plan(false, None)),
+            Role::Service {
+                command,
+                identity,
+                inherited,
+            } => (command, plan(true, identity, inherited)),
+            Role::Stub => (Vec::new(), plan(false, None, Inherited::default())),
         };
         let shown = command
             .first()
@@ -170,11 +178,12 @@ impl Stage {
     }
 }
 
-fn plan(service: bool, identity: Option<Identity>) -> Plan {
+fn plan(service: bool, identity: Option<Identity>, inherited: Inherited) -> Plan {
     Plan {
         service,
         first_pid: FIRST_PID.0,
         identity,
+        inherited,
     }
 }
 
