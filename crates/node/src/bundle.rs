@@ -3,6 +3,7 @@
 
 use crate::channel;
 use crate::config::Config;
+use crate::title;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
@@ -118,7 +119,7 @@ pub fn spawn(
         // ours is inherited, and what we hold is closed on exec.
         let mut command = Command::new("/proc/self/exe");
         command
-            .arg0(format!("unbroken: {}", config.name))
+            .arg0(title::with_room(&config.name))
             .arg("__node")
             .stdin(theirs);
         // The front alone speaks to the service manager; the service, which has this environment,

@@ -25,3 +25,4 @@ pub mod steps;
 pub mod takeover;
 #[cfg(test)]
 mod test_root;
+mod title;

@@ -1,7 +1,7 @@
 //! The program of a node: what `unbroken __node` does.
 
 use crate::bundle::{Bundle, Start};
-use crate::{primary, standby};
+use crate::{primary, standby, title};
 use rustix::fs::{Mode, OFlags, open};
 use std::io;
 use std::os::fd::AsFd;
@@ -33,8 +33,15 @@ fn run() -> io::Result<()> {
     let bundle = Bundle::receive(channel)?;
     // Before a thread enters the stage, whose /proc does not know this process.
     fdinfo::initialise()?;
+    let name = bundle.config.name.clone();
     match bundle.start {
-        Start::Launch => primary::launch::run(bundle),
-        Start::Standby { .. } => standby::run(bundle),
+        Start::Launch => {
+            title::show(&name, "primary");
+            primary::launch::run(bundle)
+        }
+        Start::Standby { .. } => {
+            title::show(&name, "standby");
+            standby::run(bundle)
+        }
     }
 }

@@ -211,6 +211,36 @@ fn status_says_all_that_it_promises() -> Result<()> {
 }
 
 #[test]
+fn processes_are_shown_by_name_and_role() -> Result<()> {
+    host()?;
+    let (service, _) = own_server("churn-server")?;
+    let assert_shown = |pid: Option<i32>, role: &str| -> Result<()> {
+        let pid = pid.context("no such process")?;
+        let read = |what: &str| fs::read_to_string(format!("/proc/{pid}/{what}"));
+        let (program, line) = (read("comm")?, read("cmdline")?);
+        let line = line.trim_end_matches('\0');
+        ensure!(program == "unbroken\n", "{program:?}");
+        ensure!(
+            line == format!("unbroken: {} {role}", service.name()),
+            "{line:?}"
+        );
+        Ok(())
+    };
+    let before = service.wait_protected()?;
+    assert_shown(before.primary_pid, "primary")?;
+    assert_shown(before.standby_pid, "standby")?;
+    service.kill(Target::Service, Signal::SIGKILL)?;
+    let after = service.wait_for("a takeover", |status| {
+        status.takeovers == 1 && status.is_protected()
+    })?;
+    ensure!(after.primary_pid == before.standby_pid, "{after:?}");
+    assert_shown(after.primary_pid, "primary")?;
+    assert_shown(after.standby_pid, "standby")?;
+    service.stop()?;
+    Ok(())
+}
+
+#[test]
 fn signals_are_passed_on() -> Result<()> {
     host()?;
     // The shell waits in a builtin, so there is one process and it is protected.

@@ -6,6 +6,7 @@
 
 use super::launch::{self, ChildAnswer, ChildRequest, Identity, InitMessage, Plan};
 use super::seccomp_filter;
+use crate::title;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
@@ -22,6 +23,7 @@ use unbroken_tracee::replica::STUB_CHANNEL;
 /// of the service. Standard input is the connection to the node; standard output and error are
 /// the service's.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ! {
+    title::name_program();
     let command: Vec<OsString> = arguments.collect();
     let Ok(control) = io::stdin().as_fd().try_clone_to_owned() else {
         clone::exit_now(1)

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus, Stdio};
 use unbroken_image::{Pid, decode, encode_into};
 use unbroken_sys::channel::Channel;
@@ -153,6 +153,7 @@ impl Stage {
         let (stdout, stderr) = ends.unwrap_or((Stdio::null(), Stdio::null()));
         let spawned = self.run(move || {
             Command::new("/proc/self/exe")
+                .arg0("unbroken: init")
                 .arg(INIT_SUBCOMMAND)
                 .args(command)
                 .stdin(OwnedFd::from(init_end))

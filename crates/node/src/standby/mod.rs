@@ -15,6 +15,7 @@ use crate::primary::line::Line;
 use crate::primary::{Common, Primary, ServiceEnds};
 use crate::record::Cause;
 use crate::stage::launch::Init;
+use crate::title;
 use follow::Follower;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use std::io;
@@ -116,6 +117,7 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
                 common.control.answer(asker, Ok(()));
             }
             drop(bundle);
+            title::show(&common.config.name, "primary");
             Primary::new(common, *ends, role, line, bell)?.run(actions)
         }
         Outcome::Failed { failure, cause } => {
