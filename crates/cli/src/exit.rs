@@ -48,6 +48,8 @@ exits! {
     Network = 80,
     /// The service's processes did not answer.
     NoAnswer = 81,
+    /// With `--detach`: the service runs on and is not protected; the message says why.
+    Unprotected = 82,
 }
 
 impl From<Exit> for ExitCode {

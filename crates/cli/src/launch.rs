@@ -59,12 +59,20 @@ pub fn launch(plan: Plan) -> Result<ExitCode, Failure> {
             Failure::new(exit, error)
         })
     });
-    if !matches!(ending, Ok(Ending::Detached)) {
+    if !matches!(ending, Ok(Ending::Detached | Ending::Unprotected(_))) {
         clean_up(&plan, &directory);
     }
     match ending? {
         Ending::Service(code) => Ok(ExitCode::from(code)),
         Ending::Detached => Ok(ExitCode::SUCCESS),
+        Ending::Unprotected(why) => Err(Failure::new(
+            Exit::Unprotected,
+            format!(
+                "{} runs in the background and is not protected: {why}; it will be when that has \
+                 changed, `unbroken stop {}` ends it",
+                plan.name, plan.name
+            ),
+        )),
     }
 }
 

@@ -3,15 +3,17 @@
 
 use crate::board::{Board, BoardError, Identity, State};
 use crate::bundle::{self, Purpose, Start};
+use crate::clock::now_ns;
 use crate::config::Config;
 use crate::control::{Control, ControlError, Request, ask};
 use crate::directory::{Claim, ClaimError, RunDirectory};
 use crate::log;
+use crate::news::{News, Sight};
 use crate::notify::Notifier;
 use crate::stage::host::HostLink;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 use unbroken_sys::signalfd::SignalFd;
@@ -50,12 +52,14 @@ pub enum FrontError {
 }
 
 /// How `run` ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// The service ended by itself; 128 + n for death by signal n.
     Service(u8),
     /// Detached: the service runs on.
     Detached,
+    /// Detached, and it is not protected; why.
+    Unprotected(String),
 }
 
 const FORWARDED: [i32; 5] = [
@@ -67,6 +71,8 @@ const FORWARDED: [i32; 5] = [
 ];
 /// A request to the primary waits this long: longer than any takeover.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(10);
+/// Whoever detaches waits so long for protection that something stands in the way of.
+const DETACH_PATIENCE_NS: u64 = 10_000_000_000;
 
 /// Starts the service and waits for its end.
 pub fn run(order: Order) -> Result<Ending, FrontError> {
@@ -130,6 +136,7 @@ impl Front<'_> {
     fn watch(mut self) -> Result<Ending, FrontError> {
         let failed = |operation| move |cause: io::Error| FrontError::Io { operation, cause };
         let notifier = Notifier::from_environment().unwrap_or_default();
+        let mut news = News::new(&self.order.config.name, &self.order.address_text);
         let mut announced = None;
         let mut told_primary = 0;
         loop {
@@ -137,25 +144,27 @@ impl Front<'_> {
                 notifier.stopping();
                 return self.ended(code);
             }
-            let state = self.board.state();
-            if announced != Some(state) {
-                if state == State::Protected && announced.is_none_or(|old| old != state) {
-                    self.say_protected(&notifier);
-                    if self.order.detach {
-                        return Ok(Ending::Detached);
-                    }
-                }
-                if state != State::Protected {
-                    notifier.status(state.name());
-                }
-                announced = Some(state);
+            let sight = self.sight();
+            news.look(&sight, now_ns())
+                .iter()
+                .for_each(|line| say(line));
+            if announced != Some(sight.state) {
+                self.tell_manager(&notifier, sight.state);
+                announced = Some(sight.state);
+            }
+            if self.order.detach
+                && let Some(ending) = detached(&sight, &news)
+            {
+                return Ok(ending);
             }
             let primary = self.board.primary_pid();
             if primary != told_primary {
                 notifier.main_pid(primary);
                 told_primary = primary;
             }
-            self.sleep().map_err(failed("wait for the service"))?;
+            let detach_due_ns = detach_due_ns(&news).filter(|_| self.order.detach);
+            let due_ns = news.due_ns().into_iter().chain(detach_due_ns).min();
+            self.sleep(due_ns).map_err(failed("wait for the service"))?;
             self.pass_signals_on().map_err(failed("read signals"))?;
             // The first node, which becomes a zombie of this process when it ends.
             let _ = self.child.try_wait();
@@ -166,22 +175,43 @@ impl Front<'_> {
         }
     }
 
-    fn say_protected(&self, notifier: &Notifier) {
-        let name = &self.order.config.name;
-        let text = format!("{name} is protected at {}", self.order.address_text);
-        notifier.ready(&text);
-        eprintln!("unbroken: {text}");
+    fn sight(&self) -> Sight {
+        let snapshot = self.board.snapshot(now_ns());
+        Sight {
+            state: snapshot.state,
+            reason: snapshot.reason,
+            takeovers: snapshot.takeovers,
+            last_takeover_us: snapshot.last_takeover_us.unwrap_or_default(),
+            last_takeover_cause: snapshot.last_takeover_cause.unwrap_or_default(),
+        }
     }
 
-    /// Until a node rings, a signal arrives, or the last node dies.
-    fn sleep(&self) -> io::Result<()> {
+    fn tell_manager(&self, notifier: &Notifier, state: State) {
+        if state == State::Protected {
+            let name = &self.order.config.name;
+            notifier.ready(&format!(
+                "{name} is protected at {}",
+                self.order.address_text
+            ));
+        } else {
+            notifier.status(state.name());
+        }
+    }
+
+    /// Until a node rings, a signal arrives, the last node dies, or it is `due_ns`.
+    fn sleep(&self, due_ns: Option<u64>) -> io::Result<()> {
+        let left_ns = due_ns.map(|due_ns| due_ns.saturating_sub(now_ns()));
+        let timeout = left_ns.map(|left_ns| rustix::time::Timespec {
+            tv_sec: (left_ns / 1_000_000_000) as i64,
+            tv_nsec: (left_ns % 1_000_000_000) as i64,
+        });
         let mut watched = [
             PollFd::new(&self.bell, PollFlags::IN),
             PollFd::new(&self.signals, PollFlags::IN),
             // A hang-up is always told.
             PollFd::new(&self.life, PollFlags::empty()),
         ];
-        match poll(&mut watched, None) {
+        match poll(&mut watched, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -220,6 +250,27 @@ impl Front<'_> {
             state.name()
         )))
     }
+}
+
+/// How `--detach` ends, if it can be said by now: what is not protected after a while, though no fill is
+/// under way, will hardly be so without somebody's help.
+fn detached(sight: &Sight, news: &News) -> Option<Ending> {
+    match sight.state {
+        State::Protected => Some(Ending::Detached),
+        State::Unprotected if detach_due_ns(news)? <= now_ns() => {
+            Some(Ending::Unprotected(sight.reason.clone()))
+        }
+        _ => None,
+    }
+}
+
+fn detach_due_ns(news: &News) -> Option<u64> {
+    Some(news.waiting_since_ns()? + DETACH_PATIENCE_NS)
+}
+
+fn say(line: &str) {
+    // With standard error closed there is nobody to tell.
+    let _ = writeln!(io::stderr(), "unbroken: {line}");
 }
 
 /// Whether any process has the other end of a pipe open, or was sent it and has not received it yet.

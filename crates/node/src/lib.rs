@@ -14,6 +14,7 @@ pub mod handshake;
 pub mod inherited;
 mod kernel_program;
 pub mod log;
+mod news;
 pub mod notify;
 pub mod primary;
 pub mod program;

@@ -348,6 +348,54 @@ fn detached_it_goes_on_without_us() -> Result<()> {
     assert_gone(&name, &marker)
 }
 
+/// What cannot be protected is told, and runs on.
+#[test]
+fn detached_and_not_protected_is_said() -> Result<()> {
+    host()?;
+    let name = format!("t-hindered-{}", std::process::id());
+    let marker = Marker::new(&name);
+    let _detached = Detached(&marker);
+    let with_terminal = "exec 9<>/dev/ptmx; exec sleep 1000";
+    let command = ["/bin/sh", "-c", with_terminal];
+    let mut words = vec!["run", "--name", &name, "--detach", "--"];
+    words.extend(command);
+    let outcome = run_to_end(&words, Some(&marker))?;
+    ensure!(outcome.code() == Some(82), "{outcome:?}");
+    ensure!(outcome.stderr.contains("terminal"), "{outcome:?}");
+    let status = Status::parse(&run_to_end(&["status", &name, "--json"], None)?.stdout)?;
+    ensure!(status.state == "unprotected", "{status:?}");
+    let outcome = run_to_end(&["stop", &name], None)?;
+    ensure!(outcome.code() == Some(0), "{outcome:?}");
+    assert_gone(&name, &marker)
+}
+
+/// Each thing once, and nothing of what passes by itself.
+#[test]
+fn a_death_is_told_and_how_long_it_took() -> Result<()> {
+    host()?;
+    let (service, _) = own_server("churn-server")?;
+    service.wait_protected()?;
+    service.kill(Target::Service, Signal::SIGKILL)?;
+    service.wait_for("a takeover", |status| {
+        status.takeovers == 1 && status.is_protected()
+    })?;
+    let cause = service.status()?.whole["last_takeover_cause"].clone();
+    ensure!(cause == "the service was killed by signal 9", "{cause}");
+    let told = wait_until("the news", PATIENCE, || {
+        let (_, stderr) = service.printed();
+        Ok(stderr.contains("went on after").then_some(stderr))
+    })?;
+    let lines: Vec<&str> = told.lines().collect();
+    ensure!(
+        lines.len() == 2
+            && lines[0].contains("is protected at")
+            && lines[1].contains("killed by signal 9; its replica went on after"),
+        "{told}"
+    );
+    service.stop()?;
+    Ok(())
+}
+
 /// A lock, or the end of a pipe, that a shell had open when it started a service would stay so for
 /// as long as the service lives.
 #[test]

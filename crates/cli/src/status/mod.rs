@@ -130,6 +130,7 @@ mod samples {
                 service_pids: vec![103, 104],
                 takeovers: 2,
                 last_takeover_us: Some(875),
+                last_takeover_cause: Some("the service was killed by signal 9".into()),
                 recent: Recent {
                     epochs_per_s: 210.4,
                     dirty_pages_per_epoch: 12.5,
@@ -165,6 +166,7 @@ mod samples {
         service.board.standby_pid = None;
         service.board.takeovers = 0;
         service.board.last_takeover_us = None;
+        service.board.last_takeover_cause = None;
         service.board.unprotected_for_ns = Some(12_300_000_000);
         service.board.pause = Percentiles::default();
         service.board.hold = Percentiles::default();

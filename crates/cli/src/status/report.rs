@@ -25,6 +25,7 @@ pub fn json(service: &Service) -> Value {
         "standby_pid": board.standby_pid,
         "takeovers": board.takeovers,
         "last_takeover_ms": board.last_takeover_us.map(|us| us as f64 / 1e3),
+        "last_takeover_cause": board.last_takeover_cause,
         "epochs_per_s": board.recent.epochs_per_s,
         "pause_us": percentiles(&board.pause),
         "hold_us": percentiles(&board.hold),
@@ -93,6 +94,7 @@ mod tests {
             "standby_pid",
             "takeovers",
             "last_takeover_ms",
+            "last_takeover_cause",
             "epochs_per_s",
             "pause_us",
             "hold_us",
@@ -135,7 +137,12 @@ mod tests {
     #[test]
     fn what_is_not_there_is_null() {
         let object = json(&samples::unprotected());
-        for key in ["standby_pid", "last_takeover_ms", "exit_code"] {
+        for key in [
+            "standby_pid",
+            "last_takeover_ms",
+            "last_takeover_cause",
+            "exit_code",
+        ] {
             assert!(object[key].is_null(), "{key}");
         }
         assert_eq!(object["unprotected_for_seconds"], 12.3);

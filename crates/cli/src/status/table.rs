@@ -125,7 +125,12 @@ pub fn detail(service: &Service, in_colour: bool) -> String {
         (
             "takeovers",
             match board.last_takeover_us {
-                Some(last) => format!("{}, the last in {}", board.takeovers, duration_us(last)),
+                Some(last) => format!(
+                    "{}, the last in {}: {}",
+                    board.takeovers,
+                    duration_us(last),
+                    board.last_takeover_cause.as_deref().unwrap_or_default()
+                ),
                 None => board.takeovers.to_string(),
             },
         ),

@@ -6,7 +6,7 @@ use crate::steps::EPOCH_STEPS;
 /// `unbroken`, as it reads in a dump of the file.
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"unbroken");
 /// Raised with every change of this file: a board of another version is refused, not guessed at.
-pub(super) const VERSION: u64 = 2;
+pub(super) const VERSION: u64 = 3;
 
 /// Single words, by index.
 #[derive(Clone, Copy)]
@@ -88,8 +88,14 @@ pub(super) const SERVICE_PIDS: TextPlace = TextPlace {
     bytes: 4 * super::SERVICE_PIDS_MAX,
 };
 
+/// What the last takeover was for.
+pub(super) const TAKEOVER_CAUSE: TextPlace = TextPlace {
+    at: SERVICE_PIDS.end(),
+    bytes: 128,
+};
+
 /// Ring of per-second sums: `SECONDS` entries of {second, epochs, pages, bytes}.
-pub(super) const SECONDS_AT: usize = SERVICE_PIDS.end();
+pub(super) const SECONDS_AT: usize = TAKEOVER_CAUSE.end();
 pub(super) const SECONDS: usize = 16;
 pub(super) const SECOND_WORDS: usize = 4;
 

@@ -43,6 +43,8 @@ pub struct Snapshot {
     pub takeovers: u64,
     /// `None` before the first.
     pub last_takeover_us: Option<u64>,
+    /// What the last takeover was for.
+    pub last_takeover_cause: Option<String>,
     pub recent: Recent,
     pub pause: Percentiles,
     pub hold: Percentiles,
@@ -76,6 +78,7 @@ impl Board {
             service_pids: self.service_pids(),
             takeovers,
             last_takeover_us: (takeovers > 0).then(|| self.get(Word::LastTakeoverUs)),
+            last_takeover_cause: (takeovers > 0).then(|| self.text(layout::TAKEOVER_CAUSE)),
             recent: self.recent(now_ns),
             pause: histogram::read(self.pauses()),
             hold: histogram::read(self.holds()),

@@ -30,7 +30,7 @@ fn another_mapping_reads_what_was_written() {
     board.set_term(3);
     board.set_primary_pid(11);
     board.set_service_pids(&[21, 22]);
-    board.record_takeover(900);
+    board.record_takeover(900, "killed by signal 9");
     board.record_pause(50_000);
     board.record_hold(70_000);
     board.record_step(EpochStep::Copy, 9_000);
@@ -46,6 +46,10 @@ fn another_mapping_reads_what_was_written() {
     assert_eq!((seen.primary_pid, seen.standby_pid), (Some(11), None));
     assert_eq!(seen.service_pids, [21, 22]);
     assert_eq!((seen.takeovers, seen.last_takeover_us), (1, Some(900)));
+    assert_eq!(
+        seen.last_takeover_cause.as_deref(),
+        Some("killed by signal 9")
+    );
     assert_eq!(seen.pause.max_ns, 50_000);
     assert_eq!(seen.hold.p50_ns, 70_000);
     assert_eq!(seen.steps[EpochStep::Copy as usize].max_ns, 9_000);

@@ -111,7 +111,9 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
                 .board
                 .set_state(State::Unprotected, "a standby is being started");
             if let Some(took_ns) = took_ns {
-                common.board.record_takeover(took_ns / 1000);
+                common
+                    .board
+                    .record_takeover(took_ns / 1000, &cause_text(&cause));
             }
             if let Cause::Switchover(asker) = &cause {
                 common.control.answer(asker, Ok(()));
@@ -132,6 +134,16 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
             let _ = tracer.join();
             Ok(())
         }
+    }
+}
+
+/// For people.
+fn cause_text(cause: &Cause) -> String {
+    match cause {
+        Cause::Killed(signal) => format!("the service was killed by signal {signal}"),
+        Cause::Crashed(signal) => format!("the service crashed by signal {signal}"),
+        Cause::Switchover(_) => "a switchover was asked for".to_owned(),
+        Cause::PrimaryDied => "the process of unbroken that held the service died".to_owned(),
     }
 }
 
