@@ -18,8 +18,7 @@ mod threads;
 
 use crate::clock::now_ns;
 use crate::config::Config;
-use crate::primary::line::{Activity, Line};
-use crate::record::{Cause, Record};
+use crate::primary::line::Line;
 use crate::stage::announcement::Announcement;
 use crate::stage::notifier::Announcements;
 use crate::steps::{EpochStep, StepClock};
@@ -33,9 +32,10 @@ use process::Followed;
 use std::io;
 use std::os::fd::OwnedFd;
 use unbroken_image::{Epoch, Mark, PAGE_SIZE, Pid, ProcessDelta, encode_into};
+use unbroken_link::{Cause, JournalRoom, JournalWriter, Record};
 use unbroken_objects::table::Source;
 use unbroken_tracee::{HostPid, HostTid, Process, Stopped, Tree};
-use unbroken_wire::log::{JournalRoom, JournalWriter};
+use unbroken_wire::flows::Activity;
 
 /// The way to one standby.
 struct Link {

@@ -7,9 +7,9 @@ use crate::clock::now_ns;
 use crate::handshake::Step;
 use crate::steps::EpochStep;
 use std::io;
+use unbroken_core::epoch::Committed;
 use unbroken_core::pacing::{Pacing, PacingLimits};
 use unbroken_core::role::{Event, State};
-use unbroken_wire::commit::Committed;
 use unbroken_wire::flows::NamedConnection;
 
 pub(super) struct Capturing {
@@ -241,7 +241,7 @@ impl Primary {
         }
         self.line.handshake.finish();
         let sequence = publication.epoch().sequence;
-        let committed = publication.committed_in_shared_memory();
+        let committed = publication.committed();
         let sealing = std::mem::take(&mut self.capturing.sealing);
         let change = self.line.take_change();
         self.traffic

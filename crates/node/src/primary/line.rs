@@ -4,19 +4,15 @@
 //! queues. A message to the tracer is followed by its bell, one to main by the eventfd.
 
 use crate::handshake::Handshake;
-use crate::primary::tracer::End;
-use crate::record::{Cause, Connections};
 use rustix::event::{EventfdFlags, eventfd};
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use unbroken_image::object::{TcpConnection, TcpPhase};
-use unbroken_tracee::Bell;
-use unbroken_wire::Tuple;
-use unbroken_wire::commit::Publication;
-use unbroken_wire::flows::NamedConnection;
-use unbroken_wire::log::JournalWriter;
+use unbroken_core::epoch::Publication;
+use unbroken_link::{Cause, Connections, JournalWriter};
+use unbroken_tracee::{Bell, End};
+use unbroken_wire::flows::{Activity, ConnectionChange};
 use unbroken_wire::sent::SentBytes;
 
 /// From main to the tracer.
@@ -59,33 +55,6 @@ pub enum Report {
     Pids(Vec<i32>),
     /// Something that should not happen; the standby is given up and filled anew.
     Broken(String),
-}
-
-/// Where packets went, either way. A connection without any has not moved (HAZARDS 125).
-#[derive(Clone, Debug, Default)]
-pub struct Activity {
-    pub connections: HashSet<Tuple>,
-    /// Others may have moved too: packets were lost on the way to the wire, or have not all been
-    /// read.
-    pub anywhere: bool,
-}
-
-/// How an epoch changed the connections that stand.
-#[derive(Clone, Debug, Default)]
-pub struct ConnectionChange {
-    pub stood: Vec<NamedConnection>,
-    pub gone: Vec<Tuple>,
-}
-
-impl ConnectionChange {
-    /// Takes in a connection of the epoch. One that is dead has a descriptor and nothing more: the
-    /// same ends may belong to another connection by now.
-    pub fn take(&mut self, connection: &TcpConnection) {
-        match connection.phase {
-            TcpPhase::Closed => self.gone.push(connection.into()),
-            _ => self.stood.push(connection.into()),
-        }
-    }
 }
 
 /// Shared by both threads.

@@ -3,17 +3,18 @@
 use super::Common;
 use crate::clock::now_ns;
 use crate::log;
-use crate::primary::line::{Activity, ConnectionChange, Line};
-use crate::record::Connections;
+use crate::primary::line::Line;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use unbroken_core::epoch::Committed;
 use unbroken_core::role::Role;
+use unbroken_link::{Connections, InputLogWriter};
 use unbroken_wire::Tuple;
-use unbroken_wire::commit::Committed;
-use unbroken_wire::flows::{Flows, LatePacket, NamedConnection, TableChange};
+use unbroken_wire::flows::{
+    Activity, ConnectionChange, Flows, LatePacket, NamedConnection, TableChange,
+};
 use unbroken_wire::gate::{Gate, OutputKind};
-use unbroken_wire::log::InputLogWriter;
 use unbroken_wire::merge::{self, Run};
 use unbroken_wire::packet::Packet;
 use unbroken_wire::tun::{ClientSide, ServiceSide};

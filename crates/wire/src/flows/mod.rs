@@ -12,6 +12,7 @@
 //!
 //! The primary keeps the second kind too, for the standby that it may have to fill next.
 
+mod change;
 mod connection;
 mod epochs;
 mod fading;
@@ -19,6 +20,7 @@ mod handover;
 mod late;
 mod packets;
 
+pub use change::{Activity, ConnectionChange};
 pub use connection::ClientView;
 pub use epochs::TableChange;
 pub use handover::KnownConnection;

@@ -2,18 +2,17 @@
 
 use crate::service::{Service, State};
 use std::collections::BTreeMap;
+use unbroken_core::epoch::Publication;
 use unbroken_core::give_up::{GiveUp, GiveUpLimits};
 use unbroken_core::pacing::{Pacing, PacingLimits};
 use unbroken_core::role::{Action, Event, Role, State as RoleState};
-use unbroken_sys::shared::RingMemory;
+use unbroken_link::{InputLogReader, InputLogWriter, JournalReader, JournalWriter, LocalLink};
 use unbroken_wire::Tuple;
-use unbroken_wire::commit::Publication;
 use unbroken_wire::craft::answers_primer;
 use unbroken_wire::flows::{
     FlowLimits, Flows, KnownConnection, LatePacket, NamedConnection, TableChange,
 };
 use unbroken_wire::gate::{Gate, OutputKind};
-use unbroken_wire::log::{InputLogReader, InputLogWriter, JournalReader, JournalWriter};
 use unbroken_wire::packet::{FRAME_BYTES_MAX, Packet};
 
 /// An epoch as captured; the journal carries its index here.
@@ -149,17 +148,16 @@ impl Primary {
 
     /// Begins to fill a standby, and makes it.
     pub fn fill(&mut self, now_ns: u64) -> Standby {
-        let ring = RingMemory::create("unbroken-sim", 1 << 16).unwrap();
-        let input_ring = RingMemory::create("unbroken-sim", 1 << 20).unwrap();
+        let link = LocalLink::with_capacity(1 << 16, 1 << 20).unwrap();
         let term = self.role.term();
-        self.journal = Some(JournalWriter::new(ring.producer().unwrap(), term));
-        self.input_log = Some(InputLogWriter::new(input_ring.producer().unwrap()));
+        self.journal = Some(link.journal_writer(term).unwrap());
+        self.input_log = Some(link.input_log_writer().unwrap());
         self.role.apply(Event::FillBegun, now_ns);
         Standby {
             role: Role::standby(term, self.role.give_up()),
             flows: Flows::of_standby(FlowLimits::default()),
-            journal: JournalReader::new(ring.consumer().unwrap(), term),
-            input_log: InputLogReader::new(input_ring.consumer().unwrap()),
+            journal: link.journal_reader(term).unwrap(),
+            input_log: link.input_log_reader().unwrap(),
             applied: None,
             position: self.position,
         }
@@ -246,7 +244,7 @@ impl Primary {
 
     fn commit(&mut self, index: usize, publication: Publication, epoch: &Captured, now_ns: u64) {
         self.role.apply(Event::StandbyReady, now_ns);
-        let committed = publication.committed_in_shared_memory();
+        let committed = publication.committed();
         let permit = self
             .role
             .release_permit()

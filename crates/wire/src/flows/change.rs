@@ -1,0 +1,33 @@
+//! What a capture is told of connections, and what it tells of them.
+
+use super::NamedConnection;
+use crate::Tuple;
+use std::collections::HashSet;
+use unbroken_image::object::{TcpConnection, TcpPhase};
+
+/// Where packets went, either way. A connection without any has not moved (HAZARDS 125).
+#[derive(Clone, Debug, Default)]
+pub struct Activity {
+    pub connections: HashSet<Tuple>,
+    /// Others may have moved too: packets were lost on the way to the wire, or have not all been
+    /// read.
+    pub anywhere: bool,
+}
+
+/// How an epoch changed the connections that stand.
+#[derive(Clone, Debug, Default)]
+pub struct ConnectionChange {
+    pub stood: Vec<NamedConnection>,
+    pub gone: Vec<Tuple>,
+}
+
+impl ConnectionChange {
+    /// Takes in a connection of the epoch. One that is dead has a descriptor and nothing more: the
+    /// same ends may belong to another connection by now.
+    pub fn take(&mut self, connection: &TcpConnection) {
+        match connection.phase {
+            TcpPhase::Closed => self.gone.push(connection.into()),
+            _ => self.stood.push(connection.into()),
+        }
+    }
+}
