@@ -2,6 +2,7 @@
 
 use crate::LinkError;
 use unbroken_sys::shared::{Consumer, Producer};
+use unbroken_wire::exchange::InputLog;
 
 const INPUT_LOG: &str = "the input log";
 
@@ -18,16 +19,14 @@ impl InputLogWriter {
     pub(crate) fn new(producer: Producer) -> Self {
         Self { producer }
     }
+}
 
-    /// Whether a frame of `most_bytes` fits now. When not, the standby is behind: leave the input
-    /// in the kernel's queue until it does.
-    pub fn has_room(&self, most_bytes: usize) -> bool {
+impl InputLog for InputLogWriter {
+    fn has_room(&self, most_bytes: usize) -> bool {
         self.producer.room_bytes() >= INPUT_HEADER_BYTES + most_bytes
     }
 
-    /// Appends a frame; false when there is no room.
-    #[must_use]
-    pub fn append(&mut self, position: u64, frame: &[u8]) -> bool {
+    fn append(&mut self, position: u64, frame: &[u8]) -> bool {
         let length_bytes = INPUT_HEADER_BYTES + frame.len();
         let Some(mut room) = self.producer.reserve(length_bytes) else {
             return false;

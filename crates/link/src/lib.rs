@@ -21,7 +21,7 @@ pub use commits::Commits;
 pub use input_log::{InputLogReader, InputLogWriter};
 pub use journal::{JournalEntry, JournalReader, JournalRoom, JournalWriter};
 pub use local::LocalLink;
-pub use record::{Asker, Cause, Connections, Record};
+pub use record::{Asker, Cause, Record};
 
 use std::io;
 

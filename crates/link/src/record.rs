@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use unbroken_image::{Epoch, MemoryDelta, Pid};
-use unbroken_wire::flows::{KnownConnection, NamedConnection};
+use unbroken_wire::flows::Connections;
 
 /// One step of the replica.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,16 +21,6 @@ pub enum Record {
     TakeOver(Cause),
     /// The service ended by itself or goes on without this standby: the replica is void.
     Retire,
-}
-
-/// What the primary's wire knows of connections and no descriptor table tells.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Connections {
-    /// Those that were found to be accepted since the epoch before.
-    pub accepted: Vec<NamedConnection>,
-    /// With the epoch that completes a fill: those that have been in a descriptor table. The
-    /// service has closed the ones that are not in this epoch's.
-    pub known: Vec<KnownConnection>,
 }
 
 /// Why the standby is to take over.

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use unbroken_link::LocalLink;
+use unbroken_wire::exchange::InputLog;
 
 const CAPACITY_BYTES: usize = 8192;
 

@@ -1,8 +1,9 @@
 //! What a standby makes of records that are almost right.
 
 use unbroken_image::{Epoch, Mark, decode, encode_into};
-use unbroken_link::{Connections, Record};
+use unbroken_link::Record;
 use unbroken_node::standby::image::ServiceImage;
+use unbroken_wire::flows::Connections;
 
 /// The corpus has records of real services.
 #[test]

@@ -7,7 +7,8 @@ use rustix::process::{Pid as RawPid, Signal, kill_process};
 use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use unbroken_link::{Connections, JournalReader, LocalLink};
+use unbroken_link::{JournalReader, LocalLink};
+use unbroken_wire::flows::Connections;
 
 /// A process that does nothing; killed when dropped.
 struct Service(Child);

@@ -4,15 +4,15 @@
 //! queues. A message to the tracer is followed by its bell, one to main by the eventfd.
 
 use crate::handshake::Handshake;
+use crate::steps::Captured;
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use unbroken_core::epoch::Publication;
-use unbroken_link::{Cause, Connections, JournalWriter};
+use unbroken_link::{Cause, JournalWriter};
 use unbroken_tracee::{Bell, End};
-use unbroken_wire::flows::{Activity, ConnectionChange};
+use unbroken_wire::flows::{Activity, Connections};
 use unbroken_wire::sent::SentBytes;
 
 /// From main to the tracer.
@@ -62,11 +62,10 @@ pub struct Line {
     pub handshake: Handshake,
     commands: Mutex<VecDeque<Command>>,
     command_came: Condvar,
-    publication: Mutex<Option<Publication>>,
     connections: Mutex<Connections>,
     activity: Mutex<Activity>,
-    change: Mutex<ConnectionChange>,
-    sent: Mutex<SentBytes>,
+    captured: Mutex<VecDeque<Captured>>,
+    sent: Arc<Mutex<SentBytes>>,
     reports: Mutex<VecDeque<Report>>,
     main_bell: OwnedFd,
 }
@@ -77,11 +76,10 @@ impl Line {
             handshake: Handshake::default(),
             commands: Mutex::default(),
             command_came: Condvar::new(),
-            publication: Mutex::default(),
             connections: Mutex::default(),
             activity: Mutex::default(),
-            change: Mutex::default(),
-            sent: Mutex::default(),
+            captured: Mutex::default(),
+            sent: Arc::default(),
             reports: Mutex::default(),
             main_bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         }))
@@ -113,14 +111,14 @@ impl Line {
         }
     }
 
-    /// Tracer: leaves the proof of an epoch's commit, before the step `Published`.
-    pub fn leave_publication(&self, publication: Publication) {
-        *lock(&self.publication) = Some(publication);
+    /// Tracer: leaves an epoch that was published, before the step `Published`.
+    pub fn leave_captured(&self, captured: Captured) {
+        lock(&self.captured).push_back(captured);
     }
 
-    /// Main, after the step `Published`: takes it.
-    pub fn take_publication(&self) -> Option<Publication> {
-        lock(&self.publication).take()
+    /// Main, after the step `Published`: takes the oldest.
+    pub fn take_captured(&self) -> Option<Captured> {
+        lock(&self.captured).pop_front()
     }
 
     /// Main, before the step `Drained`: what the wire knows of connections.
@@ -139,19 +137,14 @@ impl Line {
         std::mem::swap(&mut *lock(&self.activity), activity);
     }
 
-    /// What the service has sent: main writes as it carries packets, the tracer reads in a capture.
+    /// Tracer: what the service has sent.
     pub fn sent(&self) -> MutexGuard<'_, SentBytes> {
         lock(&self.sent)
     }
 
-    /// Tracer, before the step `Published`: how the epoch changed the connections that stand.
-    pub fn leave_change(&self, change: ConnectionChange) {
-        *lock(&self.change) = change;
-    }
-
-    /// Main, after the step `Published`: takes it.
-    pub fn take_change(&self) -> ConnectionChange {
-        std::mem::take(&mut lock(&self.change))
+    /// The same for main, which fills it as it carries packets.
+    pub fn sent_bytes(&self) -> Arc<Mutex<SentBytes>> {
+        Arc::clone(&self.sent)
     }
 
     /// Tracer: leaves a report and rings.

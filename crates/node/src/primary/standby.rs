@@ -267,13 +267,9 @@ impl Primary {
         self.retry.succeeded();
         (self.last_failure, self.hindrance) = (None, None);
         self.apply(Event::StandbyReady)?;
-        if let Some(committed) = self.capturing.take_sealed()
-            && let Err(error) = self.traffic.release(&self.role, committed)
-        {
-            log!("{error}");
-            return self.replace_standby();
+        if self.release_committed()? {
+            self.capturing.want(now_ns());
         }
-        self.capturing.want(now_ns());
         Ok(())
     }
 }

@@ -19,13 +19,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use unbroken_core::role::{Event, Role, State};
 use unbroken_image::{Epoch, MemoryDelta, Pid, decode};
-use unbroken_link::{
-    Cause, Connections, InputLogReader, JournalReader, LinkError, LocalLink, Record,
-};
+use unbroken_link::{Cause, InputLogReader, JournalReader, LinkError, LocalLink, Record};
 use unbroken_sys::affinity;
 use unbroken_sys::bpf::DeadlineProgram;
 use unbroken_tracee::replica::{Replica, Stub};
-use unbroken_wire::flows::{ConnectionChange, FlowLimits, Flows, TableChange};
+use unbroken_wire::flows::{ConnectionChange, Connections, FlowLimits, Flows, TableChange};
 
 #[derive(Debug, thiserror::Error)]
 pub enum FollowError {

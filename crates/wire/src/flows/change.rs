@@ -1,7 +1,8 @@
 //! What a capture is told of connections, and what it tells of them.
 
-use super::NamedConnection;
+use super::{KnownConnection, NamedConnection};
 use crate::Tuple;
+use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use unbroken_image::object::{TcpConnection, TcpPhase};
 
@@ -12,6 +13,16 @@ pub struct Activity {
     /// Others may have moved too: packets were lost on the way to the wire, or have not all been
     /// read.
     pub anywhere: bool,
+}
+
+/// What the primary's wire knows of connections and no descriptor table tells.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Connections {
+    /// Those that were found to be accepted since the epoch before.
+    pub accepted: Vec<NamedConnection>,
+    /// With the epoch that completes a fill: those that have been in a descriptor table. The
+    /// service has closed the ones that are not in this epoch's.
+    pub known: Vec<KnownConnection>,
 }
 
 /// How an epoch changed the connections that stand.
