@@ -4,8 +4,8 @@
 //! monotonic clock.
 #![forbid(unsafe_code)]
 
+pub mod epoch;
 pub mod give_up;
-pub mod histogram;
 pub mod pacing;
 pub mod retry;
 pub mod role;

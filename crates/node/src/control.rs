@@ -11,7 +11,6 @@
 //! `unbroken/1 NUMBER error TEXT`.
 
 use crate::directory::RunDirectory;
-use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,6 +19,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use unbroken_link::Asker;
 
 const PROTOCOL: &str = "unbroken/1";
 /// Longest request or answer; longer ones are cut by the kernel and then refused.
@@ -59,14 +59,6 @@ impl Request {
             _ => None,
         }
     }
-}
-
-/// Who asked: where the answer goes. Any process that holds the socket may answer, so the value
-/// can be handed to the next primary.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Asker {
-    path: PathBuf,
-    number: u64,
 }
 
 /// Why a request was not carried out.

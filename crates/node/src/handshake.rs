@@ -11,7 +11,6 @@
 //!
 //! Each side moves the step only from the states that are its own, so plain release stores do.
 
-use crate::steps::{EPOCH_STEPS, EpochStep, StepClock};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,15 +45,11 @@ impl Step {
 pub struct Handshake {
     step: AtomicU32,
     input_position: AtomicU64,
-    pages: AtomicU64,
-    bytes: AtomicU64,
     pause_ns: AtomicU64,
     was_working: AtomicBool,
     /// `u64::MAX` for never.
     stop_due_ns: AtomicU64,
     requested_at_ns: AtomicU64,
-    steps_ns: [AtomicU64; EPOCH_STEPS],
-    committed_at_ns: AtomicU64,
     main_sleeps: AtomicBool,
 }
 
@@ -119,16 +114,9 @@ impl Handshake {
         self.main_sleeps.load(Ordering::SeqCst)
     }
 
-    /// Tracer: the epoch is committed; it has so many pages and bytes, and its steps took so long.
+    /// Tracer: the epoch is published.
     #[must_use = "when it is true the main thread sleeps and must be woken"]
-    pub fn published(&self, (pages, bytes): (u64, u64), clock: &StepClock) -> bool {
-        for (step, lasted_ns) in self.steps_ns.iter().zip(clock.lasted_ns) {
-            step.store(lasted_ns, Ordering::Relaxed);
-        }
-        self.committed_at_ns
-            .store(clock.last_ns(), Ordering::Relaxed);
-        self.pages.store(pages, Ordering::Relaxed);
-        self.bytes.store(bytes, Ordering::Relaxed);
+    pub fn published(&self) -> bool {
         self.set(Step::Published);
         self.main_sleeps.load(Ordering::SeqCst)
     }
@@ -154,29 +142,6 @@ impl Handshake {
     pub fn stop_due_ns(&self) -> Option<u64> {
         let due_ns = self.stop_due_ns.load(Ordering::Relaxed);
         (due_ns != u64::MAX).then_some(due_ns)
-    }
-
-    /// Main, from `Drained` on: what it had given the service by then.
-    pub fn input_position(&self) -> u64 {
-        self.input_position.load(Ordering::Relaxed)
-    }
-
-    /// Main, after `Published`: pages and bytes of the epoch.
-    pub fn size(&self) -> (u64, u64) {
-        (
-            self.pages.load(Ordering::Relaxed),
-            self.bytes.load(Ordering::Relaxed),
-        )
-    }
-
-    /// Main, after `Published`: how long a step took.
-    pub fn step_ns(&self, step: EpochStep) -> u64 {
-        self.steps_ns[step as usize].load(Ordering::Relaxed)
-    }
-
-    /// Main, after `Published`: when the epoch was committed.
-    pub fn committed_at_ns(&self) -> u64 {
-        self.committed_at_ns.load(Ordering::Relaxed)
     }
 
     /// Main: about to sleep while the step is `seen`. False when the step moved meanwhile: do not

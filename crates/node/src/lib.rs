@@ -19,7 +19,6 @@ pub mod notify;
 pub mod primary;
 pub mod program;
 pub mod publish;
-pub mod record;
 pub mod stage;
 pub mod standby;
 pub mod steps;

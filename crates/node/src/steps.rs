@@ -1,6 +1,8 @@
-//! The steps of an epoch, and how long each takes.
+//! The steps of an epoch, how long each takes, and what comes of them.
 
 use crate::clock::now_ns;
+use unbroken_core::epoch::Publication;
+use unbroken_wire::flows::ConnectionChange;
 
 /// What is done for one epoch, in this order. The service stands from `Stop` to `Resume`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +99,18 @@ impl StepClock {
     pub fn last_ns(&self) -> u64 {
         self.last_ns
     }
+}
+
+/// An epoch that was captured and published.
+#[derive(Debug)]
+pub struct Captured {
+    pub publication: Publication,
+    /// How it changed the connections that stand.
+    pub change: ConnectionChange,
+    pub pages: u64,
+    pub bytes: u64,
+    /// Up to its publication.
+    pub clock: StepClock,
 }
 
 #[cfg(test)]

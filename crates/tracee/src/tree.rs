@@ -30,6 +30,13 @@ use unbroken_sys::bpf::{DeadlineProgram, SocketDeadlines, SocketDeadlinesLoader}
 use unbroken_sys::wait::{Bell, Death, Wake, wait};
 use unbroken_sys::{clock, process, ptrace};
 
+/// How a process ended; `crashed` by a fault of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct End {
+    pub death: Death,
+    pub crashed: bool,
+}
+
 /// What [`Tree::wait`] returns for. The list of processes that a [`Stopped`] shows is the truth;
 /// events say when to look. An event that came during a stop is returned by the next wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,14 +1,13 @@
 //! Output waits here until the epoch that it belongs to is committed (I1).
 //!
-//! The gate has no way out but two: [`Gate::release`] wants a [`Committed`], which only a journal's
+//! The gate has no way out but two: [`Gate::release`] wants a [`Committed`], which only a link's
 //! commit makes, and a permit of a protected role; [`Gate::pass`] wants a permit of an unprotected
 //! one. What may go is taken as [`ReleasedFrame`]s, which nothing else makes, and the clients' side
 //! of the wire sends nothing but these, what `merge` joined of them, and what `craft` built.
 
-use crate::commit::{Committed, EpochNumber};
 use crate::frames::FrameQueue;
 use std::collections::VecDeque;
-use unbroken_core::histogram::Histogram;
+use unbroken_core::epoch::{Committed, EpochNumber};
 use unbroken_core::role::{PassPermit, ReleasePermit};
 
 /// What a frame at the gate is.
@@ -42,15 +41,6 @@ pub enum ReleaseError {
     NeverClosed { term: u64, sequence: u64 },
 }
 
-/// How long output waited, and how much there was.
-#[derive(Clone, Debug, Default)]
-pub struct GateStatistics {
-    /// From [`Gate::hold`] to [`Released::pop`], nanoseconds.
-    pub hold_ns: Histogram,
-    pub frames: u64,
-    pub bytes: u64,
-}
-
 /// The end of an epoch's output: frames before this number belong to it or to earlier ones.
 #[derive(Clone, Copy, Debug)]
 struct Mark {
@@ -67,7 +57,6 @@ pub struct Gate {
     marks: VecDeque<Mark>,
     /// Frames before this number may go.
     released_end: u64,
-    statistics: GateStatistics,
 }
 
 impl Gate {
@@ -78,7 +67,6 @@ impl Gate {
             open: EpochNumber { term, sequence: 1 },
             marks: VecDeque::with_capacity(64),
             released_end: 0,
-            statistics: GateStatistics::default(),
         }
     }
 
@@ -140,11 +128,6 @@ impl Gate {
         };
     }
 
-    /// The epoch to which output belongs that is read now.
-    pub fn open_epoch(&self) -> EpochNumber {
-        self.open
-    }
-
     /// Lets the output of a committed epoch go, and of those before it.
     pub fn release(
         &mut self,
@@ -174,39 +157,15 @@ impl Gate {
         self.released_end = self.frames.pushed();
     }
 
-    /// Forgets all output that may not go, and closed epochs with it: another node is the primary
-    /// and says it again.
-    pub fn discard_held(&mut self) -> u64 {
-        let held = self.held_frames();
-        // What was released is older than what is held, so it stands in front.
-        self.frames.truncate(self.released_end);
-        self.marks.clear();
-        held
-    }
-
     /// What may go and has not gone yet, oldest first.
     pub fn released(&mut self) -> Released<'_> {
         Released { gate: self }
-    }
-
-    /// Frames that wait for a commit.
-    pub fn held_frames(&self) -> u64 {
-        self.frames.pushed() - self.released_end.max(self.frames.popped())
     }
 
     /// Whether output waits that no closed epoch covers: the open epoch should be closed soon.
     pub fn open_epoch_has_output(&self) -> bool {
         let closed_end = self.marks.back().map_or(self.released_end, |mark| mark.end);
         self.frames.pushed() > closed_end.max(self.released_end)
-    }
-
-    /// Bytes at the gate, released or not.
-    pub fn used_bytes(&self) -> usize {
-        self.frames.used_bytes()
-    }
-
-    pub fn statistics(&self) -> &GateStatistics {
-        &self.statistics
     }
 }
 
@@ -259,33 +218,12 @@ impl Released<'_> {
         })
     }
 
-    /// Takes off the first `bytes` of what [`peek`](Self::peek) shows, which were written; the
-    /// rest stays in front.
-    pub fn advance(&mut self, bytes: usize, now_ns: u64) {
-        match self.peek() {
-            Some(frame) if bytes < frame.bytes.len() => {
-                self.gate.frames.trim_front(bytes);
-                self.gate.statistics.bytes += bytes as u64;
-            }
-            _ => {
-                self.pop(now_ns);
-            }
-        }
-    }
-
     /// Takes off what [`peek`](Self::peek) shows, which is out as of `now_ns`, and says how long it
     /// was held, in nanoseconds. `None`, and nothing happens, when there is none.
     pub fn pop(&mut self, now_ns: u64) -> Option<u64> {
         self.peek()?;
-        let Gate {
-            frames, statistics, ..
-        } = &mut *self.gate;
-        let frame = frames.front()?;
-        let held_ns = now_ns.saturating_sub(frame.stamp);
-        statistics.hold_ns.record(held_ns);
-        statistics.frames += 1;
-        statistics.bytes += frame.bytes.len() as u64;
-        frames.pop();
+        let held_ns = now_ns.saturating_sub(self.gate.frames.front()?.stamp);
+        self.gate.frames.pop();
         Some(held_ns)
     }
 }

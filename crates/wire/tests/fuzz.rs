@@ -1,15 +1,11 @@
-//! What the wire does with packets and logs that are almost right.
+//! What the wire does with packets that are almost right.
 
-use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
 use unbroken_core::give_up::{GiveUp, GiveUpLimits};
 use unbroken_core::role::{Event, Role};
-use unbroken_sys::shared::RingMemory;
 use unbroken_wire::Tuple;
 use unbroken_wire::craft::{self, Direction, SegmentNumbers};
 use unbroken_wire::flows::{FlowLimits, Flows, NamedConnection, TableChange};
 use unbroken_wire::gate::{Gate, OutputKind};
-use unbroken_wire::log::{InputLogReader, InputLogWriter, JournalReader, JournalWriter};
 use unbroken_wire::merge::{Run, merge};
 use unbroken_wire::packet::{FRAME_BYTES_MAX, Packet, Timestamps};
 
@@ -151,77 +147,4 @@ fn play(flows: &mut Flows, what: u8, frame: &[u8], position: u64) {
             flows.commit(change, now_ns);
         }
     }
-}
-
-/// Memory that somebody has written over is refused, or read to an end.
-#[test]
-fn fuzz_logs() {
-    const CAPACITY_BYTES: usize = 8192;
-    let sample = |write: &dyn Fn(&RingMemory)| {
-        let ring = RingMemory::create("fuzz", CAPACITY_BYTES).expect("ring");
-        write(&ring);
-        let file = file_of(&ring);
-        let mut content = vec![0; file.metadata().expect("length").len() as usize];
-        file.read_exact_at(&mut content, 0).expect("read");
-        content
-    };
-    let journal = sample(&|ring| {
-        let mut journal = JournalWriter::new(ring.producer().expect("producer"), 3);
-        journal.reserve(60).expect("room").publish_part(40, 20);
-        drop(journal.reserve(60).expect("room").publish_epoch(0, 20));
-    });
-    let inputs = sample(&|ring| {
-        let mut inputs = InputLogWriter::new(ring.producer().expect("producer"));
-        assert!(inputs.append(1, &frames()[0]) && inputs.append(2, &frames()[1]));
-    });
-    let length = journal.len();
-    unbroken_fuzz::bytes("logs", &[journal, inputs], |bytes| {
-        for read in [read_journal, read_inputs] {
-            let ring = RingMemory::create("fuzz", CAPACITY_BYTES).expect("ring");
-            let bytes = &bytes[..bytes.len().min(length)];
-            file_of(&ring).write_all_at(bytes, 0).expect("write");
-            read(&ring);
-        }
-    });
-}
-
-fn read_journal(ring: &RingMemory) {
-    let Ok(consumer) = ring.consumer() else {
-        return;
-    };
-    let mut reader = JournalReader::new(consumer, 3);
-    for _ in 0..1000 {
-        match reader.peek() {
-            Ok(Some(entry)) => assert!(entry.bulk.len() + entry.structure.len() < 8192),
-            _ => return,
-        }
-        if reader.consume().is_err() {
-            return;
-        }
-    }
-    panic!("more records than there is room for");
-}
-
-fn read_inputs(ring: &RingMemory) {
-    let Ok(consumer) = ring.consumer() else {
-        return;
-    };
-    let mut reader = InputLogReader::new(consumer);
-    for _ in 0..1000 {
-        match reader.peek() {
-            Ok(Some((_, frame))) => assert!(frame.len() < 8192),
-            _ => return,
-        }
-        if reader.consume().is_err() {
-            return;
-        }
-    }
-    panic!("more records than there is room for");
-}
-
-fn file_of(ring: &RingMemory) -> std::fs::File {
-    ring.as_fd()
-        .try_clone_to_owned()
-        .expect("descriptor")
-        .into()
 }

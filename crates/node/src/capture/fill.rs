@@ -2,12 +2,11 @@
 
 use super::CaptureError;
 use super::memory::Memory;
-use crate::record::Record;
 use std::time::{Duration, Instant};
+use unbroken_core::epoch::Publication;
 use unbroken_image::{MemoryDelta, PAGE_SIZE, PageRun, Pid, encode_into};
+use unbroken_link::{JournalWriter, Record};
 use unbroken_tracee::Process;
-use unbroken_wire::commit::Publication;
-use unbroken_wire::log::JournalWriter;
 
 /// Pages of one record.
 const PAGES_PER_PIECE: u64 = 1024;

@@ -18,11 +18,10 @@ mod threads;
 
 use crate::clock::now_ns;
 use crate::config::Config;
-use crate::primary::line::{Activity, Line};
-use crate::record::{Cause, Record};
+use crate::primary::line::Line;
 use crate::stage::announcement::Announcement;
 use crate::stage::notifier::Announcements;
-use crate::steps::{EpochStep, StepClock};
+use crate::steps::{Captured, EpochStep, StepClock};
 use announcements::Due;
 pub use error::CaptureError;
 use fill::Fill;
@@ -33,9 +32,10 @@ use process::Followed;
 use std::io;
 use std::os::fd::OwnedFd;
 use unbroken_image::{Epoch, Mark, PAGE_SIZE, Pid, ProcessDelta, encode_into};
+use unbroken_link::{Cause, JournalRoom, JournalWriter, Record};
 use unbroken_objects::table::Source;
 use unbroken_tracee::{HostPid, HostTid, Process, Stopped, Tree};
-use unbroken_wire::log::{JournalRoom, JournalWriter};
+use unbroken_wire::flows::Activity;
 
 /// The way to one standby.
 struct Link {
@@ -293,11 +293,15 @@ impl Capture {
                 fill::publish_large(&mut link.journal, record, &content, &mut self.description)?
             }
         };
-        line.leave_change(std::mem::take(&mut self.delta.connections));
-        line.leave_publication(publication);
         clock.done(EpochStep::Commit);
-        let size = (pages, epoch_bytes as u64);
-        if line.handshake.published(size, &clock) {
+        line.leave_captured(Captured {
+            publication,
+            change: std::mem::take(&mut self.delta.connections),
+            pages,
+            bytes: epoch_bytes as u64,
+            clock,
+        });
+        if line.handshake.published() {
             line.wake_main();
         }
         let _ = link.journal.wake_reader();

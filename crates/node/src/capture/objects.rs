@@ -6,7 +6,6 @@ use super::announcements::Due;
 use super::closed::{self, Closed};
 use super::sockets::{Pass, Sockets};
 use crate::clock::now_ns;
-use crate::primary::line::{Activity, ConnectionChange};
 use crate::stage::closings::Closings;
 use crate::steps::{EpochStep, StepClock};
 use std::collections::{BTreeMap, HashMap};
@@ -20,6 +19,7 @@ use unbroken_objects::{Kind, listener, proc_file, tcp, udp, unix};
 use unbroken_sys::socket;
 use unbroken_sys::unix::Diag;
 use unbroken_wire::Tuple;
+use unbroken_wire::flows::{Activity, ConnectionChange};
 use unbroken_wire::sent::SentBytes;
 
 /// What the primary remembers of one TCP connection.

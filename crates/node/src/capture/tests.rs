@@ -2,14 +2,13 @@
 
 use super::*;
 use crate::handshake::Step;
-use crate::record::Connections;
 use crate::stage::address::Addresses;
 use rustix::process::{Pid as RawPid, Signal, kill_process};
 use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use unbroken_sys::shared::RingMemory;
-use unbroken_wire::log::JournalReader;
+use unbroken_link::{JournalReader, LocalLink};
+use unbroken_wire::flows::Connections;
 
 /// A process that does nothing; killed when dropped.
 struct Service(Child);
@@ -53,7 +52,7 @@ impl Drop for Service {
 
 /// A filled link: the next capture completes the fill.
 fn filled(tree: &mut Tree) -> (Capture, JournalReader) {
-    let ring = RingMemory::create("unbroken-capture-test", 64 << 20).unwrap();
+    let link = LocalLink::with_capacity(64 << 20, 1 << 16).unwrap();
     let config = Config {
         name: "capture".to_owned(),
         command: Vec::new(),
@@ -70,11 +69,11 @@ fn filled(tree: &mut Tree) -> (Capture, JournalReader) {
         verify: true,
     };
     let mut capture = Capture::new(Announcements::default(), &[None, None], &config).unwrap();
-    let journal = JournalWriter::new(ring.producer().unwrap(), 1);
+    let journal = link.journal_writer(1).unwrap();
     let line = Line::new().unwrap();
     capture.begin_fill(tree, &line, journal).unwrap();
     while !capture.fill_on(tree).unwrap() {}
-    (capture, JournalReader::new(ring.consumer().unwrap(), 1))
+    (capture, link.journal_reader(1).unwrap())
 }
 
 /// Captures an epoch. Plays the main thread meanwhile, which calls `at_stop` when the service

@@ -5,12 +5,15 @@ use super::idleness::Idleness;
 use super::line::Report;
 use crate::clock::now_ns;
 use crate::handshake::Step;
-use crate::steps::EpochStep;
+use crate::steps::{EpochStep, StepClock};
+use std::collections::VecDeque;
 use std::io;
+use unbroken_core::epoch::EpochNumber;
 use unbroken_core::pacing::{Pacing, PacingLimits};
 use unbroken_core::role::{Event, State};
-use unbroken_wire::commit::Committed;
-use unbroken_wire::flows::NamedConnection;
+use unbroken_link::Commits;
+use unbroken_wire::exchange::Mark;
+use unbroken_wire::flows::Activity;
 
 pub(super) struct Capturing {
     pacing: Pacing,
@@ -19,10 +22,19 @@ pub(super) struct Capturing {
     seen: Step,
     /// The next capture completes the fill of a standby.
     sealing: bool,
-    /// The epoch that completed the fill: its output goes when the standby stands.
-    sealed: Option<Committed>,
-    /// What went with the epoch under way ([`Flows::take_accepted`](unbroken_wire::flows::Flows)).
-    accepted: Vec<NamedConnection>,
+    /// Where packets went: filled at each mark, and swapped for one that was used.
+    activity: Activity,
+    commits: Commits,
+    /// What there is to show of each epoch that is published and not committed, oldest first.
+    published: VecDeque<Published>,
+}
+
+struct Published {
+    number: EpochNumber,
+    pages: u64,
+    bytes: u64,
+    at_ns: u64,
+    completes_fill: bool,
 }
 
 impl Capturing {
@@ -32,8 +44,9 @@ impl Capturing {
             idleness: Idleness::new(spare_core),
             seen: Step::Idle,
             sealing: false,
-            sealed: None,
-            accepted: Vec::new(),
+            activity: Activity::default(),
+            commits: Commits::default(),
+            published: VecDeque::new(),
         }
     }
 
@@ -72,15 +85,18 @@ impl Capturing {
         self.pacing.output_waits(now);
     }
 
+    /// The oldest epoch that was published, if it is `safe`.
+    fn take_published(&mut self, safe: EpochNumber) -> Option<Published> {
+        let oldest = self.published.front()?;
+        (oldest.number <= safe).then(|| self.published.pop_front())?
+    }
+
     /// Whatever fill was under way will not end.
     pub fn forget_fill(&mut self) {
         self.pacing.reset();
         self.sealing = false;
-        self.sealed = None;
-    }
-
-    pub fn take_sealed(&mut self) -> Option<Committed> {
-        self.sealed.take()
+        self.commits = Commits::default();
+        self.published.clear();
     }
 }
 
@@ -173,31 +189,28 @@ impl Primary {
     fn drain(&mut self) -> io::Result<()> {
         self.traffic.collect_output(true)?;
         self.traffic.pass(&self.role);
-        let sealing = self.capturing.sealing;
-        if sealing {
-            self.seal()?;
-        }
-        self.traffic.mark();
-        self.traffic.take_activity();
-        let connections = self.traffic.take_connections(sealing);
-        self.capturing.accepted.clone_from(&connections.accepted);
-        self.line.leave_connections(connections);
+        let activity = &mut self.capturing.activity;
+        let mark = if self.capturing.sealing {
+            let standby = self.standby.as_mut();
+            let log = standby.and_then(|standby| standby.take_input_log());
+            let mark = self.traffic.mark_fill(log, self.role.term(), activity);
+            self.fill_is_marked(&mark)?;
+            mark
+        } else {
+            self.traffic.mark(activity)
+        };
+        self.line.swap_activity(&mut self.capturing.activity);
+        self.line.leave_connections(mark.connections);
         self.capturing.seen = Step::Drained;
-        self.line.handshake.drained(self.traffic.input_position());
+        self.line.handshake.drained(mark.input_position);
         Ok(())
     }
 
     /// From this mark on input is logged and output is held.
-    fn seal(&mut self) -> io::Result<()> {
-        let log = self
-            .standby
-            .as_mut()
-            .and_then(|standby| standby.take_input_log());
-        let began = log.is_some_and(|log| self.traffic.begin_log(log));
-        self.traffic.restart_gate(self.role.term());
+    fn fill_is_marked(&mut self, mark: &Mark) -> io::Result<()> {
         self.apply(Event::FillMarked)?;
         self.expect_warmth();
-        if !began {
+        if !mark.is_logged {
             // The tracer still makes its epoch; nobody shall stand on it.
             self.line.report(Report::Broken(
                 "what clients said before cannot be logged: connections that are not accepted \
@@ -222,48 +235,79 @@ impl Primary {
     }
 
     fn published(&mut self) -> io::Result<()> {
+        let Some(captured) = self.line.take_captured() else {
+            return self.capture_failed();
+        };
         if self.capturing.seen != Step::Resumed {
             // The tracer was done before this thread looked again.
             self.resumed();
         }
-        let now = now_ns();
         self.capturing.seen = Step::Idle;
-        self.capturing.pacing.committed(now);
-        let Some(publication) = self.line.take_publication() else {
-            self.line.handshake.finish();
-            return Ok(());
-        };
-        let (pages, bytes) = self.line.handshake.size();
-        let position = self.line.handshake.input_position();
-        let committed_at_ns = self.line.handshake.committed_at_ns();
-        if !self.capturing.sealing {
-            self.record_steps();
-        }
         self.line.handshake.finish();
-        let sequence = publication.epoch().sequence;
-        let committed = publication.committed_in_shared_memory();
-        let sealing = std::mem::take(&mut self.capturing.sealing);
-        let change = self.line.take_change();
-        self.traffic
-            .commit(&change, &self.capturing.accepted, position, sealing);
-        if sealing {
-            self.capturing.sealed = Some(committed);
-        } else if let Err(error) = self.traffic.release(&self.role, committed) {
-            crate::log!("{error}");
-            return self.replace_standby();
-        } else {
+        let completes_fill = std::mem::take(&mut self.capturing.sealing);
+        if !completes_fill {
+            self.record_steps(&captured.clock);
+        }
+        let number = captured.publication.epoch();
+        self.traffic.published(number, captured.change);
+        self.capturing.commits.published(captured.publication);
+        self.capturing.published.push_back(Published {
+            number,
+            pages: captured.pages,
+            bytes: captured.bytes,
+            at_ns: captured.clock.last_ns(),
+            completes_fill,
+        });
+        self.take_commits()
+    }
+
+    /// Lets the output of epochs go that have become safe.
+    fn take_commits(&mut self) -> io::Result<()> {
+        while let Some(committed) = self.capturing.commits.next_commit() {
+            let safe = committed.epoch();
+            self.traffic.commit(committed);
+            while let Some(epoch) = self.capturing.take_published(safe) {
+                self.committed(&epoch)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn committed(&mut self, epoch: &Published) -> io::Result<()> {
+        let now = now_ns();
+        self.capturing.pacing.committed(now);
+        // The output of one that completes a fill goes when the standby stands.
+        if !epoch.completes_fill {
+            if !self.release_committed()? {
+                return Ok(());
+            }
             self.send_released()?;
-            let lasted_ns = now_ns().saturating_sub(committed_at_ns);
+            let lasted_ns = now_ns().saturating_sub(epoch.at_ns);
             self.common.board.record_step(EpochStep::Release, lasted_ns);
         }
-        self.common.board.record_epoch(sequence, pages, bytes, now);
+        let sequence = epoch.number.sequence;
+        self.common
+            .board
+            .record_epoch(sequence, epoch.pages, epoch.bytes, now);
         self.hand_over_if_asked()
     }
 
-    fn record_steps(&self) {
-        for step in EpochStep::ALL {
+    /// Lets out what is committed, if this node may; false when that was refused, and the standby
+    /// is being replaced.
+    pub(super) fn release_committed(&mut self) -> io::Result<bool> {
+        match self.traffic.release(&self.role) {
+            Ok(()) => Ok(true),
+            Err(error) => {
+                crate::log!("{error}");
+                self.replace_standby()?;
+                Ok(false)
+            }
+        }
+    }
+
+    fn record_steps(&self, clock: &StepClock) {
+        for (step, lasted_ns) in EpochStep::ALL.into_iter().zip(clock.lasted_ns) {
             if step != EpochStep::Release {
-                let lasted_ns = self.line.handshake.step_ns(step);
                 self.common.board.record_step(step, lasted_ns);
             }
         }

@@ -4,16 +4,14 @@ use super::standby::kill_stage;
 use super::{Common, Primary};
 use crate::board::State as BoardState;
 use crate::clock::now_ns;
-use crate::control::Asker;
 use crate::log;
 use crate::primary::line::Command;
-use crate::primary::tracer::End;
-use crate::record;
 use rustix::process::{Pid, Signal, kill_process};
 use std::io;
 use unbroken_core::give_up::Death as Cause;
 use unbroken_core::role::{Event, Failure, State};
-use unbroken_tracee::Death;
+use unbroken_link::{Asker, Cause as LinkCause};
+use unbroken_tracee::{Death, End};
 
 /// A service that was asked to stop has this long before it is killed.
 const STOP_PATIENCE_NS: u64 = 10_000_000_000;
@@ -162,7 +160,7 @@ impl Primary {
         self.send_released()?;
         self.apply(Event::TakeoverOrdered(None))?;
         self.ending.handed_over = true;
-        let cause = record::Cause::Switchover(asker);
+        let cause = LinkCause::Switchover(asker);
         self.line.command(Command::HandOver(cause), &self.bell);
         Ok(())
     }
@@ -208,11 +206,11 @@ fn core_cause(end: End) -> Cause {
     }
 }
 
-fn record_cause(end: End) -> record::Cause {
+fn record_cause(end: End) -> LinkCause {
     match end.death {
-        Death::Killed(signal) if end.crashed => record::Cause::Crashed(signal),
-        Death::Killed(signal) => record::Cause::Killed(signal),
-        Death::Exited(_) => record::Cause::Killed(libc::SIGKILL),
+        Death::Killed(signal) if end.crashed => LinkCause::Crashed(signal),
+        Death::Killed(signal) => LinkCause::Killed(signal),
+        Death::Exited(_) => LinkCause::Killed(libc::SIGKILL),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::line::Line;
 use super::tracer::{Tracer, deadlines_unseen};
-use super::{Common, Input, Primary, ServiceEnds};
+use super::{Common, Primary, ServiceEnds};
 use crate::board::State as BoardState;
 use crate::bundle::Bundle;
 use crate::capture::Capture;
@@ -23,6 +23,7 @@ use unbroken_core::role::{Event, Role};
 use unbroken_sys::affinity;
 use unbroken_sys::bpf::DeadlineProgram;
 use unbroken_tracee::{Bell, TraceError, Tree};
+use unbroken_wire::exchange::Input;
 use unbroken_wire::flows::{FlowLimits, Flows};
 
 /// Why a service could not be started.

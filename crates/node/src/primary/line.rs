@@ -4,19 +4,15 @@
 //! queues. A message to the tracer is followed by its bell, one to main by the eventfd.
 
 use crate::handshake::Handshake;
-use crate::primary::tracer::End;
-use crate::record::{Cause, Connections};
+use crate::steps::Captured;
 use rustix::event::{EventfdFlags, eventfd};
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use unbroken_image::object::{TcpConnection, TcpPhase};
-use unbroken_tracee::Bell;
-use unbroken_wire::Tuple;
-use unbroken_wire::commit::Publication;
-use unbroken_wire::flows::NamedConnection;
-use unbroken_wire::log::JournalWriter;
+use unbroken_link::{Cause, JournalWriter};
+use unbroken_tracee::{Bell, End};
+use unbroken_wire::flows::{Activity, Connections};
 use unbroken_wire::sent::SentBytes;
 
 /// From main to the tracer.
@@ -61,43 +57,15 @@ pub enum Report {
     Broken(String),
 }
 
-/// Where packets went, either way. A connection without any has not moved (HAZARDS 125).
-#[derive(Clone, Debug, Default)]
-pub struct Activity {
-    pub connections: HashSet<Tuple>,
-    /// Others may have moved too: packets were lost on the way to the wire, or have not all been
-    /// read.
-    pub anywhere: bool,
-}
-
-/// How an epoch changed the connections that stand.
-#[derive(Clone, Debug, Default)]
-pub struct ConnectionChange {
-    pub stood: Vec<NamedConnection>,
-    pub gone: Vec<Tuple>,
-}
-
-impl ConnectionChange {
-    /// Takes in a connection of the epoch. One that is dead has a descriptor and nothing more: the
-    /// same ends may belong to another connection by now.
-    pub fn take(&mut self, connection: &TcpConnection) {
-        match connection.phase {
-            TcpPhase::Closed => self.gone.push(connection.into()),
-            _ => self.stood.push(connection.into()),
-        }
-    }
-}
-
 /// Shared by both threads.
 pub struct Line {
     pub handshake: Handshake,
     commands: Mutex<VecDeque<Command>>,
     command_came: Condvar,
-    publication: Mutex<Option<Publication>>,
     connections: Mutex<Connections>,
     activity: Mutex<Activity>,
-    change: Mutex<ConnectionChange>,
-    sent: Mutex<SentBytes>,
+    captured: Mutex<VecDeque<Captured>>,
+    sent: Arc<Mutex<SentBytes>>,
     reports: Mutex<VecDeque<Report>>,
     main_bell: OwnedFd,
 }
@@ -108,11 +76,10 @@ impl Line {
             handshake: Handshake::default(),
             commands: Mutex::default(),
             command_came: Condvar::new(),
-            publication: Mutex::default(),
             connections: Mutex::default(),
             activity: Mutex::default(),
-            change: Mutex::default(),
-            sent: Mutex::default(),
+            captured: Mutex::default(),
+            sent: Arc::default(),
             reports: Mutex::default(),
             main_bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         }))
@@ -144,14 +111,14 @@ impl Line {
         }
     }
 
-    /// Tracer: leaves the proof of an epoch's commit, before the step `Published`.
-    pub fn leave_publication(&self, publication: Publication) {
-        *lock(&self.publication) = Some(publication);
+    /// Tracer: leaves an epoch that was published, before the step `Published`.
+    pub fn leave_captured(&self, captured: Captured) {
+        lock(&self.captured).push_back(captured);
     }
 
-    /// Main, after the step `Published`: takes it.
-    pub fn take_publication(&self) -> Option<Publication> {
-        lock(&self.publication).take()
+    /// Main, after the step `Published`: takes the oldest.
+    pub fn take_captured(&self) -> Option<Captured> {
+        lock(&self.captured).pop_front()
     }
 
     /// Main, before the step `Drained`: what the wire knows of connections.
@@ -170,19 +137,14 @@ impl Line {
         std::mem::swap(&mut *lock(&self.activity), activity);
     }
 
-    /// What the service has sent: main writes as it carries packets, the tracer reads in a capture.
+    /// Tracer: what the service has sent.
     pub fn sent(&self) -> MutexGuard<'_, SentBytes> {
         lock(&self.sent)
     }
 
-    /// Tracer, before the step `Published`: how the epoch changed the connections that stand.
-    pub fn leave_change(&self, change: ConnectionChange) {
-        *lock(&self.change) = change;
-    }
-
-    /// Main, after the step `Published`: takes it.
-    pub fn take_change(&self) -> ConnectionChange {
-        std::mem::take(&mut lock(&self.change))
+    /// The same for main, which fills it as it carries packets.
+    pub fn sent_bytes(&self) -> Arc<Mutex<SentBytes>> {
+        Arc::clone(&self.sent)
     }
 
     /// Tracer: leaves a report and rings.

@@ -29,11 +29,11 @@ pub use standby::Notice;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-pub use traffic::Input;
 use traffic::Traffic;
 use unbroken_core::retry::Retry;
 use unbroken_core::role::{Action, Event, Reason, Role, State};
 use unbroken_tracee::Bell;
+use unbroken_wire::exchange::Input;
 
 /// What every node of a service holds, whatever its role.
 pub struct Common {
@@ -133,7 +133,7 @@ impl Primary {
             host_pid,
             input,
         } = service;
-        let traffic = Traffic::new(&common, tun, outputs, input, Arc::clone(&line), role.term())?;
+        let traffic = Traffic::new(&common, tun, outputs, input, &line, role.term())?;
         for source in traffic.sources() {
             watch(&epoll, source, Source::Traffic)?;
         }

@@ -12,13 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Child;
 use unbroken_core::role::{Event, Reason, State};
-use unbroken_sys::shared::RingMemory;
-use unbroken_wire::log::{InputLogWriter, JournalWriter};
-
-/// Epochs on their way; a larger one goes in parts.
-const JOURNAL_BYTES: usize = 128 << 20;
-/// Input since the last epoch that the standby has applied.
-const INPUT_LOG_BYTES: usize = 32 << 20;
+use unbroken_link::{InputLogWriter, LocalLink};
 
 /// How long output may wait for a standby that is about to be complete.
 const WARM_PATIENCE_NS: u64 = 10_000_000_000;
@@ -37,7 +31,7 @@ pub enum Notice {
 pub(super) struct Standby {
     process: Child,
     channel: OwnedFd,
-    journal: RingMemory,
+    link: LocalLink,
     input_log: Option<InputLogWriter>,
     phase: Phase,
     /// Output waits for it to be ready, and not for longer than this.
@@ -68,7 +62,7 @@ impl Drop for Standby {
         let _ = self.process.wait();
         // The tracer may wait for it to make room, deaf to the service. It fails only for a bad
         // address.
-        let _ = self.journal.abandon();
+        let _ = self.link.abandon();
     }
 }
 
@@ -128,7 +122,7 @@ impl Primary {
         let Some(standby) = &mut self.standby else {
             return Ok(());
         };
-        let journal = JournalWriter::new(standby.journal.producer()?, self.role.term());
+        let journal = standby.link.journal_writer(self.role.term())?;
         standby.phase = Phase::Linked;
         self.fill.0 += 1;
         let command = Command::Fill(journal, self.fill);
@@ -138,8 +132,8 @@ impl Primary {
 
     fn start_standby(&mut self) -> io::Result<()> {
         self.standby = None;
-        let journal = RingMemory::create("unbroken-journal", JOURNAL_BYTES)?;
-        let inputs = RingMemory::create("unbroken-inputs", INPUT_LOG_BYTES)?;
+        let link = LocalLink::create()?;
+        let [journal, inputs] = link.descriptors();
         let common = &self.common;
         let own_pid = std::process::id().cast_signed();
         let own = Pid::from_raw(own_pid).ok_or_else(|| io::Error::other("no pid"))?;
@@ -152,8 +146,8 @@ impl Primary {
             (Purpose::HostTun, common.host_tun.as_fd()),
             (Purpose::Output, common.outputs[0].as_fd()),
             (Purpose::ErrorOutput, common.outputs[1].as_fd()),
-            (Purpose::Epochs, journal.as_fd()),
-            (Purpose::Inputs, inputs.as_fd()),
+            (Purpose::Epochs, journal),
+            (Purpose::Inputs, inputs),
             (Purpose::StageInit, self.stage.as_fd()),
             (Purpose::StageControl, self.init.control()),
             (Purpose::Primary, own_pidfd.as_fd()),
@@ -176,11 +170,11 @@ impl Primary {
         watch(&self.epoll, channel.as_fd(), Source::StandbyChannel)?;
         common.board.set_standby_pid(process.id().cast_signed());
         common.ring_front();
-        let input_log = Some(InputLogWriter::new(inputs.producer()?));
+        let input_log = Some(link.input_log_writer()?);
         self.standby = Some(Standby {
             process,
             channel,
-            journal,
+            link,
             input_log,
             phase: Phase::Preparing,
             warm_until_ns: None,
@@ -273,13 +267,9 @@ impl Primary {
         self.retry.succeeded();
         (self.last_failure, self.hindrance) = (None, None);
         self.apply(Event::StandbyReady)?;
-        if let Some(committed) = self.capturing.take_sealed()
-            && let Err(error) = self.traffic.release(&self.role, committed)
-        {
-            log!("{error}");
-            return self.replace_standby();
+        if self.release_committed()? {
+            self.capturing.want(now_ns());
         }
-        self.capturing.want(now_ns());
         Ok(())
     }
 }

@@ -6,12 +6,12 @@ use crate::capture::{Capture, CaptureError};
 use crate::handshake::Step;
 use crate::kernel_program::KernelProgram;
 use crate::log;
-use crate::record::Cause;
 use std::io;
 use std::sync::Arc;
+use unbroken_link::{Cause, JournalWriter};
 use unbroken_sys::affinity;
 use unbroken_sys::bpf::{DeadlineProgram, SocketDeadlines};
-use unbroken_tracee::{Death, Event, TraceError, Tree};
+use unbroken_tracee::{Death, End, Event, TraceError, Tree};
 
 pub struct Tracer {
     tree: Tree,
@@ -29,13 +29,6 @@ pub struct Tracer {
     last_end: End,
     told: bool,
     urgent: bool,
-}
-
-/// How a process ended; `crashed` by a fault of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct End {
-    pub death: Death,
-    pub crashed: bool,
 }
 
 /// No reason to run unprotected: no wait ends early, but some late.
@@ -173,7 +166,7 @@ impl Tracer {
         Ok(())
     }
 
-    fn begin_fill(&mut self, journal: unbroken_wire::log::JournalWriter) {
+    fn begin_fill(&mut self, journal: JournalWriter) {
         match self.capture.begin_fill(&mut self.tree, &self.line, journal) {
             Ok(()) => {}
             Err(error) => self.capture_failed(&error),

@@ -8,9 +8,8 @@ use crate::config::Config;
 use crate::kernel_program::KernelProgram;
 use crate::log;
 use crate::primary::Notice;
-use crate::primary::line::{ConnectionChange, Line};
+use crate::primary::line::Line;
 use crate::primary::tracer::Tracer;
-use crate::record::{Cause, Connections, Record};
 use crate::stage::launch::{Init, Role as InitRole};
 use crate::stage::{Stage, StageConfig};
 use crate::standby::image::ServiceImage;
@@ -20,12 +19,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use unbroken_core::role::{Event, Role, State};
 use unbroken_image::{Epoch, MemoryDelta, Pid, decode};
+use unbroken_link::{Cause, InputLogReader, JournalReader, LinkError, LocalLink, Record};
 use unbroken_sys::affinity;
 use unbroken_sys::bpf::DeadlineProgram;
-use unbroken_sys::shared::RingMemory;
 use unbroken_tracee::replica::{Replica, Stub};
-use unbroken_wire::flows::{FlowLimits, Flows, TableChange};
-use unbroken_wire::log::{InputLogReader, JournalReader, LogError};
+use unbroken_wire::flows::{ConnectionChange, Connections, FlowLimits, Flows, TableChange};
 
 #[derive(Debug, thiserror::Error)]
 pub enum FollowError {
@@ -34,7 +32,7 @@ pub enum FollowError {
     #[error(transparent)]
     Replica(#[from] unbroken_tracee::replica::ReplicaError),
     #[error(transparent)]
-    Log(#[from] LogError),
+    Link(#[from] LinkError),
     #[error(transparent)]
     Decode(#[from] unbroken_image::DecodeError),
     #[error(transparent)]
@@ -51,8 +49,7 @@ pub enum FollowError {
 pub struct Follower {
     pub config: Config,
     pub role: Role,
-    pub journal: RingMemory,
-    pub inputs: RingMemory,
+    pub link: LocalLink,
     pub host_tun: OwnedFd,
     pub predecessor: Predecessor,
     /// To the primary.
@@ -106,10 +103,10 @@ impl Follower {
     }
 
     fn follow(self) -> Result<(Outcome, Option<Tracer>), FollowError> {
-        let (journal, watch) = (self.journal.clone(), self.watch.clone());
+        let watch = self.watch.clone();
         let (tell, line) = (self.tell.try_clone()?, self.line.clone());
         let term = self.role.term();
-        let mut reader = JournalReader::new(journal.consumer()?, term);
+        let mut reader = self.link.journal_reader(term)?;
         let mut following = Following::prepare(self)?;
         say(&tell, &Notice::Empty)?;
         let end = match following.read_on(&mut reader, &watch, &tell) {
@@ -170,7 +167,7 @@ impl Following {
             deadlines,
             image: ServiceImage::default(),
             flows: Flows::of_standby(FlowLimits::default()),
-            inputs: InputLogReader::new(follower.inputs.consumer()?),
+            inputs: follower.link.input_log_reader()?,
             input_position: 1,
             host_tun: follower.host_tun,
             predecessor: follower.predecessor,

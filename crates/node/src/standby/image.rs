@@ -1,7 +1,6 @@
 //! The service as the last committed epoch describes it, apart from memory, which lives in the
 //! replica itself.
 
-use crate::primary::line::ConnectionChange;
 use std::collections::{BTreeMap, HashSet};
 use unbroken_image::object::TcpPhase;
 use unbroken_image::{
@@ -9,7 +8,7 @@ use unbroken_image::{
     ThreadState, Tid,
 };
 use unbroken_wire::Tuple;
-use unbroken_wire::flows::NamedConnection;
+use unbroken_wire::flows::{ConnectionChange, NamedConnection};
 
 /// One process as of the last epoch.
 #[derive(Default)]

@@ -13,7 +13,6 @@ use crate::bundle::{Bundle, Purpose, Start};
 use crate::log;
 use crate::primary::line::Line;
 use crate::primary::{Common, Primary, ServiceEnds};
-use crate::record::Cause;
 use crate::stage::launch::Init;
 use crate::title;
 use follow::Follower;
@@ -24,8 +23,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use unbroken_core::give_up::{GiveUp, GiveUpLimits};
 use unbroken_core::role::{Action, Failure, Role};
+use unbroken_link::{Cause, LocalLink};
 use unbroken_sys::affinity;
-use unbroken_sys::shared::RingMemory;
 use unbroken_tracee::{Bell, Death};
 
 /// What the other node, the primary, left in our hands for the day it dies.
@@ -71,7 +70,8 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
     affinity::bind(0, &[common.config.spare_core])?;
     let role = role_of(&bundle)?;
     let primary = bundle.take(Purpose::Primary)?;
-    let journal = RingMemory::from_fd(bundle.take(Purpose::Epochs)?)?;
+    let rings = [bundle.take(Purpose::Epochs)?, bundle.take(Purpose::Inputs)?];
+    let link = LocalLink::from_descriptors(rings)?;
     let watch = Arc::new(Watch {
         primary_died: AtomicBool::new(false),
         bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
@@ -81,8 +81,7 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
         config: common.config.clone(),
         host_tun: common.host_tun.try_clone()?,
         role,
-        journal: journal.clone(),
-        inputs: RingMemory::from_fd(bundle.take(Purpose::Inputs)?)?,
+        link: link.clone(),
         predecessor: predecessor_of(&mut bundle)?,
         tell: bundle.channel.try_clone()?,
         watch: watch.clone(),
@@ -92,7 +91,7 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
     let tracer = std::thread::Builder::new()
         .name("tracer".to_owned())
         .spawn(move || follower.run(&sender))?;
-    let outcome = await_outcome(&primary, &outcomes, &watch, &journal, &common)?;
+    let outcome = await_outcome(&primary, &outcomes, &watch, &link, &common)?;
     // The primary that this node may become must not seem to be one that watches itself.
     drop(primary);
     match outcome {
@@ -186,7 +185,7 @@ fn await_outcome(
     primary: &OwnedFd,
     outcomes: &mpsc::Receiver<Outcome>,
     watch: &Watch,
-    journal: &RingMemory,
+    link: &LocalLink,
     common: &Common,
 ) -> io::Result<Outcome> {
     let mut watched = vec![
@@ -204,7 +203,7 @@ fn await_outcome(
         {
             common.board.set_state(State::TakingOver, "");
             watch.primary_died.store(true, Ordering::SeqCst);
-            journal.wake_consumer()?;
+            link.wake_standby()?;
             watched.truncate(1);
         }
         match outcomes.try_recv() {

@@ -12,6 +12,7 @@
 //!
 //! The primary keeps the second kind too, for the standby that it may have to fill next.
 
+mod change;
 mod connection;
 mod epochs;
 mod fading;
@@ -19,6 +20,7 @@ mod handover;
 mod late;
 mod packets;
 
+pub use change::{Activity, ConnectionChange, Connections};
 pub use connection::ClientView;
 pub use epochs::TableChange;
 pub use handover::KnownConnection;
@@ -132,6 +134,12 @@ impl Flows {
     /// epoch's mark and sends them with the epoch.
     pub fn take_accepted(&mut self, into: &mut Vec<NamedConnection>) {
         into.append(&mut self.newly_accepted);
+    }
+
+    /// What was taken went with no epoch.
+    pub fn give_accepted_back(&mut self, mut accepted: Vec<NamedConnection>) {
+        accepted.append(&mut self.newly_accepted);
+        self.newly_accepted = accepted;
     }
 
     /// What the client of a connection has told and was told.

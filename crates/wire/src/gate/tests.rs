@@ -1,9 +1,8 @@
 use super::*;
-use crate::log::JournalWriter;
 use proptest::prelude::*;
+use unbroken_core::epoch::EpochNumbers;
 use unbroken_core::give_up::{GiveUp, GiveUpLimits};
 use unbroken_core::role::{Event, Role};
-use unbroken_sys::shared::RingMemory;
 
 /// A role in the protected state, or in the unprotected one.
 fn role(protected: bool) -> Role {
@@ -17,17 +16,8 @@ fn role(protected: bool) -> Role {
     role
 }
 
-fn journal(term: u64) -> JournalWriter {
-    let ring = RingMemory::create("unbroken-gate-test", 1 << 20).unwrap();
-    JournalWriter::new(ring.producer().unwrap(), term)
-}
-
-fn commit(journal: &mut JournalWriter) -> Committed {
-    journal
-        .reserve(0)
-        .unwrap()
-        .publish_epoch(0, 0)
-        .committed_in_shared_memory()
+fn commit(numbers: &mut EpochNumbers) -> Committed {
+    numbers.published().committed()
 }
 
 fn drain(gate: &mut Gate) -> Vec<Vec<u8>> {
@@ -46,46 +36,48 @@ fn hold(gate: &mut Gate, bytes: &[u8]) {
 
 #[test]
 fn output_leaves_with_the_commit_of_its_epoch_and_not_before() {
-    let (role, mut journal, mut gate) = (role(true), journal(1), Gate::new(1 << 16, 1));
+    let (role, mut numbers, mut gate) =
+        (role(true), EpochNumbers::of_term(1), Gate::new(1 << 16, 1));
     hold(&mut gate, b"a");
     assert!(gate.open_epoch_has_output());
     gate.close_epoch();
     assert!(!gate.open_epoch_has_output());
     hold(&mut gate, b"b");
     assert!(drain(&mut gate).is_empty());
-    gate.release(commit(&mut journal), role.release_permit().unwrap())
+    gate.release(commit(&mut numbers), role.release_permit().unwrap())
         .unwrap();
     assert_eq!(drain(&mut gate), [b"a"]);
-    assert_eq!(gate.held_frames(), 1);
     gate.close_epoch();
-    gate.release(commit(&mut journal), role.release_permit().unwrap())
+    gate.release(commit(&mut numbers), role.release_permit().unwrap())
         .unwrap();
     assert_eq!(drain(&mut gate), [b"b"]);
 }
 
 #[test]
 fn a_commit_releases_the_epochs_before_it_too() {
-    let (role, mut journal, mut gate) = (role(true), journal(1), Gate::new(1 << 16, 1));
+    let (role, mut numbers, mut gate) =
+        (role(true), EpochNumbers::of_term(1), Gate::new(1 << 16, 1));
     hold(&mut gate, b"a");
     gate.close_epoch();
     hold(&mut gate, b"b");
     gate.close_epoch();
     hold(&mut gate, b"c");
-    drop(commit(&mut journal));
-    gate.release(commit(&mut journal), role.release_permit().unwrap())
+    drop(commit(&mut numbers));
+    gate.release(commit(&mut numbers), role.release_permit().unwrap())
         .unwrap();
     assert_eq!(drain(&mut gate), [b"a", b"b"]);
 }
 
 #[test]
 fn the_output_of_an_abandoned_epoch_belongs_to_the_next() {
-    let (role, mut journal, mut gate) = (role(true), journal(1), Gate::new(1 << 16, 1));
+    let (role, mut numbers, mut gate) =
+        (role(true), EpochNumbers::of_term(1), Gate::new(1 << 16, 1));
     hold(&mut gate, b"a");
     let closed = gate.close_epoch();
     hold(&mut gate, b"b");
     assert_eq!(gate.reopen_epoch(), closed);
     assert_eq!(gate.close_epoch(), closed);
-    gate.release(commit(&mut journal), role.release_permit().unwrap())
+    gate.release(commit(&mut numbers), role.release_permit().unwrap())
         .unwrap();
     assert_eq!(drain(&mut gate), [b"a", b"b"]);
 }
@@ -94,13 +86,19 @@ fn the_output_of_an_abandoned_epoch_belongs_to_the_next() {
 fn commits_of_another_term_or_of_no_closed_epoch_are_refused() {
     let (role, mut gate) = (role(true), Gate::new(1 << 16, 1));
     hold(&mut gate, b"a");
-    let refused = gate.release(commit(&mut journal(1)), role.release_permit().unwrap());
+    let refused = gate.release(
+        commit(&mut EpochNumbers::of_term(1)),
+        role.release_permit().unwrap(),
+    );
     assert!(matches!(
         refused,
         Err(ReleaseError::NeverClosed { sequence: 1, .. })
     ));
     gate.close_epoch();
-    let refused = gate.release(commit(&mut journal(2)), role.release_permit().unwrap());
+    let refused = gate.release(
+        commit(&mut EpochNumbers::of_term(2)),
+        role.release_permit().unwrap(),
+    );
     assert!(matches!(
         refused,
         Err(ReleaseError::OtherTerm { term: 2, .. })
@@ -120,30 +118,28 @@ fn an_unprotected_service_passes_everything_and_a_new_standby_starts_afresh() {
     hold(&mut gate, b"c");
     assert_eq!(gate.close_epoch().sequence, 1);
     let protected = role(true);
-    gate.release(commit(&mut journal(1)), protected.release_permit().unwrap())
-        .unwrap();
+    gate.release(
+        commit(&mut EpochNumbers::of_term(1)),
+        protected.release_permit().unwrap(),
+    )
+    .unwrap();
     assert_eq!(drain(&mut gate), [b"c"]);
 }
 
 #[test]
-fn text_can_go_in_parts_and_what_is_held_can_be_forgotten() {
+fn what_leaves_says_what_it_is_and_how_long_it_was_held() {
     let (alone, mut gate) = (role(false), Gate::new(1 << 16, 1));
     assert!(gate.hold(OutputKind::StandardError, 5, b"hello"));
     gate.pass(alone.pass_permit().unwrap());
     hold(&mut gate, b"held");
     let mut released = gate.released();
-    released.advance(2, 10);
-    let rest = released.peek().unwrap();
+    let frame = released.peek().unwrap();
     assert_eq!(
-        (rest.kind(), rest.bytes()),
-        (OutputKind::StandardError, &b"llo"[..])
+        (frame.kind(), frame.bytes()),
+        (OutputKind::StandardError, &b"hello"[..])
     );
-    assert_eq!(gate.discard_held(), 1);
-    gate.released().advance(3, 15);
-    assert!(gate.released().peek().is_none() && gate.held_frames() == 0);
-    let statistics = gate.statistics();
-    assert_eq!((statistics.frames, statistics.bytes), (1, 5));
-    assert_eq!(statistics.hold_ns.max(), 10);
+    assert_eq!(released.pop(15), Some(10));
+    assert!(released.peek().is_none() && released.pop(15).is_none());
 }
 
 #[test]
@@ -161,7 +157,8 @@ proptest! {
     fn nothing_leaves_before_its_epoch_is_committed(
         steps in proptest::collection::vec(0..5u8, 0..200),
     ) {
-        let (role, mut journal, mut gate) = (role(true), journal(1), Gate::new(1 << 16, 1));
+        let (role, mut numbers, mut gate) =
+        (role(true), EpochNumbers::of_term(1), Gate::new(1 << 16, 1));
         let (mut held, mut closed_ends, mut committed, mut gone) = (0u32, Vec::new(), 0, 0u32);
         for step in steps {
             match step {
@@ -176,7 +173,7 @@ proptest! {
                 3 if committed < closed_ends.len() => {
                     committed += 1;
                     let permit = role.release_permit().unwrap();
-                    gate.release(commit(&mut journal), permit).unwrap();
+                    gate.release(commit(&mut numbers), permit).unwrap();
                 }
                 _ => {
                     for bytes in drain(&mut gate) {

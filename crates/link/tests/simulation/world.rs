@@ -2,7 +2,7 @@
 
 use crate::Random;
 use crate::client::Client;
-use crate::node::{Archive, Primary, Standby};
+use crate::node::{Archive, Primary, Standby, Troubles};
 use std::collections::HashSet;
 use unbroken_core::give_up::Death;
 use unbroken_core::role::Event;
@@ -24,10 +24,11 @@ pub struct World {
     to_clients: Vec<Vec<u8>>,
     stormy: bool,
     pub takeovers: usize,
+    pub most_under_way: usize,
 }
 
 impl World {
-    pub fn new(seed: u64) -> Self {
+    pub fn new(seed: u64, troubles: Troubles) -> Self {
         let mut random = Random(seed);
         let clients = (0..1 + random.below(6))
             .map(|index| {
@@ -40,13 +41,14 @@ impl World {
             random,
             now_ns: 1,
             clients,
-            primary: Primary::first(),
+            primary: Primary::first(troubles),
             standby: None,
             archive: Archive::new(),
             to_service: Vec::new(),
             to_clients: Vec::new(),
             stormy: true,
             takeovers: 0,
+            most_under_way: 0,
         }
     }
 
@@ -70,13 +72,23 @@ impl World {
             3 => self.deliver_to_client(),
             4 => self.primary.service.act(&mut self.random),
             5 => self.primary.read_output(self.now_ns),
-            6 => self.primary.step_epoch(&mut self.archive, self.now_ns),
+            6 => self.step_epoch(),
             7 => self.send_one(),
             8 => self.standby_acts(),
             9 if self.standby.is_none() => self.standby = Some(self.primary.fill(self.now_ns)),
             10 if self.stormy && self.random.one_in(12) => self.somebody_dies(),
             11 if self.random.one_in(20) => self.time_passes(),
             _ => {}
+        }
+    }
+
+    fn step_epoch(&mut self) {
+        let went_well = self.primary.step_epoch(&mut self.archive, self.now_ns);
+        let under_way = self.primary.epochs_under_way();
+        self.most_under_way = self.most_under_way.max(under_way);
+        if !went_well {
+            self.standby = None;
+            self.primary.standby_died(self.now_ns);
         }
     }
 

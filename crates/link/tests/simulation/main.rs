@@ -12,6 +12,7 @@ mod node;
 mod service;
 mod world;
 
+use node::Troubles;
 use world::World;
 
 /// Cheap, seeded chance (splitmix64).
@@ -47,38 +48,26 @@ impl Drop for SeedOnPanic {
     }
 }
 
-fn run(seed: u64) -> usize {
+/// Runs one seed.
+fn run(seed: u64, late_commits: bool, failing_captures: bool) -> World {
     let _seed = SeedOnPanic(seed);
-    let mut world = World::new(seed);
+    let troubles = Troubles {
+        random: Random(!seed),
+        late_commits,
+        failing_captures,
+    };
+    let mut world = World::new(seed, troubles);
     world.run();
-    world.takeovers
+    world
 }
 
-/// A client comes back from its port right after a fill's mark: the new standby hears of the next
-/// connection before the epoch in which the one before it still stands, and took the one for the
-/// other. The client's data went nowhere for ever.
-#[test]
-fn a_client_comes_back_while_a_standby_is_filled() {
-    run(109);
+/// Runs one seed with nothing but kills.
+fn run_plain(seed: u64) -> World {
+    run(seed, false, false)
 }
 
-/// A client says nothing between a fill and two takeovers, then its FIN again: nobody knew numbers
-/// of its connection, so the kernel answered with a reset.
-#[test]
-fn a_silent_client_says_its_last_word_again() {
-    run(111);
-}
-
-/// A FIN that was sent again comes after the SYN of the client's next
-/// connection, which was then taken to have been accepted and closed.
-#[test]
-fn a_late_fin_comes_after_the_next_syn() {
-    run(1768);
-    run(8062);
-}
-
-#[test]
-fn every_seed_keeps_every_promise() {
+/// Runs many; how many epochs were on their way at once, at most.
+fn run_all(run: impl Fn(u64) -> World) -> usize {
     let only = std::env::var("UNBROKEN_SEED")
         .ok()
         .and_then(|seed| seed.parse().ok());
@@ -86,7 +75,52 @@ fn every_seed_keeps_every_promise() {
         .ok()
         .and_then(|count| count.parse().ok());
     let seeds = only.map_or(0..count.unwrap_or(150), |seed| seed..seed + 1);
-    let takeovers: usize = seeds.map(run).sum();
-    eprintln!("{takeovers} takeovers");
+    let (mut takeovers, mut most_under_way) = (0, 0);
+    for world in seeds.map(run) {
+        takeovers += world.takeovers;
+        most_under_way = most_under_way.max(world.most_under_way);
+    }
+    eprintln!("{takeovers} takeovers, up to {most_under_way} epochs under way");
     assert!(takeovers > 0 || only.is_some());
+    most_under_way
+}
+
+/// A client comes back from its port right after a fill's mark: the new standby hears of the next
+/// connection before the epoch in which the one before it still stands, and took the one for the
+/// other. The client's data went nowhere for ever.
+#[test]
+fn a_client_comes_back_while_a_standby_is_filled() {
+    run_plain(109);
+}
+
+/// A client says nothing between a fill and two takeovers, then its FIN again: nobody knew numbers
+/// of its connection, so the kernel answered with a reset.
+#[test]
+fn a_silent_client_says_its_last_word_again() {
+    run_plain(111);
+}
+
+/// A FIN that was sent again comes after the SYN of the client's next
+/// connection, which was then taken to have been accepted and closed.
+#[test]
+fn a_late_fin_comes_after_the_next_syn() {
+    run_plain(1768);
+    run_plain(8062);
+}
+
+#[test]
+fn every_seed_keeps_every_promise() {
+    assert_eq!(run_all(run_plain), 1);
+}
+
+/// As with a standby elsewhere: several epochs are on their way at once.
+#[test]
+fn every_seed_keeps_every_promise_when_commits_come_late() {
+    assert!(run_all(|seed| run(seed, true, false)) > 1);
+}
+
+#[test]
+fn every_seed_keeps_every_promise_when_captures_fail() {
+    run_all(|seed| run(seed, false, true));
+    run_all(|seed| run(seed, true, true));
 }

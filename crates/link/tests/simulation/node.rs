@@ -1,20 +1,49 @@
 //! A primary and a standby, one small step at a time, so that a kill can come between any two.
 
+use crate::Random;
 use crate::service::{Service, State};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
+use unbroken_core::epoch::Publication;
 use unbroken_core::give_up::{GiveUp, GiveUpLimits};
 use unbroken_core::pacing::{Pacing, PacingLimits};
 use unbroken_core::role::{Action, Event, Role, State as RoleState};
-use unbroken_sys::shared::RingMemory;
-use unbroken_wire::Tuple;
-use unbroken_wire::commit::Publication;
-use unbroken_wire::craft::answers_primer;
-use unbroken_wire::flows::{
-    FlowLimits, Flows, KnownConnection, LatePacket, NamedConnection, TableChange,
+use unbroken_link::{
+    Commits, InputLogReader, InputLogWriter, JournalReader, JournalWriter, LocalLink,
 };
-use unbroken_wire::gate::{Gate, OutputKind};
-use unbroken_wire::log::{InputLogReader, InputLogWriter, JournalReader, JournalWriter};
+use unbroken_wire::Tuple;
+use unbroken_wire::craft::answers_primer;
+use unbroken_wire::exchange::{Arrival, Exchange, Input};
+use unbroken_wire::flows::{
+    Activity, ConnectionChange, Connections, FlowLimits, Flows, LatePacket, NamedConnection,
+    TableChange,
+};
 use unbroken_wire::packet::{FRAME_BYTES_MAX, Packet};
+
+/// Output that may wait for one commit.
+const GATE_BYTES: usize = 1 << 20;
+/// With commits that come late: how many epochs may be on their way.
+const EPOCHS_UNDER_WAY: u32 = 4;
+
+/// What goes on more slowly, or less well, than on one machine on a good day.
+#[derive(Clone, Debug)]
+pub struct Troubles {
+    pub random: Random,
+    /// Epochs are committed some time after they are published.
+    pub late_commits: bool,
+    /// A capture may come to nothing after its mark.
+    pub failing_captures: bool,
+}
+
+impl Troubles {
+    fn hold_commit(&mut self) -> bool {
+        self.late_commits && !self.random.one_in(4)
+    }
+
+    fn fail_capture(&mut self) -> bool {
+        self.failing_captures && self.random.one_in(8)
+    }
+}
 
 /// An epoch as captured; the journal carries its index here.
 #[derive(Clone, Debug)]
@@ -22,9 +51,7 @@ pub struct Captured {
     pub state: State,
     pub gone: Vec<Tuple>,
     pub stood: Vec<NamedConnection>,
-    pub accepted: Vec<NamedConnection>,
-    /// Of an epoch that completes a fill.
-    pub closed: Vec<KnownConnection>,
+    pub connections: Connections,
     pub input_position: u64,
 }
 
@@ -34,97 +61,83 @@ pub type Archive = Vec<Captured>;
 /// Connections by object.
 type Table = BTreeMap<u64, NamedConnection>;
 
-/// What the primary is in the middle of.
-enum Stage {
-    Idle,
-    /// The service is stopped and its mark taken.
-    Captured(usize),
-    Published(usize, Publication),
-}
-
 pub struct Primary {
     pub role: Role,
     pub service: Service,
-    gate: Gate,
+    exchange: Exchange<InputLogWriter>,
     pacing: Pacing,
-    pub flows: Flows,
     journal: Option<JournalWriter>,
+    /// Of a standby whose fill is not marked.
     input_log: Option<InputLogWriter>,
-    position: u64,
-    stage: Stage,
-    /// The table of the last captured epoch.
+    /// The epoch whose mark is taken and that is not published.
+    captured: Option<usize>,
+    /// Epochs that are published, and of whose commit this node has not heard.
+    published: VecDeque<(usize, Publication)>,
+    commits: Commits,
+    /// The table of the last published epoch.
     table: Table,
     /// The newest committed epoch of the present standby.
     committed: Option<usize>,
-    released_term: u64,
+    troubles: Troubles,
 }
 
 impl Primary {
-    pub fn first() -> Self {
+    pub fn first(troubles: Troubles) -> Self {
         let mut role = Role::primary(GiveUp::new(GiveUpLimits::default()));
         role.apply(Event::Launched, 0);
-        Self::of(
-            role,
-            Service::default(),
-            Flows::of_primary(FlowLimits::default()),
-            0,
-        )
+        let input = Input {
+            flows: Flows::of_primary(FlowLimits::default()),
+            position: 0,
+        };
+        Self::of(role, Service::default(), input, troubles)
     }
 
-    fn of(role: Role, service: Service, flows: Flows, position: u64) -> Self {
-        let term = role.term();
+    fn of(role: Role, service: Service, input: Input, troubles: Troubles) -> Self {
+        let limits = PacingLimits::default();
+        let under_way = match troubles.late_commits {
+            true => EPOCHS_UNDER_WAY,
+            false => limits.under_way,
+        };
         Self {
+            exchange: Exchange::new(input, Default::default(), GATE_BYTES, role.term()),
             role,
             service,
-            gate: Gate::new(1 << 20, term),
-            pacing: Pacing::new(PacingLimits::default()),
-            flows,
+            pacing: Pacing::new(PacingLimits {
+                under_way,
+                ..limits
+            }),
             journal: None,
             input_log: None,
-            position,
-            stage: Stage::Idle,
+            captured: None,
+            published: VecDeque::new(),
+            commits: Commits::default(),
             table: BTreeMap::new(),
             committed: None,
-            released_term: term,
+            troubles,
         }
+    }
+
+    pub fn epochs_under_way(&self) -> usize {
+        self.published.len()
     }
 
     pub fn is_protected(&self) -> bool {
         self.role.state() == RoleState::Protected
     }
 
-    /// A client's packet reaches this node: the log first, then the service.
+    /// A client's packet reaches this node.
     pub fn input(&mut self, frame: &[u8], now_ns: u64) {
-        let mut reset = None;
-        match self.flows.answer_for_closed(frame) {
-            LatePacket::ForTheKernel => {}
-            LatePacket::Reopens(first) => reset = Some(first),
-            LatePacket::Swallow => return,
-            LatePacket::Answer(answer) => {
-                assert!(self.gate.hold(OutputKind::Packet, now_ns, answer.frame()));
-                self.pacing.output_waits(now_ns);
-                return;
-            }
+        let service = &mut self.service;
+        let give = |frame: &[u8]| -> Result<(), Infallible> {
+            service.input(frame);
+            Ok(())
+        };
+        let Ok(arrival) = self.exchange.input(frame, now_ns, give);
+        match arrival {
+            Arrival::Given => self.pacing.input_arrived(now_ns),
+            Arrival::Answered if self.exchange.output_waits() => self.pacing.output_waits(now_ns),
+            Arrival::Answered | Arrival::Unlogged => {}
         }
-        let position = self.position;
-        if self.logs_input()
-            && let Some(log) = &mut self.input_log
-            && !log.append(position, frame)
-        {
-            return;
-        }
-        self.position += 1;
-        self.flows.input(position, frame, now_ns);
-        if let Some(reset) = reset {
-            self.service.input(reset.frame());
-        }
-        self.service.input(frame);
-        self.pacing.input_arrived(now_ns);
-    }
-
-    /// Before the mark of the first epoch, the standby needs none of the input.
-    fn logs_input(&self) -> bool {
-        matches!(self.role.state(), RoleState::Sealing | RoleState::Protected)
     }
 
     /// Reads one frame of output.
@@ -132,16 +145,14 @@ impl Primary {
         let Some(frame) = self.service.output.pop_front() else {
             return;
         };
-        self.flows.output(&frame, now_ns);
-        let take = |room: &mut [u8]| -> Result<_, std::convert::Infallible> {
+        let take = |room: &mut [u8]| -> Result<_, Infallible> {
             room[..frame.len()].copy_from_slice(&frame);
             Ok(Some(frame.len()))
         };
-        let held = self
-            .gate
-            .hold_with(OutputKind::Packet, now_ns, FRAME_BYTES_MAX, take)
-            .unwrap();
-        assert!(held.is_some());
+        assert_eq!(
+            self.exchange.output(now_ns, FRAME_BYTES_MAX, take),
+            Ok(true)
+        );
         if self.is_protected() {
             self.pacing.output_waits(now_ns);
         }
@@ -149,71 +160,73 @@ impl Primary {
 
     /// Begins to fill a standby, and makes it.
     pub fn fill(&mut self, now_ns: u64) -> Standby {
-        let ring = RingMemory::create("unbroken-sim", 1 << 16).unwrap();
-        let input_ring = RingMemory::create("unbroken-sim", 1 << 20).unwrap();
+        let link = LocalLink::with_capacity(1 << 16, 1 << 20).unwrap();
         let term = self.role.term();
-        self.journal = Some(JournalWriter::new(ring.producer().unwrap(), term));
-        self.input_log = Some(InputLogWriter::new(input_ring.producer().unwrap()));
+        self.journal = Some(link.journal_writer(term).unwrap());
+        self.input_log = Some(link.input_log_writer().unwrap());
         self.role.apply(Event::FillBegun, now_ns);
         Standby {
             role: Role::standby(term, self.role.give_up()),
             flows: Flows::of_standby(FlowLimits::default()),
-            journal: JournalReader::new(ring.consumer().unwrap(), term),
-            input_log: InputLogReader::new(input_ring.consumer().unwrap()),
+            journal: link.journal_reader(term).unwrap(),
+            input_log: link.input_log_reader().unwrap(),
             applied: None,
-            position: self.position,
+            position: 0,
+            troubles: self.troubles.clone(),
         }
     }
 
     pub fn standby_died(&mut self, now_ns: u64) {
         self.role.apply(Event::StandbyDied, now_ns);
         (self.journal, self.input_log, self.committed) = (None, None, None);
-        self.stage = Stage::Idle;
+        (self.captured, self.commits) = (None, Commits::default());
+        self.published.clear();
         self.pacing.reset();
-        self.gate.restart(self.role.term());
+        self.exchange.end_log();
     }
 
-    /// One step towards the next commit.
-    pub fn step_epoch(&mut self, archive: &mut Archive, now_ns: u64) {
-        self.stage = match std::mem::replace(&mut self.stage, Stage::Idle) {
-            Stage::Idle => match self.role.state() {
-                RoleState::Syncing => {
-                    self.role.apply(Event::FillMarked, now_ns);
-                    self.capture(archive, now_ns, true)
-                }
+    /// One step towards the next commit; false when it failed and another standby is wanted.
+    #[must_use]
+    pub fn step_epoch(&mut self, archive: &mut Archive, now_ns: u64) -> bool {
+        if let Some(index) = self.captured.take() {
+            if self.troubles.fail_capture() {
+                self.exchange.unmark();
+                self.pacing.abandoned(now_ns);
+                // The role waits for the epoch that completes the fill.
+                return self.is_protected() && self.troubles.random.one_in(2);
+            }
+            self.table = archive[index].state.named();
+            self.publish(index, &archive[index]);
+        } else if !self.published.is_empty() && !self.troubles.hold_commit() {
+            self.commit(now_ns);
+        } else {
+            match self.role.state() {
+                RoleState::Syncing => self.capture(archive, now_ns, true),
                 RoleState::Protected if self.pacing.next_start().is_some_and(|at| at <= now_ns) => {
-                    self.capture(archive, now_ns, false)
+                    self.capture(archive, now_ns, false);
                 }
-                _ => Stage::Idle,
-            },
-            Stage::Captured(index) => {
-                let mut room = self.journal.as_mut().unwrap().reserve(8).unwrap();
-                room[..8].copy_from_slice(&(index as u64).to_le_bytes());
-                Stage::Published(index, room.publish_epoch(0, 8))
+                _ => {}
             }
-            Stage::Published(index, publication) => {
-                self.commit(index, publication, &archive[index], now_ns);
-                Stage::Idle
-            }
-        };
+        }
+        true
     }
 
-    fn capture(&mut self, archive: &mut Archive, now_ns: u64, fills: bool) -> Stage {
+    fn capture(&mut self, archive: &mut Archive, now_ns: u64, fills: bool) {
         self.pacing.epoch_started(now_ns);
         while !self.service.output.is_empty() {
             self.read_output(now_ns);
         }
-        if fills {
-            self.gate.restart(self.role.term());
+        let mut activity = Activity::default();
+        let mark = if fills {
             self.table.clear();
-            let log = self.input_log.as_mut().unwrap();
-            for (position, frame) in self.flows.retained() {
-                assert!(log.append(position, frame));
-            }
-        }
-        self.gate.close_epoch();
-        let mut accepted = Vec::new();
-        self.flows.take_accepted(&mut accepted);
+            let (log, term) = (self.input_log.take(), self.role.term());
+            let mark = self.exchange.mark_fill(log, term, &mut activity);
+            self.role.apply(Event::FillMarked, now_ns);
+            mark
+        } else {
+            self.exchange.mark(&mut activity)
+        };
+        assert!(mark.is_logged);
         let state = self.service.state.clone();
         let table = state.named();
         let left = |from: &Table, to: &Table| {
@@ -225,53 +238,65 @@ impl Primary {
             .map(|named| named.tuple)
             .collect();
         let stood = left(&table, &self.table);
-        let closed = if fills {
-            self.flows.known()
-        } else {
-            Vec::new()
-        };
-        self.table = table;
-        let input_position = self.position;
         archive.push(Captured {
             state,
             gone,
             stood,
-            accepted,
-            closed,
-            input_position,
+            connections: mark.connections,
+            input_position: mark.input_position,
         });
         self.pacing.resumed(now_ns, 50_000, true);
-        Stage::Captured(archive.len() - 1)
+        self.captured = Some(archive.len() - 1);
     }
 
-    fn commit(&mut self, index: usize, publication: Publication, epoch: &Captured, now_ns: u64) {
+    fn publish(&mut self, index: usize, epoch: &Captured) {
+        let mut room = self.journal.as_mut().unwrap().reserve(8).unwrap();
+        room[..8].copy_from_slice(&(index as u64).to_le_bytes());
+        let publication = room.publish_epoch(0, 8);
+        let change = ConnectionChange {
+            stood: epoch.stood.clone(),
+            gone: epoch.gone.clone(),
+        };
+        self.exchange.published(publication.epoch(), change);
+        self.published.push_back((index, publication));
+    }
+
+    /// Hears of the commit of the oldest published epoch, or of several at once.
+    fn commit(&mut self, now_ns: u64) {
+        let count = 1 + match self.troubles.late_commits {
+            true => self.troubles.random.below(self.published.len()),
+            false => 0,
+        };
+        for (index, publication) in self.published.drain(..count) {
+            self.commits.published(publication);
+            self.committed = Some(index);
+            self.pacing.committed(now_ns);
+        }
         self.role.apply(Event::StandbyReady, now_ns);
-        let committed = publication.committed_in_shared_memory();
+        while let Some(committed) = self.commits.next_commit() {
+            self.exchange.commit(committed, now_ns);
+        }
         let permit = self
             .role
             .release_permit()
             .expect("only a protected primary commits");
-        self.gate
-            .release(committed, permit)
-            .expect("every epoch was closed");
-        self.pacing.committed(now_ns);
-        if self.gate.open_epoch_has_output() {
+        self.exchange
+            .release(permit)
+            .expect("every epoch was marked");
+        if self.exchange.output_waits() {
             self.pacing.output_waits(now_ns);
         }
-        follow(&mut self.flows, epoch, self.committed.is_none(), now_ns);
-        self.committed = Some(index);
     }
 
     /// Takes one frame that may leave, if there is one.
     pub fn send(&mut self, archive: &Archive, now_ns: u64) -> Option<Vec<u8>> {
         if let Some(permit) = self.role.pass_permit() {
-            self.gate.pass(permit);
+            self.exchange.pass(permit);
         }
         let protected = self.role.pass_permit().is_none();
-        let mut released = self.gate.released();
+        let mut released = self.exchange.released();
         let frame = released.peek()?.bytes().to_vec();
         released.pop(now_ns);
-        assert!(self.released_term <= self.role.term());
         if protected && let Some(index) = self.committed {
             check_output(&frame, &archive[index].state);
         }
@@ -320,11 +345,10 @@ fn follow(flows: &mut Flows, epoch: &Captured, first: bool, now_ns: u64) {
     let Captured {
         gone,
         stood,
-        accepted,
-        input_position,
+        connections: Connections { accepted, .. },
         ..
     } = epoch;
-    let input_position = *input_position;
+    let input_position = epoch.input_position;
     if first {
         flows.commit_survey(stood, accepted, input_position, now_ns);
     } else {
@@ -347,6 +371,7 @@ pub struct Standby {
     input_log: InputLogReader,
     applied: Option<usize>,
     position: u64,
+    troubles: Troubles,
 }
 
 impl Standby {
@@ -380,7 +405,8 @@ impl Standby {
             .rev()
             .fold(0, |word, byte| word << 8 | *byte as usize);
         let first = self.applied.is_none();
-        self.flows.adopt_known(&archive[index].closed, now_ns);
+        self.flows
+            .adopt_known(&archive[index].connections.known, now_ns);
         assert_eq!(entry.epoch.unwrap().sequence == 1, first);
         follow(&mut self.flows, &archive[index], first, now_ns);
         self.applied = Some(index);
@@ -427,7 +453,10 @@ impl Standby {
         }
         assert!(self.role.pass_permit().is_none() && self.role.release_permit().is_none());
         self.role.apply(Event::TakeoverDone, now_ns);
-        let position = self.position.max(committed.input_position);
-        Primary::of(self.role, service, self.flows, position)
+        let input = Input {
+            position: self.position.max(committed.input_position),
+            flows: self.flows,
+        };
+        Primary::of(self.role, service, input, self.troubles)
     }
 }
