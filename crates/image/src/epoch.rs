@@ -1,6 +1,7 @@
 //! The unit of replication.
 
-use crate::{Descriptor, Fd, MemoryDelta, Object, ObjectId, Pid, ProcessState, ThreadState, Tid};
+use crate::object::{InterestChange, Object};
+use crate::{Descriptor, Fd, MemoryDelta, ObjectId, Pid, ProcessState, ThreadState, Tid};
 use serde::{Deserialize, Serialize};
 
 /// Where an epoch stands in the streams around the service.
@@ -31,16 +32,6 @@ pub struct ProcessDelta {
 pub struct DescriptorChange {
     pub fd: Fd,
     pub descriptor: Option<Descriptor>,
-}
-
-/// An entry of an epoll instance and what it asks for now; `None` when it is taken out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InterestChange {
-    pub instance: ObjectId,
-    pub fd: Fd,
-    pub target: ObjectId,
-    /// Events and data, as in [`EpollEntry`](crate::object::EpollEntry).
-    pub event: Option<(u32, u64)>,
 }
 
 /// A consistent cut of the whole service: everything that changed since the epoch before, and for
