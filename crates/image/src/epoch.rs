@@ -1,7 +1,7 @@
 //! The unit of replication.
 
 use crate::object::{InterestChange, Object};
-use crate::{Descriptor, Fd, MemoryDelta, ObjectId, Pid, ProcessState, ThreadState, Tid};
+use crate::{Descriptor, Fd, MemoryDelta, ObjectId, Pid, ProcessState, ThreadState};
 use serde::{Deserialize, Serialize};
 
 /// Where an epoch stands in the streams around the service.
@@ -51,22 +51,4 @@ pub struct Epoch {
     pub interests: Vec<InterestChange>,
     /// Objects whose last descriptor is gone.
     pub gone: Vec<ObjectId>,
-}
-
-impl Epoch {
-    /// Pages in the bulk part.
-    pub fn page_count(&self) -> u64 {
-        self.processes
-            .iter()
-            .flat_map(|process| &process.memory.pages)
-            .map(|run| run.count)
-            .sum()
-    }
-
-    /// The threads of all processes.
-    pub fn tids(&self) -> impl Iterator<Item = Tid> + '_ {
-        self.processes
-            .iter()
-            .flat_map(|process| process.threads.iter().map(|thread| thread.tid))
-    }
 }
