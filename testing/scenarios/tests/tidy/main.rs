@@ -205,6 +205,36 @@ fn product_code_never_sleeps() -> Result<()> {
 }
 
 #[test]
+fn comments_quote_what_the_handbook_has() -> Result<()> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/KERNEL.md");
+    let handbook = std::fs::read_to_string(path).context("docs/KERNEL.md")?;
+    let headings: Vec<&str> = handbook
+        .lines()
+        .filter(|line| line.starts_with('#'))
+        .map(|line| line.trim_start_matches('#').trim())
+        .collect();
+    // Put together here so that this file quotes nothing itself.
+    let quoting = ["KERNEL.md", ", "].concat();
+    let mut found = Vec::new();
+    for (name, text) in sources()? {
+        let words = text
+            .split_whitespace()
+            .filter(|word| !matches!(*word, "//" | "///" | "//!"));
+        let text = words.collect::<Vec<_>>().join(" ");
+        for quoted in text.split(&quoting).skip(1) {
+            let heading = quoted.split([')', '.']).next().unwrap_or_default();
+            if !headings.contains(&heading) {
+                found.push(format!("{name}: {heading}"));
+            }
+        }
+    }
+    assert_none(
+        "a comment quotes a heading that KERNEL.md does not have",
+        &found,
+    )
+}
+
+#[test]
 fn product_code_names_no_server() -> Result<()> {
     let servers = [
         "ngircd",
