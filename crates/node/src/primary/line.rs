@@ -61,7 +61,8 @@ pub enum Report {
     Broken(String),
 }
 
-/// Where packets went, either way. A connection without any has not moved (HAZARDS 125).
+/// Where packets went, either way. A connection without any has not moved (KERNEL.md, Quiet
+/// connections).
 #[derive(Clone, Debug, Default)]
 pub struct Activity {
     pub connections: HashSet<Tuple>,
