@@ -1,7 +1,9 @@
-//! Starts a checked plan: takes the name, the address and the ports, and hands all to the front.
+//! `unbroken run`: takes the name, the address and the ports, and hands all to the front.
 
+use crate::check;
 use crate::exit::{Exit, Failure};
-use crate::run::Plan;
+use crate::flags::RunFlags;
+use crate::plan::Plan;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -20,11 +22,14 @@ use unbroken_sys::affinity;
 /// client anywhere can be reached with it.
 const MTU_BYTES: u32 = 1500;
 
-/// Runs the plan to its end, or with `--detach` until it is protected.
+/// Runs a service to its end, or with `--detach` until it is protected.
 ///
 /// # Errors
-/// What could not be had, with an exit code of its kind; nothing is left behind then.
-pub fn launch(plan: Plan) -> Result<ExitCode, Failure> {
+/// What is wrong with the flags or the machine, before anything is started, or what could not be
+/// had, with an exit code of its kind; nothing is left behind then.
+pub fn launch(flags: RunFlags) -> Result<ExitCode, Failure> {
+    let plan = Plan::new(flags, std::env::var_os("PATH"))?;
+    check::before_run()?;
     let inherited = Inherited::read()
         .and_then(|inherited| inherited.set_ours().map(|()| inherited))
         .map_err(|error| {

@@ -6,7 +6,7 @@ mod command;
 mod exit;
 mod flags;
 mod launch;
-mod run;
+mod plan;
 mod status;
 
 use exit::{Exit, Failure};
@@ -46,7 +46,7 @@ fn main() -> ExitCode {
 
 fn carry_out(command: Command) -> Result<ExitCode, Failure> {
     match command {
-        Command::Run(flags) => run::run(flags),
+        Command::Run(flags) => launch::launch(flags),
         Command::Standby(flags) => Err(Failure::new(
             Exit::NotAvailable,
             format!(

@@ -1,6 +1,7 @@
 //! The unit of replication.
 
-use crate::{Descriptor, Fd, MemoryDelta, Object, ObjectId, Pid, ProcessState, ThreadState, Tid};
+use crate::object::{InterestChange, Object};
+use crate::{Descriptor, Fd, MemoryDelta, ObjectId, Pid, ProcessState, ThreadState};
 use serde::{Deserialize, Serialize};
 
 /// Where an epoch stands in the streams around the service.
@@ -33,16 +34,6 @@ pub struct DescriptorChange {
     pub descriptor: Option<Descriptor>,
 }
 
-/// An entry of an epoll instance and what it asks for now; `None` when it is taken out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InterestChange {
-    pub instance: ObjectId,
-    pub fd: Fd,
-    pub target: ObjectId,
-    /// Events and data, as in [`EpollEntry`](crate::object::EpollEntry).
-    pub event: Option<(u32, u64)>,
-}
-
 /// A consistent cut of the whole service: everything that changed since the epoch before, and for
 /// the first epoch of a standby, everything.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -60,22 +51,4 @@ pub struct Epoch {
     pub interests: Vec<InterestChange>,
     /// Objects whose last descriptor is gone.
     pub gone: Vec<ObjectId>,
-}
-
-impl Epoch {
-    /// Pages in the bulk part.
-    pub fn page_count(&self) -> u64 {
-        self.processes
-            .iter()
-            .flat_map(|process| &process.memory.pages)
-            .map(|run| run.count)
-            .sum()
-    }
-
-    /// The threads of all processes.
-    pub fn tids(&self) -> impl Iterator<Item = Tid> + '_ {
-        self.processes
-            .iter()
-            .flat_map(|process| process.threads.iter().map(|thread| thread.tid))
-    }
 }

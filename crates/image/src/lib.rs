@@ -13,13 +13,13 @@ mod process;
 mod thread;
 
 pub use encoding::{DecodeError, decode, encode_into};
-pub use epoch::{DescriptorChange, Epoch, InterestChange, Mark, ProcessDelta};
+pub use epoch::{DescriptorChange, Epoch, Mark, ProcessDelta};
 pub use id::{Descriptor, Fd, ObjectId, Pid, Tid};
 pub use memory::{
     AddressRange, Advice, Backing, FileIdentity, Mapping, MemoryDelta, MemoryLayout, PAGE_SIZE,
     PageRun, Protection, Sharing,
 };
-pub use object::Object;
+pub use object::{InterestChange, Object};
 pub use process::{Credentials, IntervalTimer, PosixTimer, ProcessState, SignalAction};
 pub use thread::{
     AlternateStack, BlockedCall, Registers, RestartableSequence, RobustList, Scheduling,

@@ -171,11 +171,6 @@ impl RunDirectory {
         self.path.join("control")
     }
 
-    /// Where every process of ours writes what happens.
-    pub fn log(&self) -> PathBuf {
-        self.path.join("log")
-    }
-
     fn lock(&self) -> PathBuf {
         self.path.join("lock")
     }

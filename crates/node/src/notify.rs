@@ -1,7 +1,7 @@
 //! What a service manager is told, by the protocol of `sd_notify(3)`: one datagram of `KEY=VALUE`
 //! lines to the Unix socket that `NOTIFY_SOCKET` names.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
@@ -45,11 +45,6 @@ impl Notifier {
         Ok(Notifier {
             manager: Some((socket, address)),
         })
-    }
-
-    /// The address in the environment, for handing on to nodes.
-    pub fn address_from_environment() -> Option<OsString> {
-        std::env::var_os(ENVIRONMENT_VARIABLE).filter(|address| !address.is_empty())
     }
 
     /// The service is protected.

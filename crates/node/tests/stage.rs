@@ -62,7 +62,6 @@ fn run_all(filter: Option<&str>) {
             "a_stub_waits_and_ends_with_the_standby",
             a_stub_waits_and_ends_with_the_standby,
         ),
-        ("a_stage_can_be_joined", a_stage_can_be_joined),
     ];
     for (name, test) in tests
         .iter()
@@ -539,25 +538,4 @@ fn a_stub_waits_and_ends_with_the_standby() {
     assert!(namespaced.ends_with("\t2"), "{namespaced}");
     drop((pending, init, listener));
     wait_gone(pid);
-}
-
-fn a_stage_can_be_joined() {
-    let stage = stage();
-    let (init, pending, _output) = stage.spawn_init(service(&["sleep", "1000"])).expect("init");
-    let _server = filtered(&pending);
-    pending.execute().expect("exec");
-    let pidfd = pidfd_of(init.host_pid);
-    let tun = stage.tun().try_clone_to_owned().expect("dup");
-    drop(stage);
-    let joined = Stage::join(pidfd, tun).expect("join");
-    let first = joined
-        .run(|| std::fs::read_to_string("/proc/2/cmdline"))
-        .expect("stage");
-    assert_eq!(first.expect("the service's /proc"), "sleep\x001000\0");
-    let device = joined.run(|| std::fs::read_to_string("/proc/sys/net/ipv4/conf/ub0/forwarding"));
-    assert!(device.expect("stage").is_ok(), "the service's network");
-}
-
-fn pidfd_of(pid: i32) -> OwnedFd {
-    unbroken_sys::clone::open_process(pid).expect("pidfd_open")
 }

@@ -2,7 +2,7 @@
 //!
 //! Capture works on a fresh duplicate of the service's descriptor, taken while the service is
 //! stopped and closed before it goes on: a kept duplicate would keep pipes and sockets open
-//! (HAZARDS 126). Restore runs on a thread that stands in the replica's namespaces.
+//! (KERNEL.md, Kept duplicates). Restore runs on a thread that stands in the replica's namespaces.
 //! [`table::Mirror`] knows which descriptors there are, and which of them share a description.
 #![forbid(unsafe_code)]
 

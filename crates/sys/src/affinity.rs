@@ -43,7 +43,8 @@ pub fn bind(tid: i32, cores: &[usize]) -> io::Result<()> {
 
 /// Whether the calling thread runs before every thread of an ordinary policy as soon as it wakes
 /// (`SCHED_FIFO`, priority 1). Threads and processes that it makes do not inherit it. Needs
-/// `CAP_SYS_NICE` to switch on. A thread that spins under it starves its core (HAZARDS 138).
+/// `CAP_SYS_NICE` to switch on. A thread that spins under it starves its core (KERNEL.md, Urgent
+/// threads).
 pub fn set_urgent(urgent: bool) -> io::Result<()> {
     let (policy, sched_priority) = if urgent {
         (libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, 1)

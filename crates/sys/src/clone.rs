@@ -113,12 +113,6 @@ pub fn wait_readable(first: BorrowedFd<'_>, second: BorrowedFd<'_>) -> io::Resul
     }
 }
 
-/// A pidfd of a process.
-pub fn open_process(pid: i32) -> io::Result<OwnedFd> {
-    // SAFETY: no pointers.
-    own(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) } as RawFd)
-}
-
 /// Makes the caller the leader of a new session and process group.
 pub fn new_session() -> io::Result<()> {
     // SAFETY: no pointers.

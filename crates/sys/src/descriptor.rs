@@ -84,16 +84,6 @@ pub fn set_status_flags(fd: BorrowedFd<'_>, flags: i32) -> io::Result<()> {
     control(fd, libc::F_SETFL, flags).map(drop)
 }
 
-/// Whether `FD_CLOEXEC` is set on this descriptor.
-pub fn close_on_exec(fd: BorrowedFd<'_>) -> io::Result<bool> {
-    Ok(control(fd, libc::F_GETFD, 0)? & libc::FD_CLOEXEC != 0)
-}
-
-/// Sets or clears `FD_CLOEXEC` on this descriptor.
-pub fn set_close_on_exec(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
-    control(fd, libc::F_SETFD, if on { libc::FD_CLOEXEC } else { 0 }).map(drop)
-}
-
 /// `F_GETLEASE`: `F_RDLCK`, `F_WRLCK` or `F_UNLCK`.
 pub fn lease(fd: BorrowedFd<'_>) -> io::Result<i32> {
     control(fd, libc::F_GETLEASE, 0)
@@ -271,18 +261,4 @@ pub fn socket_nature(fd: BorrowedFd<'_>) -> io::Result<SocketNature> {
         protocol: option(libc::SO_PROTOCOL)?,
         listening: option(libc::SO_ACCEPTCONN)? != 0,
     })
-}
-
-/// `dup3(2)` by number, for a process that arranges its own table; what `to` named is closed.
-/// Neither number may belong to an `OwnedFd` that is used afterwards, except as `from`.
-pub fn duplicate_to(from: i32, to: i32, close_on_exec: bool) -> io::Result<()> {
-    let flags = if close_on_exec { libc::O_CLOEXEC } else { 0 };
-    // SAFETY: no memory is involved; the caller answers for the numbers.
-    check(unsafe { libc::dup3(from, to, flags) }).map(drop)
-}
-
-/// `close(2)` by number, as [`duplicate_to`].
-pub fn close_number(fd: i32) -> io::Result<()> {
-    // SAFETY: no memory is involved; the caller answers for the number.
-    check(unsafe { libc::close(fd) }).map(drop)
 }

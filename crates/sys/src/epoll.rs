@@ -40,43 +40,6 @@ pub fn create() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// `epoll_ctl(2)`; `operation` is `EPOLL_CTL_*`. The entry is filed under the number that `target`
-/// has in the calling process.
-pub fn control(
-    epoll: BorrowedFd<'_>,
-    operation: i32,
-    target: BorrowedFd<'_>,
-    events: u32,
-    data: u64,
-) -> io::Result<()> {
-    let mut event = libc::epoll_event { events, u64: data };
-    // SAFETY: the kernel reads `event`, which outlives the call.
-    check(unsafe { libc::epoll_ctl(epoll.as_raw_fd(), operation, target.as_raw_fd(), &mut event) })
-        .map(drop)
-}
-
-/// `epoll_wait(2)` without waiting: (events, data) of what is ready, at most 64, into `ready`.
-pub fn ready_now(epoll: BorrowedFd<'_>, ready: &mut Vec<(u32, u64)>) -> io::Result<()> {
-    let mut events = [libc::epoll_event { events: 0, u64: 0 }; 64];
-    // SAFETY: the kernel writes at most 64 entries into `events`.
-    let count = check(unsafe {
-        libc::epoll_wait(
-            epoll.as_raw_fd(),
-            events.as_mut_ptr(),
-            events.len() as i32,
-            0,
-        )
-    })?;
-    ready.clear();
-    let count = usize::try_from(count).unwrap_or(0);
-    ready.extend(
-        events[..count]
-            .iter()
-            .map(|event| (event.events, event.u64)),
-    );
-    Ok(())
-}
-
 /// The busy-poll parameters; `None` on a kernel before 6.9, which has none.
 pub fn busy_poll(epoll: BorrowedFd<'_>) -> io::Result<Option<BusyPoll>> {
     let mut parameters = BusyPoll::default();

@@ -6,9 +6,6 @@
 
 use std::io;
 
-/// Remote ranges that one call takes (`UIO_MAXIOV`).
-pub const RANGES_PER_CALL: usize = 1024;
-
 /// A range of the other process: address and length in bytes.
 pub type RemoteRange = libc::iovec;
 
@@ -21,8 +18,8 @@ pub fn remote_range(address: u64, length_bytes: usize) -> RemoteRange {
 }
 
 /// Reads `ranges` of process `pid` one after the other into `destination`; returns the bytes read,
-/// fewer than asked for when a range is not mapped or not readable. At most
-/// [`RANGES_PER_CALL`] ranges.
+/// fewer than asked for when a range is not mapped or not readable. At most 1024
+/// (`UIO_MAXIOV`) ranges.
 pub fn read_ranges(pid: i32, ranges: &[RemoteRange], destination: &mut [u8]) -> io::Result<usize> {
     let local = libc::iovec {
         iov_base: destination.as_mut_ptr().cast(),

@@ -4,7 +4,6 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// A set of `CLONE_NEW*` flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,16 +28,6 @@ impl Namespaces {
 pub fn unshare(namespaces: Namespaces) -> io::Result<()> {
     // SAFETY: no pointers; the effect is on this thread's namespaces only.
     check(unsafe { libc::unshare(namespaces.0) })
-}
-
-/// Puts the calling thread into the namespaces of the process behind `pidfd` (Linux 5.8).
-pub fn join(pidfd: BorrowedFd<'_>, namespaces: Namespaces) -> io::Result<()> {
-    // setns to a mount namespace is refused while the thread shares root and working directory
-    // with others (fs/namespace.c, mntns_install).
-    // SAFETY: as above.
-    check(unsafe { libc::unshare(libc::CLONE_FS) })?;
-    // SAFETY: the descriptor is borrowed for the call.
-    check(unsafe { libc::setns(pidfd.as_raw_fd(), namespaces.0) })
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

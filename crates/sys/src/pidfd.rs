@@ -31,22 +31,3 @@ pub fn get_descriptor(process: BorrowedFd<'_>, number: i32) -> io::Result<OwnedF
     // SAFETY: plain numbers.
     owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) })
 }
-
-/// Sends `signal` to the process.
-pub fn send_signal(process: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
-    // SAFETY: plain numbers; no siginfo.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            process.as_raw_fd(),
-            signal,
-            0_usize,
-            0,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}

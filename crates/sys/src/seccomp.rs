@@ -98,19 +98,6 @@ pub fn let_continue(listener: BorrowedFd<'_>, id: u64) -> io::Result<()> {
     )
 }
 
-/// Makes the call return `error` (a positive errno) without being run.
-pub fn refuse(listener: BorrowedFd<'_>, id: u64, error: i32) -> io::Result<()> {
-    respond(
-        listener,
-        Response {
-            id,
-            value: 0,
-            error: -error,
-            flags: 0,
-        },
-    )
-}
-
 fn respond(listener: BorrowedFd<'_>, mut response: Response) -> io::Result<()> {
     // SAFETY: the request reads one struct seccomp_notif_resp (24 bytes), which this is.
     check(unsafe { libc::ioctl(listener.as_raw_fd(), IOCTL_SEND, &raw mut response) })

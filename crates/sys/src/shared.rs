@@ -1,9 +1,9 @@
-//! Memory that several processes of ours map: the status board, the journal, the input log.
+//! Memory that several processes of ours map: the journal and the input log.
 //!
 //! The blocks here rely on a mapping staying valid and inside its object for as long as the
 //! `Mapping` lives. Objects made here carry `F_SEAL_SHRINK`, so no process can cut the object under
-//! a mapping (which would be SIGBUS); for a plain file the caller vouches. What other processes
-//! write at any moment is read through atomics only; `ring` has its own argument.
+//! a mapping (which would be SIGBUS). What other processes write at any moment is read through
+//! atomics only; `ring` has its own argument.
 #![allow(unsafe_code)]
 
 mod ring;
@@ -13,88 +13,9 @@ pub use ring::{Consumer, Producer, Reservation, RingMemory};
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-
-/// Shared memory with bounds-checked atomic access. Offsets are layout constants of the caller:
-/// one that is out of range or not aligned panics, as an index does.
-#[derive(Debug)]
-pub struct SharedMemory {
-    mapping: Mapping,
-    fd: OwnedFd,
-}
-
-impl SharedMemory {
-    /// Makes a new object of `length_bytes` zero bytes that can neither shrink nor grow, and maps
-    /// it. `name` shows in `/proc/PID/maps`.
-    pub fn create(name: &str, length_bytes: usize) -> io::Result<Self> {
-        let fd = sealed_object(name, length_bytes)?;
-        let mapping = Mapping::of(fd.as_fd(), length_bytes)?;
-        Ok(Self { mapping, fd })
-    }
-
-    /// Maps an object that another process made with [`create`](Self::create). Refuses with
-    /// `InvalidInput` one that could shrink under the mapping.
-    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
-        require_seal(fd.as_fd())?;
-        let length_bytes = length_of(&fd)?;
-        let mapping = Mapping::of(fd.as_fd(), length_bytes)?;
-        Ok(Self { mapping, fd })
-    }
-
-    /// Maps a file in a directory that only we write, making it at least `length_bytes` long.
-    /// Whoever can truncate the file can kill its users by SIGBUS: root only.
-    pub fn from_file(file: File, length_bytes: usize) -> io::Result<Self> {
-        if file.metadata()?.len() < length_bytes as u64 {
-            file.set_len(length_bytes as u64)?;
-        }
-        let fd = OwnedFd::from(file);
-        let mapping = Mapping::of(fd.as_fd(), length_bytes)?;
-        Ok(Self { mapping, fd })
-    }
-
-    pub fn length_bytes(&self) -> usize {
-        self.mapping.length_bytes
-    }
-
-    pub fn word32(&self, offset: usize) -> &AtomicU32 {
-        self.mapping.word32(offset)
-    }
-
-    pub fn word64(&self, offset: usize) -> &AtomicU64 {
-        self.mapping.word64(offset)
-    }
-
-    /// Copies `into.len()` bytes out, each read atomically; bytes that another process writes
-    /// meanwhile may be old or new, one by one.
-    pub fn read(&self, offset: usize, into: &mut [u8]) {
-        let bytes = self.bytes(offset, into.len());
-        for (target, source) in into.iter_mut().zip(bytes) {
-            *target = source.load(Ordering::Relaxed);
-        }
-    }
-
-    /// Copies `from` in, each byte written atomically.
-    pub fn write(&self, offset: usize, from: &[u8]) {
-        for (target, source) in self.bytes(offset, from.len()).iter().zip(from) {
-            target.store(*source, Ordering::Relaxed);
-        }
-    }
-
-    fn bytes(&self, offset: usize, length_bytes: usize) -> &[AtomicU8] {
-        let address = self.mapping.at(offset, length_bytes, 1);
-        // SAFETY: the range is inside the mapping, every byte of it is initialised, and an
-        // `AtomicU8` may be shared with any number of writers.
-        unsafe { std::slice::from_raw_parts(address.as_ptr().cast::<AtomicU8>(), length_bytes) }
-    }
-}
-
-impl AsFd for SharedMemory {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 /// A range of our address space that shows shared objects; unmapped on drop.
 #[derive(Debug)]
@@ -110,13 +31,6 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps the first `length_bytes` of the object, readable and writable.
-    fn of(fd: BorrowedFd<'_>, length_bytes: usize) -> io::Result<Self> {
-        let mapping = Self::reserve(length_bytes)?;
-        mapping.place(0, fd, 0, length_bytes)?;
-        Ok(mapping)
-    }
-
     /// Takes address space that shows nothing yet.
     fn reserve(length_bytes: usize) -> io::Result<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
@@ -165,24 +79,6 @@ impl Mapping {
             Err(io::Error::last_os_error())
         } else {
             Ok(())
-        }
-    }
-
-    /// Makes the pages of a range present and writable now, so that no later store faults.
-    fn populate(&self, offset: usize, length_bytes: usize) -> io::Result<()> {
-        let address = self.at(offset, length_bytes, 1);
-        // SAFETY: MADV_POPULATE_WRITE (madvise(2), Linux 5.14) changes no content.
-        let result = unsafe {
-            libc::madvise(
-                address.as_ptr().cast(),
-                length_bytes,
-                libc::MADV_POPULATE_WRITE,
-            )
-        };
-        if result == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::last_os_error())
         }
     }
 
@@ -269,37 +165,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_mappings_of_one_object_agree() {
-        let first = SharedMemory::create("unbroken-test", 8192).unwrap();
-        let second = SharedMemory::from_fd(first.as_fd().try_clone_to_owned().unwrap()).unwrap();
-        first.word64(8).store(7, Ordering::Release);
-        first.write(100, b"across");
-        let mut read = [0; 6];
-        second.read(100, &mut read);
-        assert_eq!(
-            (second.word64(8).load(Ordering::Acquire), &read),
-            (7, b"across")
-        );
-        assert_eq!(second.length_bytes(), 8192);
-    }
-
-    #[test]
-    fn an_object_that_could_shrink_is_refused() {
-        // SAFETY: the name is a C string.
-        let fd = unsafe { libc::memfd_create(c"unbroken-test".as_ptr(), libc::MFD_CLOEXEC) };
-        // SAFETY: the descriptor is new and ours.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        File::from(fd.try_clone().unwrap()).set_len(4096).unwrap();
-        assert_eq!(
-            SharedMemory::from_fd(fd).unwrap_err().kind(),
-            io::ErrorKind::InvalidInput
-        );
-    }
-
-    #[test]
     #[should_panic(expected = "shared bytes")]
     fn an_offset_past_the_end_panics() {
-        let memory = SharedMemory::create("unbroken-test", 4096).unwrap();
-        memory.word64(4092);
+        let mapping = Mapping::reserve(4096).unwrap();
+        mapping.word64(4092);
     }
 }

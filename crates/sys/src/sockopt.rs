@@ -10,7 +10,6 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 // Options that the libc crate lacks, from include/uapi/asm-generic/socket.h.
 pub const SO_PEERNAME: i32 = 28;
 pub const SO_BUF_LOCK: i32 = 72;
-pub const SO_TXREHASH: i32 = 74;
 pub const SO_GET_FILTER: i32 = 26;
 /// `SOCK_SNDBUF_LOCK` and `SOCK_RCVBUF_LOCK`, the bits of `SO_BUF_LOCK` (linux/socket.h).
 pub const SEND_BUFFER_LOCKED: i32 = 1;

@@ -22,7 +22,6 @@ pub mod negotiated {
     pub const TIMESTAMPS: u8 = 1;
     pub const SACK: u8 = 2;
     pub const WINDOW_SCALE: u8 = 4;
-    pub const ECN: u8 = 8;
     pub const MICROSECOND_TIMESTAMPS: u8 = 64;
 }
 
@@ -139,7 +138,6 @@ pub enum Repair {
 /// What `TCP_REPAIR_QUEUE` selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Queue {
-    None,
     Receive,
     Send,
 }
@@ -192,7 +190,6 @@ pub fn is_in_repair(fd: BorrowedFd<'_>) -> io::Result<bool> {
 /// Selects the queue that sends and receives work on in repair mode.
 pub fn select_queue(fd: BorrowedFd<'_>, queue: Queue) -> io::Result<()> {
     let value = match queue {
-        Queue::None => 0,
         Queue::Receive => 1,
         Queue::Send => 2,
     };

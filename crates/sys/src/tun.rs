@@ -9,9 +9,6 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-/// Bytes of `struct virtio_net_hdr` before every packet, the driver's default.
-pub const VIRTIO_HEADER_BYTES: usize = 10;
-
 // linux/if_tun.h
 const TUN_SET_INTERFACE: libc::c_ulong = 0x4004_54ca;
 const TUN_SET_OFFLOAD: libc::c_ulong = 0x4004_54d0;

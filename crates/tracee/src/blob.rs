@@ -156,7 +156,7 @@ impl Stopped<'_> {
 
     /// Makes one call from a `syscall` instruction of the process's own. By PTRACE_SYSCALL and not
     /// by single steps: those end in a forced SIGTRAP, which resets the program's handler when it
-    /// is blocked or ignored (HAZARDS 5).
+    /// is blocked or ignored (KERNEL.md, Forced signals).
     fn inject_call(
         &mut self,
         tid: HostTid,

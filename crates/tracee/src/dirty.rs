@@ -361,9 +361,9 @@ impl Scanner {
         regions: &mut [Region],
     ) -> io::Result<(usize, u64)> {
         let AddressRange { start, end } = range;
-        // WRITTEN alone would put markers on all that was never populated (HAZARDS 110). FILE is
-        // asked for only where it matters: it makes the kernel touch the descriptor of every page,
-        // five times as slow (20 MB: 250 us against 50).
+        // WRITTEN alone would put markers on all that was never populated (KERNEL.md, Markers).
+        // FILE is asked for only where it matters: it makes the kernel touch the descriptor of
+        // every page, five times as slow (20 MB: 250 us against 50).
         let filter = Filter {
             all_of: match look {
                 Look::Written => pagemap::WP_ALLOWED | pagemap::WRITTEN,

@@ -7,7 +7,9 @@ mod pipe;
 mod socket;
 
 pub use file::{CharacterDevice, Directory, FileLock, LockOwner, MemoryFile, RegularFile};
-pub use notify::{BusyPoll, Epoll, EpollEntry, EventCounter, SignalDescriptor, TimerDescriptor};
+pub use notify::{
+    BusyPoll, Epoll, EpollEntry, EventCounter, InterestChange, SignalDescriptor, TimerDescriptor,
+};
 pub use pipe::{Pipe, PipeEnd};
 pub use socket::{
     SocketAddress, SocketOption, TcpConnection, TcpListener, TcpPhase, TcpWindow, UdpSocket,

@@ -1,4 +1,4 @@
-use crate::{Fd, InterestChange, ObjectId};
+use crate::{Fd, ObjectId};
 use serde::{Deserialize, Serialize};
 
 /// One interest of an epoll instance.
@@ -35,6 +35,16 @@ pub struct Epoll {
     pub busy_poll: BusyPoll,
     /// Ordered by [`EpollEntry::key`].
     pub entries: Vec<EpollEntry>,
+}
+
+/// An entry of an epoll instance and what it asks for now; `None` when it is taken out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterestChange {
+    pub instance: ObjectId,
+    pub fd: Fd,
+    pub target: ObjectId,
+    /// Events and data, as in [`EpollEntry`].
+    pub event: Option<(u32, u64)>,
 }
 
 impl Epoll {

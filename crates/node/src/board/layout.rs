@@ -33,13 +33,11 @@ pub(super) enum Word {
     UnprotectedTotalNs,
     /// 0 while the service runs, else `EXITED | code`.
     Exit,
-    /// Counts up with every change that somebody may wait for: a futex word for other processes.
-    Changes,
 }
 
 /// Room for single words, so that new ones need not move what follows.
 const SINGLE_WORDS: usize = 32;
-const _: () = assert!((Word::Changes as usize) < SINGLE_WORDS);
+const _: () = assert!((Word::Exit as usize) < SINGLE_WORDS);
 
 /// Set in `Word::Exit` when there is a code.
 pub(super) const EXITED: u64 = 1 << 32;

@@ -248,12 +248,6 @@ impl Board {
         text::write(self.words.words(), place, &value.as_bytes()[..end]);
     }
 
-    /// The word that changes with state, term, pids and end: processes of ours may wait for it
-    /// with a futex on its lower half.
-    pub fn changes(&self) -> &AtomicU64 {
-        self.word(Word::Changes)
-    }
-
     /// Sets the state and why it is so ("" when there is nothing to say), and keeps the account of
     /// unprotected time. The reason is cut to 256 bytes.
     pub fn set_state(&self, state: State, reason: &str) {
@@ -269,11 +263,6 @@ impl Board {
         }
         self.set_text(layout::REASON, reason);
         self.set(Word::State, state as u64);
-        self.changed();
-    }
-
-    fn changed(&self) {
-        self.word(Word::Changes).fetch_add(1, Ordering::Release);
     }
 
     /// The state; `Failed` when the word is none of ours.
@@ -283,7 +272,6 @@ impl Board {
 
     pub fn set_term(&self, term: u64) {
         self.set(Word::Term, term);
-        self.changed();
     }
 
     pub fn term(&self) -> u64 {
@@ -293,19 +281,16 @@ impl Board {
     /// Pids as the host sees them; 0 is none.
     pub fn set_front_pid(&self, pid: i32) {
         self.set(Word::FrontPid, u64::from(pid.cast_unsigned()));
-        self.changed();
     }
 
     /// As [`Board::set_front_pid`].
     pub fn set_primary_pid(&self, pid: i32) {
         self.set(Word::PrimaryPid, u64::from(pid.cast_unsigned()));
-        self.changed();
     }
 
     /// As [`Board::set_front_pid`].
     pub fn set_standby_pid(&self, pid: i32) {
         self.set(Word::StandbyPid, u64::from(pid.cast_unsigned()));
-        self.changed();
     }
 
     /// 0 when there is none.
@@ -341,7 +326,6 @@ impl Board {
             layout::SERVICE_PIDS,
             &bytes[..count * 4],
         );
-        self.changed();
     }
 
     /// Counts a takeover that took so long from the death, or the order, to the first packet; `cause`
@@ -396,7 +380,6 @@ impl Board {
     /// How the service ended: its exit code, or 128 + the signal's number.
     pub fn set_exit(&self, code: u8) {
         self.set(Word::Exit, layout::EXITED | u64::from(code));
-        self.changed();
     }
 
     /// How the service ended; `None` while it runs.

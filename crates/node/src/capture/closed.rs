@@ -1,6 +1,6 @@
 //! Connections that the service has closed while its kernel still brings their last words to the
-//! client (HAZARDS 122). They are objects of the epoch that no slot names: a replica restores and
-//! closes them.
+//! client (KERNEL.md, Orphaned connections). They are objects of the epoch that no slot names: a
+//! replica restores and closes them.
 
 use super::CaptureError;
 use super::objects::ObjectsDelta;

@@ -64,16 +64,6 @@ impl Stage {
         Stage::start(move || enter_new(&config))
     }
 
-    /// Goes into the namespaces of a running service, behind the pidfd of its stage init. `tun`
-    /// is a duplicate of the descriptor that [`Stage::tun`] of its maker gave.
-    pub fn join(init: OwnedFd, tun: OwnedFd) -> Result<Stage, Error> {
-        Stage::start(move || {
-            namespace::join(init.as_fd(), INSIDE)
-                .map_err(Error::during("enter the namespaces of the service"))?;
-            Ok(tun)
-        })
-    }
-
     fn start(
         enter: impl FnOnce() -> Result<OwnedFd, Error> + Send + 'static,
     ) -> Result<Stage, Error> {

@@ -18,8 +18,8 @@ const PRIMER_PORT: u16 = 9;
 const TIMESTAMPS_BYTES: u32 = 12;
 
 /// Gives every listener a SYN, so that it takes the cookies of handshakes that the old kernel
-/// began (HAZARDS 121). The answers go to the host's own address, whose kernel knows of nothing
-/// and says so; a listener that hands out cookies keeps nothing to be reset.
+/// began (KERNEL.md, Syncookies). The answers go to the host's own address, whose kernel knows of
+/// nothing and says so; a listener that hands out cookies keeps nothing to be reset.
 pub fn prime_listeners(
     service: &ServiceSide,
     objects: &BTreeMap<ObjectId, Object>,

@@ -71,7 +71,8 @@ impl Mirror {
             .filter_map(|id| Some((*id, self.objects.get(id)?.kind)))
     }
 
-    /// Says that a socket needs no look until [`Mirror::mark_active`]: HAZARDS 125.
+    /// Says that a socket needs no look until [`Mirror::mark_active`] (KERNEL.md, Quiet
+    /// connections).
     pub fn mark_quiet(&mut self, id: ObjectId) {
         self.volatile.remove(&id);
     }

@@ -12,8 +12,8 @@ use unbroken_sys::socket;
 const UNPACED: [&[u8]; 2] = [b"cubic", b"reno"];
 
 /// Whether nothing can move on the connection without a packet that the wire sees: both queues are
-/// empty, so reads change nothing, and whatever is written goes out at once (HAZARDS 125). The
-/// caller has just read `connection`, or found it as it was.
+/// empty, so reads change nothing, and whatever is written goes out at once (KERNEL.md, Quiet
+/// connections). The caller has just read `connection`, or found it as it was.
 pub fn is_quiet(fd: BorrowedFd<'_>, connection: &TcpConnection) -> Result<bool, SocketError> {
     if !may_be_quiet(connection) {
         return Ok(false);

@@ -116,12 +116,6 @@ impl RingMemory {
         })
     }
 
-    /// Touches the first `bytes` of the ring now, so that no record written there faults later.
-    pub fn populate(&self, bytes: usize) -> io::Result<()> {
-        let bytes = bytes.min(self.shared.capacity_bytes as usize);
-        self.shared.mapping.populate(HEADER_BYTES, bytes)
-    }
-
     /// Becomes the producer; `AlreadyExists` when someone ever was. A ring whose producer died is
     /// read to its end and replaced, never written again.
     pub fn producer(&self) -> io::Result<Producer> {

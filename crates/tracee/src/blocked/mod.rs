@@ -1,4 +1,4 @@
-//! Calls in which a stop finds a thread waiting (HAZARDS 11-14, 106, 145, 146).
+//! Calls in which a stop finds a thread waiting (KERNEL.md, Calls that a stop ends).
 //!
 //! A stop ends every call that sleeps. Most ask the kernel for a restart and get it. Three kinds
 //! need help, and none of it may be seen by the program: no EINTR for which no handler ran, no
@@ -268,7 +268,7 @@ impl Tree {
     /// A signal is about to reach `tid`: no frame may be built inside of a slot, and a call that was
     /// made again and has not begun ends with EINTR after all when a handler runs. A signal that
     /// the program ignores would not have reached it untraced, so it must not end a call
-    /// (HAZARDS 145).
+    /// (KERNEL.md, Ignored signals end calls).
     pub(crate) fn before_signal(&mut self, tid: HostTid, signal: i32) -> io::Result<()> {
         let Some((process, thread)) = self.thread(tid) else {
             return Ok(());

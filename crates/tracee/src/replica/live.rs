@@ -1,5 +1,5 @@
 //! Bringing a filled replica to life: everything that could not stand before, in an order in which
-//! nothing undoes or needs what comes later (HAZARDS 20-26, 41, 49, 95, 96).
+//! nothing undoes or needs what comes later (KERNEL.md, Order of a revival).
 
 use super::ProcessReplica;
 use super::ReplicaError;

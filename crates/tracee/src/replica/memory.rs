@@ -451,7 +451,8 @@ fn advise_all(
 }
 
 /// Sets the bounds that `PR_SET_MM_MAP` sets, and the link to the executable if it is another.
-/// The single `PR_SET_MM_*` calls would need a capability that root may lack (HAZARDS 40).
+/// The single `PR_SET_MM_*` calls would need a capability that root may lack (KERNEL.md, Bounds of
+/// a memory map).
 fn set_layout(
     stopped: &mut Stopped<'_>,
     leader: HostTid,

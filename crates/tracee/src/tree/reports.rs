@@ -275,7 +275,7 @@ impl Tree {
         self.go_on(tid, 0, false)?;
         if tid.0 == self.processes[position].host_pid.0 {
             // Its end is reported only when the last thread has ended, so a stop must not wait
-            // for it (HAZARDS 10, 107).
+            // for it (KERNEL.md, A leader that has ended).
             self.forget_thread(tid);
         }
         Ok(())

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use unbroken_image::object::{TcpConnection, TcpPhase};
 
-/// Where packets went, either way. A connection without any has not moved (HAZARDS 125).
+/// Where packets went, either way. A connection without any has not moved (KERNEL.md, Quiet
+/// connections).
 #[derive(Clone, Debug, Default)]
 pub struct Activity {
     pub connections: HashSet<Tuple>,

@@ -105,14 +105,15 @@ pub(super) fn is_near(a: u32, b: u32) -> bool {
 pub(super) enum Stage {
     /// A SYN was seen, and the ACK that completes the handshake was not.
     Opening { since_ns: u64 },
-    /// Complete, and in no committed descriptor table: its packets are kept (HAZARDS 121).
+    /// Complete, and in no committed descriptor table: its packets are kept (KERNEL.md,
+    /// Syncookies).
     Waiting,
     /// As `Waiting`, but there was too much to keep.
     Unkept,
     /// In the committed descriptor table.
     Standing,
     /// The service has closed it. `inherited` when that was before this node took over, so that
-    /// no kernel here knows of it (HAZARDS 83).
+    /// no kernel here knows of it (KERNEL.md, Connections without a descriptor).
     Closed { since_ns: u64, inherited: bool },
 }
 

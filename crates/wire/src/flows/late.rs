@@ -1,5 +1,5 @@
 //! Packets that come when their connection is closed: late ones of it, where the kernel that closed
-//! it is gone (HAZARDS 83), and the first of the next one.
+//! it is gone (KERNEL.md, Connections without a descriptor), and the first of the next one.
 
 use super::Flows;
 use super::connection::{Connection, Stage, is_near};

@@ -8,7 +8,7 @@
 //! - for each connection that stands in no committed descriptor table, because it waits in a
 //!   listener's queue: every packet from the ACK that completed its handshake. The committed state
 //!   cannot hold such a connection, while its client may have been told of it; replayed to a
-//!   listener with syncookies the same packets bring it up again (HAZARDS 121).
+//!   listener with syncookies the same packets bring it up again (KERNEL.md, Syncookies).
 //!
 //! The primary keeps the second kind too, for the standby that it may have to fill next.
 

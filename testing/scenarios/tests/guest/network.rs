@@ -237,7 +237,7 @@ fn a_client_that_comes_back_from_its_port_is_accepted_after_the_move() -> Result
 }
 
 /// A handshake whose last packet is lost, with a kill before it comes again: the client has been told
-/// that it is connected, and no kernel of the service knows of it (HAZARDS 121).
+/// that it is connected, and no kernel of the service knows of it (KERNEL.md, Syncookies).
 #[test]
 fn a_half_open_connection_is_served_by_the_replica() -> Result<()> {
     let mut guest = Guest::start("listener", &[])?;

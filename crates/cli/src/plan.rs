@@ -1,27 +1,15 @@
-//! `unbroken run`: everything that can be found wrong is found before anything is started.
+//! What `unbroken run` is asked for: what can be found wrong with it is found before anything is
+//! started.
 
-use crate::check;
 use crate::command;
 use crate::exit::{Exit, Failure};
 use crate::flags::RunFlags;
-use crate::launch;
 use std::ffi::OsString;
 use std::net::IpAddr;
-use std::process::ExitCode;
 use unbroken_node::board::PUBLISHED_BYTES_MAX;
 use unbroken_node::config::UserIds;
 use unbroken_node::directory::ServiceName;
 use unbroken_node::publish::PublishedPort;
-
-/// Carries out `unbroken run`.
-///
-/// # Errors
-/// What is wrong with the flags, the machine or the name, before anything is started.
-pub fn run(flags: RunFlags) -> Result<ExitCode, Failure> {
-    let plan = Plan::new(flags, std::env::var_os("PATH"))?;
-    check::before_run()?;
-    launch::launch(plan)
-}
 
 /// What is to be run, checked as far as that goes without starting it.
 #[derive(Debug, PartialEq)]
