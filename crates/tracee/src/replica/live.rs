@@ -4,11 +4,10 @@
 use super::ProcessReplica;
 use super::ReplicaError;
 use super::calls::{Calls, Expect, for_each};
-use super::timers;
+use super::timers::{self, Clock};
 use crate::{HostTid, Stopped, blob};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::time::Instant;
 use unbroken_image::{
     AlternateStack, Credentials, Pid, ProcessState, Scheduling, SignalAction, SignalInfo,
     ThreadAttributes, ThreadState,
@@ -27,18 +26,6 @@ const SECBIT_NO_SETUID_FIXUP: u64 = 1 << 2;
 const SS_DISABLE: i32 = 2;
 const SS_ONSTACK: i32 = 1;
 
-/// The service's `CLOCK_MONOTONIC`, which may have another beginning than ours.
-pub(super) struct Clock {
-    read_ns: u64,
-    at: Instant,
-}
-
-impl Clock {
-    pub(super) fn now_ns(&self) -> u64 {
-        self.read_ns + self.at.elapsed().as_nanos() as u64
-    }
-}
-
 /// Does it for every process, parents first. Leaves all threads stopped, their registers loaded.
 pub(super) fn go_live(
     stopped: &mut Stopped<'_>,
@@ -47,10 +34,7 @@ pub(super) fn go_live(
 ) -> Result<(), ReplicaError> {
     // What is left of a timer is counted from when it is armed, which is milliseconds from now: a
     // rest as of now would move the deadline with each takeover.
-    let clock = Clock {
-        read_ns: now_ns,
-        at: Instant::now(),
-    };
+    let clock = Clock::at(now_ns);
     for (&pid, process) in processes {
         let state = process.state.as_ref().ok_or(ReplicaError::Incomplete {
             what: "process state",

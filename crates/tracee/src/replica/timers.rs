@@ -2,8 +2,8 @@
 
 use super::ReplicaError;
 use super::calls::{Calls, Expect, for_each};
-use super::live::Clock;
 use crate::{HostTid, Stopped};
+use std::time::Instant;
 use unbroken_image::{PosixTimer, ProcessState};
 
 const TIMER_ABSTIME: u64 = 1;
@@ -12,6 +12,26 @@ const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
 /// Timers that are made and deleted in search of a number, where the kernel cannot be told.
 const ATTEMPTS_MAX: i32 = 10_000;
 const SECOND_NS: u64 = 1_000_000_000;
+
+/// The service's `CLOCK_MONOTONIC`, which may have another beginning than ours.
+pub(super) struct Clock {
+    read_ns: u64,
+    at: Instant,
+}
+
+impl Clock {
+    /// It is `now_ns` now.
+    pub(super) fn at(now_ns: u64) -> Clock {
+        Clock {
+            read_ns: now_ns,
+            at: Instant::now(),
+        }
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.read_ns + self.at.elapsed().as_nanos() as u64
+    }
+}
 
 /// Makes the timers under their numbers, disarmed. The threads that they signal must stand.
 pub(super) fn create(
