@@ -5,14 +5,14 @@
 //! an instruction of the vDSO, with the thread's registers only in the tracer. It happens while a
 //! service is being taken over or started, under `PTRACE_O_EXITKILL`.
 
-use crate::thread::{HostPid, HostTid, State};
-use crate::{Stopped, TraceError, dirty, proc};
+use crate::host::{HostPid, HostTid};
+use crate::thread::State;
+use crate::{Stopped, TraceError, proc};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use unbroken_image::{AddressRange, PAGE_SIZE, Registers};
-use unbroken_sys::remote_code::{self, ENTRY_BYTES, TABLE};
+use unbroken_sys::remote_code;
 use unbroken_sys::wait::{Change, wait};
 use unbroken_sys::{ptrace, signal};
 
@@ -47,10 +47,10 @@ impl Stopped<'_> {
         let vdso = find_vdso(host_pid, process.memory())?;
         let instruction = find_syscall_instruction(host_pid, process.memory(), vdso)?;
         if self.take_over_blob(tid)? {
-            let left_open = self.left_open(tid)?;
+            let left_open = self.userfault_left_open(tid)?;
             self.tree.set_notice(host_pid, notice, vdso);
             if let Some(number) = left_open {
-                self.close_own(tid, number)?;
+                self.close_userfault(tid, number)?;
             }
             return Ok(());
         }
@@ -133,25 +133,6 @@ impl Stopped<'_> {
             self.run_while(thread, |now| UNFILTERED.contains(now.rip))?;
         }
         Ok(true)
-    }
-
-    /// The descriptor that a tracer had opened in the process and had not closed when it died: what
-    /// its last batch tells, before there is another. That the service has not closed it since, and
-    /// had the number again for something else, the name of what is open says.
-    fn left_open(&self, tid: HostTid) -> Result<Option<u64>, TraceError> {
-        let (process, _) = self.thread(tid).ok_or(TraceError::gone(tid))?;
-        let mut entry = [0; ENTRY_BYTES];
-        let first = remote_code::DATA + TABLE as u64;
-        process
-            .memory()
-            .read_exact_at(&mut entry, first)
-            .map_err(TraceError::of_thread("read the blob", tid))?;
-        let Some(number) = dirty::left_open(&entry) else {
-            return Ok(None);
-        };
-        let link = format!("/proc/{}/fd/{number}", process.host_pid);
-        let is_ours = fs::read_link(link).is_ok_and(|name| name == Path::new(dirty::LINK));
-        Ok(is_ours.then_some(number))
     }
 
     /// Makes one call from a `syscall` instruction of the process's own. By PTRACE_SYSCALL and not

@@ -15,8 +15,7 @@
 //! replica has nothing there either. Shared memory and files changed by `write(2)` have no page
 //! table; whoever replicates the file sees those.
 
-use crate::remote::NOT_REACHED;
-use crate::thread::{HostPid, HostTid};
+use crate::host::{HostPid, HostTid};
 use crate::{Stopped, TraceError, blob};
 use std::fs::File;
 use std::io;
@@ -24,8 +23,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use unbroken_image::{AddressRange, Backing, Mapping, PAGE_SIZE, PageRun, Sharing};
 use unbroken_sys::pagemap::{self, Filter, Region};
-use unbroken_sys::remote_code::ENTRY_BYTES;
-use unbroken_sys::{memory, pidfd, uffd};
+use unbroken_sys::{memory, uffd};
 
 /// Where user space ends on x86-64 with four-level page tables, which mappings without an address
 /// hint beyond it never pass (Documentation/arch/x86/x86_64/5level-paging.rst).
@@ -35,12 +33,6 @@ pub const USER_SPACE: AddressRange = AddressRange {
     start: 0,
     end: END_OF_USER_SPACE,
 };
-/// The second argument, which the kernel does not look at, of the calls that make and close a
-/// userfaultfd of ours in the service: whoever finds such a call knows that the descriptor is not
-/// the service's own.
-const OWN: u64 = u64::from_le_bytes(*b"unbroken");
-/// What `/proc/PID/fd` has for one.
-pub(crate) const LINK: &str = "anon_inode:[userfaultfd]";
 /// Regions taken from the kernel at once.
 const REGIONS_PER_CALL: usize = 512;
 
@@ -55,57 +47,13 @@ pub struct DirtyTracker {
     unsettled: bool,
 }
 
-/// The descriptor that is open in a process of the service if `entry` is the first of the last
-/// batch that was made there.
-pub(crate) fn left_open(entry: &[u8; ENTRY_BYTES]) -> Option<u64> {
-    let word = |position: usize| {
-        let bytes = entry[position * 8..].first_chunk();
-        bytes.map_or(0, |bytes| u64::from_ne_bytes(*bytes))
-    };
-    let [number, first, mark, result] = [0, 1, 2, 7].map(word);
-    let result = result as i64;
-    match number as i64 {
-        libc::SYS_userfaultfd if mark == OWN => u64::try_from(result).ok(),
-        libc::SYS_close if mark == OWN && result == NOT_REACHED => Some(first),
-        _ => None,
-    }
-}
-
-impl Stopped<'_> {
-    /// Makes a userfaultfd in the process of thread `tid`.
-    fn open_own(&mut self, tid: HostTid) -> Result<u64, TraceError> {
-        let mut batch = self.remote(tid);
-        let create = batch.call(libc::SYS_userfaultfd, &[uffd::CREATE_FLAGS, OWN])?;
-        batch
-            .run()?
-            .get(create)
-            .map_err(|source| TraceError::RemoteCall {
-                call: "userfaultfd",
-                tid,
-                source,
-            })
-    }
-
-    /// Closes it there.
-    pub(crate) fn close_own(&mut self, tid: HostTid, number: u64) -> Result<(), TraceError> {
-        let mut batch = self.remote(tid);
-        batch.call(libc::SYS_close, &[number, OWN])?;
-        batch.run()?;
-        Ok(())
-    }
-}
-
 impl DirtyTracker {
     /// Makes the userfaultfd in the process of thread `tid` (which needs the blob), takes it and
     /// closes it there. Nothing is tracked yet: [`DirtyTracker::register`].
     pub fn install(stopped: &mut Stopped<'_>, tid: HostTid) -> Result<DirtyTracker, TraceError> {
-        let number = stopped.open_own(tid)?;
         let (process, _) = stopped.thread(tid).ok_or(TraceError::gone(tid))?;
         let host_pid = process.host_pid;
-        let taken = pidfd::open(host_pid.0)
-            .and_then(|process| pidfd::get_descriptor(process.as_fd(), number as i32));
-        stopped.close_own(tid, number)?;
-        let userfault = taken.map_err(TraceError::of_thread("take the userfaultfd", tid))?;
+        let userfault = stopped.take_userfault(tid, host_pid)?;
         uffd::enable_write_tracking(userfault.as_fd())
             .map_err(TraceError::of_thread("enable write tracking", tid))?;
         let path = format!("/proc/{host_pid}/pagemap");
@@ -530,33 +478,4 @@ fn read_one_by_one(memory: &File, pages: &[PageRun], destination: &mut [u8]) -> 
         rest = after;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn entry(number: i64, first: u64, mark: u64, result: i64) -> [u8; ENTRY_BYTES] {
-        let words = [number as u64, first, mark, 0, 0, 0, 0, result as u64];
-        let mut entry = [0; ENTRY_BYTES];
-        entry.copy_from_slice(&words.map(u64::to_ne_bytes).concat());
-        entry
-    }
-
-    #[test]
-    fn what_is_left_open_is_told_by_the_last_batch() {
-        let flags = uffd::CREATE_FLAGS;
-        let cases = [
-            (entry(libc::SYS_userfaultfd, flags, OWN, 7), Some(7)),
-            (entry(libc::SYS_userfaultfd, flags, OWN, NOT_REACHED), None),
-            (entry(libc::SYS_userfaultfd, flags, 0, 7), None),
-            (entry(libc::SYS_close, 7, OWN, NOT_REACHED), Some(7)),
-            (entry(libc::SYS_close, 7, OWN, 0), None),
-            (entry(libc::SYS_close, 7, 0, NOT_REACHED), None),
-            (entry(libc::SYS_gettid, 7, OWN, 7), None),
-        ];
-        for (entry, expected) in cases {
-            assert_eq!(left_open(&entry), expected, "{entry:?}");
-        }
-    }
 }

@@ -1,6 +1,6 @@
 //! What can go wrong while a tree is held.
 
-use crate::HostTid;
+use crate::host::HostTid;
 use std::io;
 use unbroken_image::Pid;
 use unbroken_sys::ptrace;
@@ -114,6 +114,14 @@ impl TraceError {
                 }
             }
         }
+    }
+
+    /// The mapper for a result of `call`, made by the thread itself.
+    pub(crate) fn of_call(
+        call: &'static str,
+        tid: HostTid,
+    ) -> impl Fn(io::Error) -> TraceError + Copy {
+        move |source| TraceError::RemoteCall { call, tid, source }
     }
 
     pub(crate) fn of_tracer(operation: &'static str) -> impl FnOnce(io::Error) -> TraceError {

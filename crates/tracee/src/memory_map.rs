@@ -1,6 +1,7 @@
 //! The memory map of a process, as the image wants it, and what changed between two of them.
 
-use crate::thread::{HostPid, Process};
+use crate::host::HostPid;
+use crate::thread::Process;
 use crate::{TraceError, blob};
 use std::fs::File;
 use std::io::Read;

@@ -5,10 +5,14 @@
 //! it run, and afterwards signal mask first, registers last. Between any two of these steps the
 //! thread, let go by the kernel, ends where it was before, with its own mask.
 
+pub(crate) mod buffer;
 mod run;
 
-use crate::thread::{HostTid, State};
-use crate::{Stopped, TraceError};
+use crate::TraceError;
+use crate::host::HostTid;
+use crate::stop::Stopped;
+use crate::thread::State;
+use buffer::BatchBuffer;
 use std::io;
 use unbroken_sys::remote_code::{
     self, ENTRIES, ENTRY_BYTES, SCRATCH, SCRATCH_BYTES, TABLE, header,
@@ -32,36 +36,11 @@ pub(crate) const NOT_REACHED: i64 = -(libc::ENOSYS as i64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot(usize);
 
-/// A local copy of the blob's data, kept by the tree from batch to batch.
-pub(crate) struct BatchBuffer {
-    data: Vec<u8>,
-    calls: usize,
-    scratch: usize,
-}
-
-impl Default for BatchBuffer {
-    fn default() -> Self {
-        BatchBuffer {
-            data: vec![0; SCRATCH + SCRATCH_BYTES],
-            calls: 0,
-            scratch: 0,
-        }
-    }
-}
-
-impl BatchBuffer {
-    fn word(&self, offset: usize) -> u64 {
-        let mut bytes = [0; 8];
-        bytes.copy_from_slice(&self.data[offset..offset + 8]);
-        u64::from_le_bytes(bytes)
-    }
-
-    fn set_word(&mut self, offset: usize, value: u64) {
-        self.data[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
-    }
-
-    fn table_end(&self) -> usize {
-        TABLE + self.calls * ENTRY_BYTES
+impl<'tree> Stopped<'tree> {
+    /// Starts a batch of system calls that thread `tid` will make. Its process needs the blob
+    /// ([`Stopped::install_blob`]).
+    pub fn remote(&mut self, tid: HostTid) -> Batch<'_, 'tree> {
+        Batch::new(self, tid)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Beginning to trace a tree that runs.
 
-use crate::thread::HostTid;
+use crate::host::HostTid;
 use crate::tree::this_thread;
 use crate::{TraceError, Tree, proc};
 use unbroken_sys::ptrace;

@@ -1,9 +1,11 @@
 //! A tree of which no thread runs.
 
-use crate::remote::Batch;
-use crate::thread::{HostTid, Process, State, Thread, registers_from_user, registers_to_user};
-use crate::{TraceError, Tree};
+use crate::TraceError;
+use crate::host::HostTid;
+use crate::thread::{Process, State, Thread, registers_from_user, registers_to_user};
+use crate::tree::{Tree, tolerate_death};
 use unbroken_image::{Pid, Registers, RestartableSequence, SignalInfo, Tid};
+use unbroken_sys::clock;
 use unbroken_sys::ptrace::{self, RseqConfiguration, SIGNAL_INFO_BYTES};
 
 /// The tree while it stands still. Dropping it lets the service run on, as [`Stopped::resume`]
@@ -15,8 +17,52 @@ pub struct Stopped<'tree> {
     resumed: bool,
 }
 
+/// Of a stop of the whole tree, by CLOCK_MONOTONIC.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StopTimes {
+    pub began_ns: u64,
+    /// When this tracer let the tree go on last; 0 if it never did.
+    pub last_resumed_ns: u64,
+}
+
+impl Tree {
+    /// Stops every thread of every process. Signals that arrive meanwhile stay queued; one that was
+    /// being delivered is delivered first, so that its frame is part of what is seen.
+    ///
+    /// Returns [`TraceError::Ended`] when all processes are dying; the next waits say how. A process
+    /// that dies while others live is left out of [`Stopped::processes`].
+    pub fn stop(&mut self) -> Result<Stopped<'_>, TraceError> {
+        let times = StopTimes {
+            began_ns: clock::monotonic_ns(),
+            last_resumed_ns: self.last_resumed_ns,
+        };
+        // Every request before the first wait: the threads then stop at the same time.
+        for process in 0..self.processes.len() {
+            for thread in 0..self.processes[process].threads.len() {
+                let thread = &self.processes[process].threads[thread];
+                let (tid, state) = (thread.host_tid, thread.state);
+                match state {
+                    State::Running | State::Listening => {
+                        tolerate_death("interrupt", tid, ptrace::interrupt(tid.0))?;
+                    }
+                    State::AtEvent => self.go_on(tid, 0, true)?,
+                    _ => {}
+                }
+            }
+        }
+        self.settle()?;
+        if self.processes.iter().all(|process| process.dying.is_some()) {
+            return Err(TraceError::Ended);
+        }
+        let mut stopped = Stopped::new(self);
+        stopped.settle_user_code()?;
+        stopped.settle_calls(times)?;
+        Ok(stopped)
+    }
+}
+
 impl<'tree> Stopped<'tree> {
-    pub(crate) fn new(tree: &'tree mut Tree) -> Self {
+    fn new(tree: &'tree mut Tree) -> Self {
         Stopped {
             tree,
             was_working: false,
@@ -163,15 +209,9 @@ impl<'tree> Stopped<'tree> {
             .flat_map(|process| &process.threads)
         {
             let result = ptrace::set_options(thread.host_tid.0, options);
-            crate::tree::tolerate_death("set ptrace options", thread.host_tid, result)?;
+            tolerate_death("set ptrace options", thread.host_tid, result)?;
         }
         Ok(())
-    }
-
-    /// Starts a batch of system calls that thread `tid` will make. Its process needs the blob
-    /// ([`Stopped::install_blob`]).
-    pub fn remote(&mut self, tid: HostTid) -> Batch<'_, 'tree> {
-        Batch::new(self, tid)
     }
 
     /// Whether a process has been killed since it was stopped: its threads have left the stop then,
@@ -209,7 +249,7 @@ impl<'tree> Stopped<'tree> {
         for process in &self.tree.processes {
             for thread in &process.threads {
                 let result = ptrace::detach(thread.host_tid.0, 0);
-                crate::tree::tolerate_death("detach", thread.host_tid, result)?;
+                tolerate_death("detach", thread.host_tid, result)?;
             }
             let is_stopped = |thread: &Thread| matches!(thread.state, State::GroupStopped { .. });
             if process.threads.iter().any(is_stopped) {

@@ -1,6 +1,7 @@
 //! The processes and threads of a tree.
 
-use crate::blocked::Waiting;
+use crate::blocked::wait::Waiting;
+use crate::host::{HostPid, HostTid};
 use crate::{TraceError, proc};
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -9,26 +10,6 @@ use std::os::unix::fs::FileExt;
 use unbroken_image::{AddressRange, PAGE_SIZE, Pid, Registers, Tid};
 use unbroken_sys::ptrace::UserRegisters;
 use unbroken_sys::wait::Death;
-
-/// A thread, by its number in the tracer's pid namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct HostTid(pub i32);
-
-/// A process, by its number in the tracer's pid namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct HostPid(pub i32);
-
-impl std::fmt::Display for HostTid {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl std::fmt::Display for HostPid {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
 
 /// What the kernel has a thread doing, as far as the tracer was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,10 +17,11 @@
 
 mod reports;
 
-use crate::blocked::{SlotsInUse, StopTimes};
-use crate::remote::BatchBuffer;
-use crate::thread::{HostPid, HostTid, Process, State, Thread};
-use crate::{Stopped, TraceError, proc};
+use crate::blocked::slot::SlotsInUse;
+use crate::host::{HostPid, HostTid};
+use crate::remote::buffer::BatchBuffer;
+use crate::thread::{Process, State, Thread};
+use crate::{TraceError, proc};
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
@@ -92,7 +93,7 @@ pub struct Tree {
     /// A wait was met that a socket bounds.
     pub(crate) waits_on_socket: Cell<bool>,
     /// When the tree was last let go on.
-    last_resumed_ns: u64,
+    pub(crate) last_resumed_ns: u64,
     /// ptrace is bound to the thread.
     not_send: PhantomData<*const ()>,
 }
@@ -208,40 +209,6 @@ impl Tree {
                 Some(Wake::Report(report)) => self.handle(report, false)?,
             }
         }
-    }
-
-    /// Stops every thread of every process. Signals that arrive meanwhile stay queued; one that was
-    /// being delivered is delivered first, so that its frame is part of what is seen.
-    ///
-    /// Returns [`TraceError::Ended`] when all processes are dying; the next waits say how. A process
-    /// that dies while others live is left out of [`Stopped::processes`].
-    pub fn stop(&mut self) -> Result<Stopped<'_>, TraceError> {
-        let times = StopTimes {
-            began_ns: clock::monotonic_ns(),
-            last_resumed_ns: self.last_resumed_ns,
-        };
-        // Every request before the first wait: the threads then stop at the same time.
-        for process in 0..self.processes.len() {
-            for thread in 0..self.processes[process].threads.len() {
-                let thread = &self.processes[process].threads[thread];
-                let (tid, state) = (thread.host_tid, thread.state);
-                match state {
-                    State::Running | State::Listening => {
-                        tolerate_death("interrupt", tid, ptrace::interrupt(tid.0))?;
-                    }
-                    State::AtEvent => self.go_on(tid, 0, true)?,
-                    _ => {}
-                }
-            }
-        }
-        self.settle()?;
-        if self.processes.iter().all(|process| process.dying.is_some()) {
-            return Err(TraceError::Ended);
-        }
-        let mut stopped = Stopped::new(self);
-        stopped.settle_user_code()?;
-        stopped.settle_calls(times)?;
-        Ok(stopped)
     }
 
     /// Waits until no thread runs; each has been interrupted.
@@ -385,7 +352,12 @@ impl Tree {
 
     /// Lets a stopped thread run, into another stop when `stopping`: any stop takes back an
     /// interrupt that came before it (kernel/signal.c, ptrace_stop).
-    fn go_on(&mut self, tid: HostTid, signal: i32, stopping: bool) -> Result<(), TraceError> {
+    pub(crate) fn go_on(
+        &mut self,
+        tid: HostTid,
+        signal: i32,
+        stopping: bool,
+    ) -> Result<(), TraceError> {
         self.set_state(tid, State::Running);
         if stopping {
             tolerate_death("interrupt", tid, ptrace::interrupt(tid.0))?;

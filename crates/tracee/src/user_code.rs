@@ -5,7 +5,8 @@
 //! of the clock (another machine's clock page has other values), and restartable sequences, which
 //! the kernel aborts at every switch. Every stop ends with no thread in either.
 
-use crate::thread::{HostTid, State};
+use crate::host::HostTid;
+use crate::thread::State;
 use crate::{Stopped, TraceError};
 use std::time::Duration;
 use unbroken_image::{AddressRange, Registers};

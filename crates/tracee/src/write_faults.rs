@@ -10,7 +10,8 @@
 //!
 //! A fault may fill a whole huge page, so what is heard stands for the block of that size.
 
-use crate::thread::{HostPid, Process};
+use crate::host::HostPid;
+use crate::thread::Process;
 use crate::{HostTid, TraceError};
 use std::fs::File;
 use std::io;

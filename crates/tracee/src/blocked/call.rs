@@ -1,7 +1,7 @@
 //! The calls that wait: how each of them ends when a tracer stops its thread, and where it was told
 //! how long to wait.
 
-use super::wait::Look;
+use super::look::Look;
 use unbroken_image::Registers;
 use unbroken_sys::remote_code::slot;
 

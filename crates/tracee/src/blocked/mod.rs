@@ -23,16 +23,19 @@
 //! for a replica the pending signals of the epoch say so.
 
 mod call;
-mod slot;
+mod look;
+pub(crate) mod slot;
 #[cfg(test)]
 mod tests;
-mod wait;
+pub(crate) mod wait;
 
-pub(crate) use slot::{SlotNumber, SlotsInUse};
-pub(crate) use wait::{Look, Wait};
-
-use crate::thread::{HostTid, Process, State, registers_from_user, registers_to_user};
-use crate::{Stopped, TraceError, Tree, proc};
+use crate::host::HostTid;
+use crate::stop::{StopTimes, Stopped};
+use crate::thread::{Process, State, registers_from_user, registers_to_user};
+use crate::tree::{Tree, tolerate_death};
+use crate::{TraceError, proc};
+use look::Look;
+use slot::SlotNumber;
 use std::cell::Cell;
 use std::io;
 use std::os::fd::AsFd;
@@ -41,23 +44,7 @@ use unbroken_image::{BlockedCall, Registers, Tid};
 use unbroken_sys::bpf::DeadlineProgram;
 use unbroken_sys::remote_code::slot::USED_BYTES;
 use unbroken_sys::{clock, pidfd, ptrace, sockopt};
-use wait::{Finding, Stage, find};
-
-/// What a thread keeps of the calls that it waits in.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Waiting {
-    pub wait: Option<Wait>,
-    /// The slot that it was given, with what was written there last.
-    pub slot: Option<(SlotNumber, [u8; USED_BYTES])>,
-}
-
-/// Of a stop of the whole tree, by CLOCK_MONOTONIC.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct StopTimes {
-    pub began_ns: u64,
-    /// When this tracer let the tree go on last; 0 if it never did.
-    pub last_resumed_ns: u64,
-}
+use wait::{Finding, Stage, Wait, Waiting, find};
 
 /// A process that stands, as [`find`] sees it.
 struct Standing<'tree> {
@@ -341,7 +328,7 @@ impl Stopped<'_> {
                 let result = self.tree.settle_call(tid, &registers, Some(times));
                 let waits = was_in_wait(&registers) || self.tree.waits(tid);
                 self.was_working |= !waits;
-                crate::tree::tolerate_death("settle a blocked call", tid, result)?;
+                tolerate_death("settle a blocked call", tid, result)?;
             }
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! Slots: where a call with a shorter timeout is made ([`remote_code::slot`]).
 
 use super::call::Argument;
-use super::wait::Look;
+use super::look::Look;
 use unbroken_sys::remote_code::{
     SLOTS,
     slot::{self, COUNT, LENGTH_BYTES, NUMBER, TIME, USED_BYTES},

@@ -1,8 +1,9 @@
 //! What is made of the registers of a thread, one case a line.
 
 use super::call::Call;
+use super::look::Look;
 use super::slot::{Content, SlotsInUse};
-use super::wait::{Finding, Look, Stage, Wait, find};
+use super::wait::{Finding, Stage, Wait, find};
 use std::collections::BTreeMap;
 use unbroken_image::{BlockedCall, Registers};
 use unbroken_sys::remote_code::slot::{NUMBER, USED_BYTES, parse};

@@ -2,20 +2,10 @@
 //! goes through [`Look`].
 
 use super::call::{Argument, Call, Ending, Form, Timeout, time_bytes};
+use super::look::Look;
 use super::slot::{Content, SlotNumber};
 use unbroken_image::{BlockedCall, Registers};
-
-/// What can be asked about the thread's process while it stands.
-pub(crate) trait Look {
-    fn now_ns(&mut self) -> u64;
-    /// Reads memory; false when it is not there.
-    fn read(&mut self, address: u64, bytes: &mut [u8]) -> bool;
-    /// When the wait of at most `left_ns` that this stop has broken off would have ended, if the
-    /// kernel told.
-    fn broken_off_ns(&mut self, left_ns: u64) -> Option<u64>;
-    /// A timeout of the socket at descriptor `fd`; `None` when there is none.
-    fn socket_timeout_ns(&mut self, fd: i32, option: i32) -> Option<u64>;
-}
+use unbroken_sys::remote_code::slot::USED_BYTES;
 
 /// include/linux/errno.h
 const ERESTARTSYS: i64 = 512;
@@ -41,6 +31,14 @@ pub(crate) struct Wait {
     pub writes_back: bool,
     /// Where it was made again.
     pub slot: Option<SlotNumber>,
+}
+
+/// What a thread keeps of the calls that it waits in.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Waiting {
+    pub wait: Option<Wait>,
+    /// The slot that it was given, with what was written there last.
+    pub slot: Option<(SlotNumber, [u8; USED_BYTES])>,
 }
 
 /// How far a waiting thread is.

@@ -1,7 +1,8 @@
 //! A batch while it runs.
 
-use super::BatchBuffer;
-use crate::thread::{HostTid, State};
+use super::buffer::BatchBuffer;
+use crate::host::HostTid;
+use crate::thread::State;
 use crate::{Stopped, TraceError};
 use unbroken_image::Registers;
 use unbroken_sys::remote_code::{self, SCRATCH, header};

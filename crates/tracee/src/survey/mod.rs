@@ -5,18 +5,18 @@
 //! Memory and descriptors are elsewhere. Credentials are taken from the leader: the kernel has them
 //! for each thread, C libraries keep them the same.
 
+mod files;
 mod text;
 mod thread;
 mod timers;
 
 pub use timers::timers_are_stale;
 
+use crate::host::HostTid;
 use crate::remote::{Batch, RemoteAddr, Results, Slot};
-use crate::thread::{HostPid, HostTid, Process};
-use crate::{Stopped, TraceError, proc};
+use crate::{Stopped, TraceError};
+use files::{read_directory, read_link, read_proc};
 use std::fs;
-use std::io;
-use std::os::unix::fs::MetadataExt;
 use timers::IntervalTimerQuestion;
 use unbroken_image::{Credentials, MemoryLayout, Pid, ProcessState, SignalAction};
 
@@ -116,7 +116,10 @@ impl Stopped<'_> {
         let mut batch = self.remote(tid);
         // An end that it cannot have: the answer is the present one.
         let end = batch.call(libc::SYS_brk, &[0])?;
-        let brk = batch.run()?.get(end).map_err(call_failed(tid, "brk"))?;
+        let brk = batch
+            .run()?
+            .get(end)
+            .map_err(TraceError::of_call("brk", tid))?;
         Ok(MemoryLayout {
             start_code: bounds.start_code,
             end_code: bounds.end_code,
@@ -222,7 +225,7 @@ impl ActionQuestion {
         for slot in [self.first, self.last] {
             results
                 .get(slot)
-                .map_err(call_failed(tid, "rt_sigaction"))?;
+                .map_err(TraceError::of_call("rt_sigaction", tid))?;
         }
         actions.clear();
         for position in 0..SIGNALS {
@@ -287,7 +290,9 @@ impl SettingQuestion {
         state: &mut ProcessState,
     ) -> Result<(), TraceError> {
         for slot in self.limit_calls {
-            results.get(slot).map_err(call_failed(tid, "prlimit64"))?;
+            results
+                .get(slot)
+                .map_err(TraceError::of_call("prlimit64", tid))?;
         }
         state.limits.clear();
         for resource in 0..LIMITS {
@@ -296,7 +301,7 @@ impl SettingQuestion {
                 .limits
                 .push((results.word(limit), results.word(limit.plus(8))));
         }
-        let failed = call_failed(tid, "prctl");
+        let failed = TraceError::of_call("prctl", tid);
         results.get(self.subreaper_call).map_err(failed)?;
         state.child_subreaper = results.word(self.subreaper) != 0;
         state.credentials.secure_bits = results.get(self.secure_bits).map_err(failed)? as u32;
@@ -305,50 +310,8 @@ impl SettingQuestion {
         state.transparent_huge_pages_disabled = results
             .get(self.huge_pages_disabled)
             .is_ok_and(|value| value != 0);
-        let failed = call_failed(tid, "personality");
+        let failed = TraceError::of_call("personality", tid);
         state.personality = results.get(self.personality).map_err(failed)? as u32;
         Ok(())
     }
-}
-
-fn call_failed(tid: HostTid, call: &'static str) -> impl Fn(io::Error) -> TraceError + Copy {
-    move |source| TraceError::RemoteCall { call, tid, source }
-}
-
-/// A file of a process, with its path.
-fn read_proc(host_pid: HostPid, name: &str) -> Result<(String, String), TraceError> {
-    let path = format!("/proc/{host_pid}/{name}");
-    match proc::read_if_alive(&path)? {
-        Some(text) => Ok((path, text)),
-        None => Err(TraceError::gone(HostTid(host_pid.0))),
-    }
-}
-
-/// Where a link of a process leads, in the process's mount namespace.
-fn read_link(host_pid: HostPid, name: &str) -> Result<String, TraceError> {
-    let path = format!("/proc/{host_pid}/{name}");
-    let target = match fs::read_link(&path) {
-        Ok(target) => target,
-        Err(error) if proc::is_gone(&error) => return Err(TraceError::gone(HostTid(host_pid.0))),
-        Err(source) => return Err(TraceError::Proc { path, source }),
-    };
-    target.into_os_string().into_string().map_err(|_| {
-        let source = io::Error::new(io::ErrorKind::InvalidData, "a path that is not UTF-8");
-        TraceError::Proc { path, source }
-    })
-}
-
-/// The same for a directory, which must still have a path.
-fn read_directory(process: &Process, name: &'static str) -> Result<String, TraceError> {
-    let target = read_link(process.host_pid, name)?;
-    // What the kernel puts behind the path of a deleted one can be part of a name, too.
-    if target.ends_with(" (deleted)") {
-        let path = format!("/proc/{}/{name}", process.host_pid);
-        let metadata = fs::metadata(&path).map_err(|source| TraceError::Proc { path, source })?;
-        if metadata.nlink() == 0 {
-            let pid = process.pid;
-            return Err(TraceError::DirectoryDeleted { pid, path: target });
-        }
-    }
-    Ok(target)
 }

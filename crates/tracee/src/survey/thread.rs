@@ -1,6 +1,6 @@
 //! The attributes of one thread.
 
-use crate::thread::HostTid;
+use crate::host::HostTid;
 use crate::{Stopped, TraceError};
 use unbroken_image::{AlternateStack, RobustList, Scheduling, ThreadAttributes};
 use unbroken_sys::process;
@@ -45,7 +45,7 @@ impl Stopped<'_> {
         let slack = batch.call(libc::SYS_prctl, &prctl(libc::PR_GET_TIMERSLACK, 0))?;
         let no_new = batch.call(libc::SYS_prctl, &prctl(libc::PR_GET_NO_NEW_PRIVS, 0))?;
         let results = batch.run()?;
-        let failed = super::call_failed(tid, "sigaltstack, prctl or sched_getparam");
+        let failed = TraceError::of_call("sigaltstack, prctl or sched_getparam", tid);
         for call in calls {
             results.get(call).map_err(failed)?;
         }

@@ -1,9 +1,9 @@
 //! Interval timers and POSIX timers.
 
+use super::files::read_proc;
 use super::text::{TimerLine, parse_timers};
-use super::{call_failed, read_proc};
+use crate::host::HostTid;
 use crate::remote::{Batch, RemoteAddr, Results, Slot};
-use crate::thread::HostTid;
 use crate::{Stopped, TraceError};
 use unbroken_image::{IntervalTimer, Pid, PosixTimer, ProcessState};
 
@@ -71,7 +71,7 @@ impl Stopped<'_> {
             });
         }
         let results = batch.run()?;
-        let failed = call_failed(tid, "timer_gettime, clock_gettime or timer_getoverrun");
+        let failed = TraceError::of_call("timer_gettime, clock_gettime or timer_getoverrun", tid);
         let first = timers.len();
         for (line, asked) in lines.iter().zip(asked) {
             for call in asked.calls {
@@ -144,7 +144,7 @@ impl IntervalTimerQuestion {
         for call in self.calls {
             results
                 .get(call)
-                .map_err(call_failed(tid, "getitimer or clock_gettime"))?;
+                .map_err(TraceError::of_call("getitimer or clock_gettime", tid))?;
         }
         let now_ns = time_ns(results, self.now);
         let mut timers = [IntervalTimer::default(); 3];

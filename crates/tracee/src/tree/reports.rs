@@ -2,7 +2,8 @@
 
 use super::{Event, Tree, open_memory, tolerate_death};
 use crate::TraceError;
-use crate::thread::{HostPid, HostTid, State};
+use crate::host::{HostPid, HostTid};
+use crate::thread::State;
 use std::io;
 use unbroken_image::Pid;
 use unbroken_sys::wait::{Change, Death, Report, wait};
