@@ -7,6 +7,7 @@
 //!
 //! - [`Tree`] knows every process and thread and [waits](Tree::wait) for what they do.
 //! - [`Stopped`] is the tree while none of it runs; what needs a stopped thread exists only there.
+//! - [`ProcessReading`] is what a capture reads of threads.
 //! - [`Batch`] runs system calls in a stopped thread, through the [`blob`].
 //! - [`survey`] reads what a process is, apart from memory and descriptors.
 //! - [`replica`] builds another tree that is like this one.
@@ -19,6 +20,7 @@ mod error;
 mod host;
 pub mod memory_map;
 mod proc;
+mod reading;
 mod remote;
 pub mod replica;
 mod seize;
@@ -34,6 +36,7 @@ pub mod write_faults;
 pub use dirty::DirtyTracker;
 pub use error::TraceError;
 pub use host::{HostPid, HostTid};
+pub use reading::{ProcessReading, ThreadReading};
 pub use remote::{Batch, RemoteAddr, Results, Slot};
 pub use stop::Stopped;
 pub use thread::{Process, Thread};

@@ -4,9 +4,9 @@ use crate::TraceError;
 use crate::host::HostTid;
 use crate::thread::{Process, State, Thread, registers_from_user, registers_to_user};
 use crate::tree::{Tree, tolerate_death};
-use unbroken_image::{Pid, Registers, RestartableSequence, SignalInfo, Tid};
+use unbroken_image::{Pid, Registers, RestartableSequence, Tid};
 use unbroken_sys::clock;
-use unbroken_sys::ptrace::{self, RseqConfiguration, SIGNAL_INFO_BYTES};
+use unbroken_sys::ptrace::{self, RseqConfiguration};
 
 /// The tree while it stands still. Dropping it lets the service run on, as [`Stopped::resume`]
 /// does; only that one can say that it failed.
@@ -122,51 +122,20 @@ impl<'tree> Stopped<'tree> {
             .map_err(TraceError::of_thread("write registers", tid))
     }
 
-    /// Reads the `NT_X86_XSTATE` set into `buffer`, whose capacity is kept and whose length becomes
-    /// that of the set.
-    pub fn extended_state(&self, tid: HostTid, buffer: &mut Vec<u8>) -> Result<(), TraceError> {
-        // Large enough for every component of today's processors, AMX tiles included (11,008).
-        const ENOUGH_BYTES: usize = 16 * 1024;
-        buffer.resize(ENOUGH_BYTES, 0);
-        let length = ptrace::extended_state(tid.0, buffer)
-            .map_err(TraceError::of_thread("read extended state", tid))?;
-        buffer.truncate(length);
-        Ok(())
-    }
-
     /// Loads the `NT_X86_XSTATE` set.
     pub fn set_extended_state(&self, tid: HostTid, state: &[u8]) -> Result<(), TraceError> {
         ptrace::set_extended_state(tid.0, state)
             .map_err(TraceError::of_thread("write extended state", tid))
     }
 
-    /// The signals that are blocked once the call that the thread is in has ended (`ppoll` and
-    /// `sigsuspend` have a mask of their own).
-    pub fn signal_mask(&self, tid: HostTid) -> Result<u64, TraceError> {
+    /// See [`crate::ThreadReading::signal_mask`].
+    pub(crate) fn signal_mask(&self, tid: HostTid) -> Result<u64, TraceError> {
         ptrace::signal_mask(tid.0).map_err(TraceError::of_thread("read the signal mask", tid))
     }
 
     pub fn set_signal_mask(&self, tid: HostTid, mask: u64) -> Result<(), TraceError> {
         ptrace::set_signal_mask(tid.0, mask)
             .map_err(TraceError::of_thread("write the signal mask", tid))
-    }
-
-    /// Appends the signals queued for the thread alone to `queue`.
-    pub fn pending_signals(
-        &self,
-        tid: HostTid,
-        queue: &mut Vec<SignalInfo>,
-    ) -> Result<(), TraceError> {
-        peek_signals(tid, false, queue)
-    }
-
-    /// Appends the signals queued for the whole process of `tid` to `queue`.
-    pub fn shared_pending_signals(
-        &self,
-        tid: HostTid,
-        queue: &mut Vec<SignalInfo>,
-    ) -> Result<(), TraceError> {
-        peek_signals(tid, true, queue)
     }
 
     /// The thread's registration by `rseq(2)`.
@@ -271,19 +240,5 @@ impl Drop for Stopped<'_> {
             // Failure here means that the thread died, which the next wait reports.
             let _ = self.tree.resume_all();
         }
-    }
-}
-
-fn peek_signals(tid: HostTid, shared: bool, queue: &mut Vec<SignalInfo>) -> Result<(), TraceError> {
-    let mut chunk = [[0; SIGNAL_INFO_BYTES]; 8];
-    let mut first = 0;
-    loop {
-        let found = ptrace::peek_signals(tid.0, shared, first, &mut chunk)
-            .map_err(TraceError::of_thread("read pending signals", tid))?;
-        queue.extend(chunk[..found].iter().map(|info| SignalInfo(info.to_vec())));
-        if found < chunk.len() {
-            return Ok(());
-        }
-        first += found as u64;
     }
 }

@@ -6,9 +6,10 @@ use common::{Guest, python};
 use std::io::Write;
 use std::sync::mpsc;
 use std::time::Duration;
+use unbroken_image::{BlockedCall, Registers};
 use unbroken_sys::bpf::DeadlineProgram;
 use unbroken_sys::clock::monotonic_ns;
-use unbroken_tracee::{HostTid, Tree};
+use unbroken_tracee::{HostTid, ProcessReading, Stopped, Tree};
 
 const TIMEOUT_MS: u64 = 150;
 const EINTR: i64 = libc::EINTR as i64;
@@ -239,7 +240,7 @@ impl Waiter {
     /// When a replica would be told that the call ends, if it has not.
     fn deadline_ns(&mut self) -> Option<u64> {
         let stopped = self.tree.stop().unwrap();
-        let (_, call) = stopped.image_registers(self.tid, false).unwrap();
+        let (_, call) = image_registers(&stopped, self.tid);
         stopped.resume().unwrap();
         call?.deadline_ns
     }
@@ -247,9 +248,9 @@ impl Waiter {
     /// Ends the call as a takeover does, and makes it as a replica does.
     fn move_on(&mut self) {
         let mut stopped = self.tree.stop().unwrap();
-        let (registers, call) = stopped.image_registers(self.tid, false).unwrap();
+        let (registers, call) = image_registers(&stopped, self.tid);
         // Whatever the kernel noted of the call, the replica does not have it.
-        let none = unbroken_image::Registers {
+        let none = Registers {
             orig_rax: u64::MAX,
             ..registers
         };
@@ -259,6 +260,15 @@ impl Waiter {
             .unwrap();
         stopped.resume().unwrap();
     }
+}
+
+fn image_registers(stopped: &Stopped<'_>, tid: HostTid) -> (Registers, Option<BlockedCall>) {
+    let mut reading = ProcessReading::default();
+    let (process, _) = stopped.thread(tid).unwrap();
+    stopped.read_process(process.pid, &mut reading).unwrap();
+    let mut threads = reading.threads.iter();
+    let thread = threads.find(|thread| thread.host_tid == tid).unwrap();
+    thread.image_registers(false)
 }
 
 fn seize(tid: HostTid) -> Tree {

@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use unbroken_tracee::dirty::DirtyTracker;
-use unbroken_tracee::{Death, Event, HostTid, TraceError, Tree};
+use unbroken_tracee::{Death, Event, HostTid, ProcessReading, TraceError, Tree};
 
 /// What the guests run.
 #[test]
@@ -99,7 +99,6 @@ fn every_thread_stops_and_goes_on() {
             assert_eq!(state_letter(thread.host_tid), 't');
             let registers = stopped.registers(thread.host_tid).unwrap();
             assert_ne!(registers.rsp, 0);
-            stopped.signal_mask(thread.host_tid).unwrap();
         }
         stopped.resume().unwrap();
     }
@@ -120,18 +119,17 @@ fn every_thread_stops_and_goes_on() {
 fn extended_state_and_rseq_can_be_read_and_written_back() {
     let mut guest = Guest::start("self-checking");
     let mut tree = Tree::seize(&[guest.pid()], true).unwrap();
-    let mut buffer = Vec::new();
+    let mut reading = ProcessReading::default();
     for _ in 0..50 {
         let stopped = tree.stop().unwrap();
-        let tids: Vec<_> = stopped
-            .processes()
-            .flat_map(|p| p.threads())
-            .map(|t| t.host_tid)
-            .collect();
-        for tid in tids {
-            stopped.extended_state(tid, &mut buffer).unwrap();
-            assert!(buffer.len() >= 576);
-            stopped.set_extended_state(tid, &buffer).unwrap();
+        let process = stopped.processes().next().unwrap();
+        stopped.read_process(process.pid, &mut reading).unwrap();
+        assert_eq!(reading.threads.len(), process.threads().len());
+        for thread in &reading.threads {
+            let (tid, state) = (thread.host_tid, &thread.extended_state);
+            assert!(state.len() >= 576);
+            assert_eq!(state.len(), reading.threads[0].extended_state.len());
+            stopped.set_extended_state(tid, state).unwrap();
             let registers = stopped.registers(tid).unwrap();
             stopped.set_registers(tid, &registers).unwrap();
             // glibc registers one for every thread, if not before it has run.

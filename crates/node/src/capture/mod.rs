@@ -13,6 +13,7 @@ mod hearing;
 mod memory;
 mod objects;
 mod process;
+mod signals;
 mod sockets;
 mod threads;
 
@@ -170,7 +171,7 @@ impl Capture {
         let hearing = Hearing::new(self.service_core, self.verify);
         let memory = Memory::install(&mut stopped, leader, hearing)?;
         stopped.resume()?;
-        self.followed = Some(Followed::new(pid, host_pid, leader, memory));
+        self.followed = Some(Followed::new(pid, host_pid, memory));
         self.link = Some(Link {
             journal,
             fill: Some(Fill::default()),

@@ -3,32 +3,31 @@
 use super::CaptureError;
 use super::announcements::Due;
 use super::memory::Memory;
+use super::signals::Awaited;
 use super::threads::Threads;
 use crate::steps::{EpochStep, StepClock};
 use unbroken_image::{Pid, ProcessDelta, ProcessState, SignalInfo};
-use unbroken_tracee::{HostPid, HostTid, Stopped};
+use unbroken_tracee::{HostPid, ProcessReading, Stopped};
 
 /// One process of the service while it is replicated.
 pub(super) struct Followed {
     pub pid: Pid,
     pub host_pid: HostPid,
-    leader: HostTid,
     pub memory: Memory,
     pub threads: Threads,
     state: Option<ProcessState>,
-    shared_pending: Vec<SignalInfo>,
+    reading: ProcessReading,
 }
 
 impl Followed {
-    pub fn new(pid: Pid, host_pid: HostPid, leader: HostTid, memory: Memory) -> Followed {
+    pub fn new(pid: Pid, host_pid: HostPid, memory: Memory) -> Followed {
         Followed {
             pid,
             host_pid,
-            leader,
             memory,
             threads: Threads::default(),
             state: None,
-            shared_pending: Vec::new(),
+            reading: ProcessReading::default(),
         }
     }
 
@@ -40,20 +39,16 @@ impl Followed {
         is_new: bool,
         clock: &mut StepClock,
     ) -> Result<ProcessDelta, CaptureError> {
-        let mut shared_pending = std::mem::take(&mut self.shared_pending);
-        shared_pending.clear();
-        stopped.shared_pending_signals(self.leader, &mut shared_pending)?;
-        let state = self.read_state(stopped, due, is_new, &shared_pending)?;
-        let awaited = self
-            .state
-            .as_ref()
-            .map_or(Awaited::default(), awaited_signals);
+        let surveyed = self.survey(stopped, due, is_new)?;
+        let mut reading = std::mem::take(&mut self.reading);
+        stopped.read_process(self.pid, &mut reading)?;
+        let state = self.changed_state(surveyed, &reading.shared_pending);
+        let actions = self.state.as_ref().map(|state| &state.signal_actions[..]);
+        let awaited = Awaited::by(actions.unwrap_or_default());
         let mut threads = Vec::new();
-        let process = stopped.process(self.pid)?;
-        self.threads
-            .capture(stopped, process, &shared_pending, awaited, &mut threads)?;
+        self.threads.capture(&mut reading, awaited, &mut threads)?;
         due.threads_ended = self.threads.have_ended();
-        self.shared_pending = shared_pending;
+        self.reading = reading;
         clock.done(EpochStep::Registers);
         let memory = self
             .memory
@@ -72,25 +67,31 @@ impl Followed {
         Ok(delta)
     }
 
-    fn read_state(
+    /// Surveys the process if anything of it may have changed. Before its signals are read: one of a
+    /// timer that fires meanwhile is then in an epoch twice rather than not at all.
+    fn survey(
         &mut self,
         stopped: &mut Stopped<'_>,
         due: &Due,
         is_new: bool,
-        shared_pending: &[SignalInfo],
-    ) -> Result<Option<ProcessState>, CaptureError> {
-        let pending_changed = self
-            .state
-            .as_ref()
-            .is_none_or(|state| state.shared_pending != shared_pending);
-        let has_timers = self.state.as_ref().is_some_and(ProcessState::has_timers);
-        if !(due.process_state || due.everything || is_new || pending_changed || has_timers) {
-            return Ok(None);
+    ) -> Result<bool, CaptureError> {
+        let is_due = due.process_state || due.everything || is_new;
+        let has_timers = self.state.as_ref().is_none_or(ProcessState::has_timers);
+        if !(is_due || has_timers) {
+            return Ok(false);
         }
-        let mut state = stopped.survey_process(self.pid)?;
-        state.shared_pending = shared_pending.to_vec();
-        self.state = Some(state.clone());
-        Ok(Some(state))
+        self.state = Some(stopped.survey_process(self.pid)?);
+        Ok(true)
+    }
+
+    fn changed_state(&mut self, surveyed: bool, pending: &[SignalInfo]) -> Option<ProcessState> {
+        let state = self.state.as_mut()?;
+        if !surveyed && state.shared_pending == pending {
+            return None;
+        }
+        state.shared_pending.clear();
+        state.shared_pending.extend_from_slice(pending);
+        Some(state.clone())
     }
 
     /// What belongs to threads and rarely changes: of all threads of a new link, of new threads,
@@ -102,11 +103,8 @@ impl Followed {
         is_new: bool,
         delta: &mut ProcessDelta,
     ) -> Result<(), CaptureError> {
-        for index in 0..delta.threads.len() {
-            let thread = &mut delta.threads[index];
-            let Some(host_tid) = stopped.host_tid(thread.tid) else {
-                continue;
-            };
+        for (thread, read) in delta.threads.iter_mut().zip(&self.reading.threads) {
+            let host_tid = read.host_tid;
             let announced = due.all_threads || due.threads.contains(&host_tid.0.cast_unsigned());
             if is_new || due.everything || announced || self.threads.is_new(thread.tid) {
                 let attributes = stopped.survey_thread(host_tid)?;
@@ -123,42 +121,4 @@ impl Followed {
         }
         Ok(())
     }
-}
-
-/// Signals by what they will do to the process.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Awaited {
-    /// Run a handler of its own.
-    pub handled: u64,
-    /// End it.
-    pub fatal: u64,
-}
-
-fn awaited_signals(state: &ProcessState) -> Awaited {
-    let mut awaited = Awaited::default();
-    for (number, action) in (1..).zip(&state.signal_actions) {
-        match action.handler {
-            // SIG_DFL
-            0 if ends_a_process(number) => awaited.fatal |= 1 << (number - 1),
-            // SIG_IGN
-            0 | 1 => {}
-            _ => awaited.handled |= 1 << (number - 1),
-        }
-    }
-    awaited
-}
-
-/// Whether the default action of a signal is an end (signal(7)).
-fn ends_a_process(signal: i32) -> bool {
-    !matches!(
-        signal,
-        libc::SIGCHLD
-            | libc::SIGCONT
-            | libc::SIGURG
-            | libc::SIGWINCH
-            | libc::SIGSTOP
-            | libc::SIGTSTP
-            | libc::SIGTTIN
-            | libc::SIGTTOU
-    )
 }

@@ -1,10 +1,10 @@
 //! The threads of one process in an epoch.
 
 use super::CaptureError;
-use super::process::Awaited;
+use super::signals::{Awaited, set_of};
 use std::collections::HashMap;
-use unbroken_image::{SignalInfo, ThreadState, Tid};
-use unbroken_tracee::{HostTid, Process, Stopped};
+use unbroken_image::{ThreadState, Tid};
+use unbroken_tracee::{ProcessReading, ThreadReading};
 
 /// What is remembered of a thread between captures.
 #[derive(Default)]
@@ -19,7 +19,6 @@ struct Known {
 pub(super) struct Threads {
     known: HashMap<Tid, Known>,
     round: u64,
-    buffer: Vec<u8>,
     ended: bool,
 }
 
@@ -41,21 +40,17 @@ impl Threads {
         self.ended
     }
 
-    /// The states of all threads of `process`; `shared` are the signals pending for the process,
-    /// `awaited` what signals will do.
+    /// The states of all threads of a process. `awaited` is what signals will do to it.
     pub fn capture(
         &mut self,
-        stopped: &Stopped<'_>,
-        process: &Process,
-        shared: &[SignalInfo],
+        reading: &mut ProcessReading,
         awaited: Awaited,
         states: &mut Vec<ThreadState>,
     ) -> Result<(), CaptureError> {
         self.round += 1;
-        for thread in process.threads() {
-            let (tid, host_tid) = (thread.tid, thread.host_tid);
-            let state = self.capture_one(stopped, tid, host_tid, shared, awaited)?;
-            states.push(state);
+        let shared = set_of(&reading.shared_pending);
+        for thread in &mut reading.threads {
+            states.push(self.capture_one(thread, shared, awaited)?);
         }
         let (round, before) = (self.round, self.known.len());
         self.known.retain(|_, known| known.seen == round);
@@ -65,53 +60,34 @@ impl Threads {
 
     fn capture_one(
         &mut self,
-        stopped: &Stopped<'_>,
-        tid: Tid,
-        host_tid: HostTid,
-        shared: &[SignalInfo],
+        thread: &mut ThreadReading,
+        shared: u64,
         awaited: Awaited,
     ) -> Result<ThreadState, CaptureError> {
-        let signal_mask = stopped.signal_mask(host_tid)?;
-        let mut pending = Vec::new();
-        stopped.pending_signals(host_tid, &mut pending)?;
-        stopped.extended_state(host_tid, &mut self.buffer)?;
         let round = self.round;
-        let known = self.known.entry(tid).or_insert_with(|| Known {
+        let known = self.known.entry(thread.tid).or_insert_with(|| Known {
             first: round,
             seen: round,
             ..Known::default()
         });
         known.seen = round;
-        let extended_state = (known.extended_state != self.buffer).then(|| {
-            known.extended_state.clone_from(&self.buffer);
-            self.buffer.clone()
+        let extended_state = (known.extended_state != thread.extended_state).then(|| {
+            known.extended_state.clone_from(&thread.extended_state);
+            thread.extended_state.clone()
         });
-        let waiting = pending
-            .iter()
-            .chain(shared)
-            .fold(0, |set, info| set | bit_of(info));
-        let arriving = waiting & !signal_mask;
+        let arriving = (set_of(&thread.pending) | shared) & !thread.signal_mask;
         if arriving & awaited.fatal != 0 {
             return Err(CaptureError::Doomed);
         }
-        let handler_runs = arriving & awaited.handled != 0;
-        let (registers, blocked_call) = stopped.image_registers(host_tid, handler_runs)?;
+        let (registers, blocked_call) = thread.image_registers(arriving & awaited.handled != 0);
         Ok(ThreadState {
-            tid,
+            tid: thread.tid,
             registers,
             extended_state,
-            signal_mask,
-            pending,
+            signal_mask: thread.signal_mask,
+            pending: std::mem::take(&mut thread.pending),
             blocked_call,
             attributes: None,
         })
-    }
-}
-
-/// The bit of a signal in a mask.
-fn bit_of(info: &SignalInfo) -> u64 {
-    match info.signal() {
-        number @ 1..=64 => 1 << (number - 1),
-        _ => 0,
     }
 }

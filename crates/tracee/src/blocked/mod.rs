@@ -352,21 +352,6 @@ impl Stopped<'_> {
         later_ns.checked_next_multiple_of(GRID_NS)
     }
 
-    /// The registers of a thread for a replica. `handler_runs` says that a signal is pending whose
-    /// handler will run before anything else: then the call that the thread waits in has ended.
-    pub fn image_registers(
-        &self,
-        tid: HostTid,
-        handler_runs: bool,
-    ) -> Result<(Registers, Option<BlockedCall>), TraceError> {
-        let registers = self.registers(tid)?;
-        let (_, thread) = self.thread(tid).ok_or(TraceError::gone(tid))?;
-        Ok(match thread.waiting.get().wait {
-            None => (registers, None),
-            Some(wait) => wait.for_replica(handler_runs),
-        })
-    }
-
     /// Loads registers of an epoch. A call that they are in is made with what is left of its time.
     pub fn set_image_registers(
         &mut self,

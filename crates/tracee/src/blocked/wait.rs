@@ -184,7 +184,7 @@ impl Wait {
         Some((argument.get(&self.made), time_bytes(form, left_ns)))
     }
 
-    /// What a replica is told; see [`crate::Stopped::image_registers`].
+    /// What a replica is told; see [`crate::ThreadReading::image_registers`].
     pub fn for_replica(&self, handler_runs: bool) -> (Registers, Option<BlockedCall>) {
         if handler_runs {
             return (self.interrupted(), None);

@@ -5,7 +5,7 @@ use super::ProcessReplica;
 use super::ReplicaError;
 use super::calls::{Calls, Expect, for_each};
 use super::timers::{self, Clock};
-use crate::{HostTid, Stopped, blob};
+use crate::{HostTid, Stopped, blob, survey};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use unbroken_image::{
@@ -161,17 +161,13 @@ fn adopt_signals(
     leader: HostTid,
     state: &ProcessState,
 ) -> Result<(), ReplicaError> {
-    // SIG_DFL is 0, SIG_IGN is 1.
-    let caught = (0..64u64)
-        .zip(&state.signal_actions)
-        .filter(|(_, action)| action.handler > 1)
-        .fold(0, |caught, (bit, _)| caught | 1 << bit);
+    let handled = survey::handled_signals(&state.signal_actions);
     let process = stopped.process(pid)?;
     let host_pid = process.host_pid;
     let vdso = blob::find_vdso(host_pid, process.memory())?;
     stopped
         .tree
-        .set_notice(host_pid, blob::notice_for(caught), vdso);
+        .set_notice(host_pid, blob::notice_for(handled), vdso);
     let action = state
         .signal_actions
         .get(libc::SIGTRAP as usize - 1)

@@ -32,12 +32,10 @@ const LIMITS: u64 = 16;
 const LIMIT_BYTES: usize = 16;
 
 impl Stopped<'_> {
-    /// Everything that the threads of a process share, apart from memory and descriptors.
+    /// Everything that the threads of a process share, apart from memory, descriptors and the
+    /// signals that are queued for it ([`crate::ProcessReading`]).
     pub fn survey_process(&mut self, pid: Pid) -> Result<ProcessState, TraceError> {
         let tid = self.caller(pid)?;
-        let mut shared_pending = Vec::new();
-        self.shared_pending_signals(tid, &mut shared_pending)?;
-
         let mut batch = self.remote(tid);
         let actions = ActionQuestion::ask(&mut batch)?;
         let timers = IntervalTimerQuestion::ask(&mut batch)?;
@@ -45,7 +43,7 @@ impl Stopped<'_> {
         let results = batch.run()?;
         let mut state = ProcessState {
             signal_actions: Vec::with_capacity(SIGNALS as usize),
-            shared_pending,
+            shared_pending: Vec::new(),
             interval_timers: timers.answer(&results, tid)?,
             posix_timers: Vec::new(),
             credentials: Credentials::default(),
