@@ -17,7 +17,10 @@ pub(super) struct Due {
     pub descriptors: Vec<Announcement>,
     /// Among them files.
     pub files_opened: bool,
-    pub process_state: bool,
+    /// Of the state of the process, each by the survey of that part.
+    pub signal_actions: bool,
+    pub timers: bool,
+    pub settings: bool,
     /// Threads whose attributes may have changed, by their host numbers.
     pub threads: Vec<u32>,
     /// So may those of any thread.
@@ -36,7 +39,9 @@ impl Due {
         self.lowest_break = None;
         self.descriptors.clear();
         self.files_opened = false;
-        self.process_state = false;
+        self.signal_actions = false;
+        self.timers = false;
+        self.settings = false;
         self.threads.clear();
         self.all_threads = false;
         self.threads_ended = false;
@@ -72,8 +77,16 @@ impl Due {
                 self.lowest_break = Some(self.lowest_break.map_or(end, |lowest| lowest.min(end)));
                 return;
             }
-            Change::SignalActions | Change::Timers | Change::Credentials | Change::ProcessState => {
-                self.process_state = true;
+            Change::SignalActions => {
+                self.signal_actions = true;
+                return;
+            }
+            Change::Timers => {
+                self.timers = true;
+                return;
+            }
+            Change::Credentials | Change::ProcessState => {
+                self.settings = true;
                 return;
             }
             Change::ThreadAttributes => {

@@ -67,21 +67,33 @@ impl Followed {
         Ok(delta)
     }
 
-    /// Surveys the process if anything of it may have changed. Before its signals are read: one of a
-    /// timer that fires meanwhile is then in an epoch twice rather than not at all.
+    /// Surveys what may have changed of the process's state; false when nothing may have. Before its
+    /// signals are read: one of a timer that fires meanwhile is then in an epoch twice rather than
+    /// not at all.
     fn survey(
         &mut self,
         stopped: &mut Stopped<'_>,
         due: &Due,
         is_new: bool,
     ) -> Result<bool, CaptureError> {
-        let is_due = due.process_state || due.everything || is_new;
-        let has_timers = self.state.as_ref().is_none_or(ProcessState::has_timers);
-        if !(is_due || has_timers) {
-            return Ok(false);
+        let state = match &mut self.state {
+            Some(state) if !(due.everything || is_new) => state,
+            state => {
+                *state = Some(stopped.survey_process(self.pid)?);
+                return Ok(true);
+            }
+        };
+        let timers = due.timers || state.has_timers();
+        if due.signal_actions {
+            stopped.survey_signal_actions(self.pid, &mut state.signal_actions)?;
         }
-        self.state = Some(stopped.survey_process(self.pid)?);
-        Ok(true)
+        if due.settings {
+            stopped.survey_settings(self.pid, state)?;
+        }
+        if timers {
+            stopped.survey_timers(self.pid, state)?;
+        }
+        Ok(due.signal_actions || due.settings || timers)
     }
 
     fn changed_state(&mut self, surveyed: bool, pending: &[SignalInfo]) -> Option<ProcessState> {
@@ -116,7 +128,7 @@ impl Followed {
                 thread.attributes = Some(attributes);
             }
         }
-        if is_new || due.everything || due.process_state || delta.memory.mappings.is_some() {
+        if is_new || due.everything || due.settings || delta.memory.mappings.is_some() {
             delta.memory.layout = Some(stopped.survey_memory_layout(self.pid)?);
         }
         Ok(())
