@@ -8,7 +8,7 @@ use std::time::Instant;
 use unbroken_image::{Mapping, PageRun};
 use unbroken_sys::affinity;
 use unbroken_tracee::memory_map::MapReader;
-use unbroken_tracee::{DirtyTracker, HostTid, Tree, WriteFaults};
+use unbroken_tracee::{DirtyTracker, HostTid, ProcessReading, Tree, WriteFaults};
 
 const ROUNDS: usize = 2000;
 const SERVICE_CORE: usize = 1;
@@ -90,7 +90,7 @@ fn measure(pid: i32) -> Result<(), Box<dyn std::error::Error>> {
     };
     let mut names = [
         "stop",
-        "registers",
+        "read threads",
         "batch of 1",
         "batch of 10",
         "hear of writes",
@@ -103,6 +103,7 @@ fn measure(pid: i32) -> Result<(), Box<dyn std::error::Error>> {
     .map(|name| (name, Vec::new()));
     let mut pages: Vec<PageRun> = Vec::new();
     let mut bytes = vec![0; 64 << 20];
+    let mut reading = ProcessReading::default();
     for _ in 0..ROUNDS {
         let mut last = Instant::now();
         let mut lap = 0;
@@ -113,9 +114,8 @@ fn measure(pid: i32) -> Result<(), Box<dyn std::error::Error>> {
         };
         let mut stopped = tree.stop()?;
         note();
-        for thread in stopped.processes().flat_map(|process| process.threads()) {
-            stopped.registers(thread.host_tid)?;
-        }
+        let process = stopped.processes().next().ok_or("no process")?;
+        stopped.read_process(process.pid, &mut reading)?;
         note();
         for calls in [1, 10] {
             let mut batch = stopped.remote(tid);
