@@ -434,7 +434,7 @@ fn push(pages: &mut Vec<PageRun>, range: AddressRange) {
 
 /// Copies `pages` of a process into `destination`. `memory` is its `/proc/PID/mem`, which also
 /// reads what the process itself may not (PROT_NONE).
-pub fn read_pages(
+fn read_pages(
     host_pid: HostPid,
     memory: &File,
     pages: &[PageRun],

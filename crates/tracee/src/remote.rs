@@ -55,8 +55,6 @@ pub struct Batch<'stopped, 'tree> {
 impl<'stopped, 'tree> Batch<'stopped, 'tree> {
     /// Calls that fit in one batch.
     pub const CALLS: usize = ENTRIES;
-    /// Bytes of arguments and answers that fit in one batch, alignment included.
-    pub const SCRATCH_BYTES: usize = SCRATCH_BYTES;
 
     pub(crate) fn new(stopped: &'stopped mut Stopped<'tree>, tid: HostTid) -> Self {
         stopped.tree.batch.calls = 0;

@@ -4,7 +4,7 @@ use crate::TraceError;
 use crate::host::HostTid;
 use crate::thread::{Process, State, Thread, registers_from_user, registers_to_user};
 use crate::tree::{Tree, tolerate_death};
-use unbroken_image::{Pid, Registers, RestartableSequence, Tid};
+use unbroken_image::{Pid, Registers, RestartableSequence};
 use unbroken_sys::clock;
 use unbroken_sys::ptrace::{self, RseqConfiguration};
 
@@ -88,11 +88,6 @@ impl<'tree> Stopped<'tree> {
     /// A thread and its process.
     pub fn thread(&self, tid: HostTid) -> Option<(&Process, &Thread)> {
         self.tree.thread(tid)
-    }
-
-    /// The tracer's number of a thread of the service.
-    pub fn host_tid(&self, tid: Tid) -> Option<HostTid> {
-        self.tree.host_tid(tid)
     }
 
     /// Whether this stop met a thread in its work: in user code, or in a call that did not wait.
@@ -209,28 +204,6 @@ impl<'tree> Stopped<'tree> {
     /// Leaves every thread where it is; the next [`Tree::stop`] finds it so.
     pub fn stay(mut self) {
         self.resumed = true;
-    }
-
-    /// Ends tracing: the service runs on by itself. Group stops last.
-    pub fn detach(mut self) -> Result<(), TraceError> {
-        self.resumed = true;
-        let mut stop_again = Vec::new();
-        for process in &self.tree.processes {
-            for thread in &process.threads {
-                let result = ptrace::detach(thread.host_tid.0, 0);
-                tolerate_death("detach", thread.host_tid, result)?;
-            }
-            let is_stopped = |thread: &Thread| matches!(thread.state, State::GroupStopped { .. });
-            if process.threads.iter().any(is_stopped) {
-                stop_again.push(process.host_pid);
-            }
-        }
-        for pid in stop_again {
-            // A process that ended needs no stop.
-            let _ = unbroken_sys::signal::to_process(pid.0, libc::SIGSTOP);
-        }
-        self.tree.forget_all();
-        Ok(())
     }
 }
 

@@ -26,7 +26,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::marker::PhantomData;
-use unbroken_image::{AddressRange, Pid, Tid};
+use unbroken_image::{AddressRange, Pid};
 use unbroken_sys::bpf::{DeadlineProgram, SocketDeadlines, SocketDeadlinesLoader};
 use unbroken_sys::wait::{Bell, Death, Wake, wait};
 use unbroken_sys::{clock, process, ptrace};
@@ -158,14 +158,6 @@ impl Tree {
         let &(process, thread) = self.index.get(&tid)?;
         let process = &self.processes[process];
         Some((process, &process.threads[thread]))
-    }
-
-    /// The tracer's number of a thread of the service.
-    pub fn host_tid(&self, tid: Tid) -> Option<HostTid> {
-        let mut threads = self.processes.iter().flat_map(|process| &process.threads);
-        threads
-            .find(|thread| thread.tid == tid)
-            .map(|thread| thread.host_tid)
     }
 
     /// Blocks until something happens that the caller must know of. Everything else is dealt with

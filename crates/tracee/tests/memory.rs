@@ -10,7 +10,7 @@ use unbroken_image::{
     AddressRange, Advice, Backing, FileIdentity, Mapping, PAGE_SIZE, PageRun, Protection, Sharing,
 };
 use unbroken_tracee::memory_map::{self, MapReader, changed_ranges, insert_range};
-use unbroken_tracee::{DirtyTracker, HostTid, Process, Tree, dirty};
+use unbroken_tracee::{DirtyTracker, HostTid, Process, Tree};
 
 /// Does to its memory what it is told on standard input, and says when it is done.
 const GUEST: &str = r#"
@@ -273,7 +273,12 @@ fn copies_of_written_pages_add_up_to_the_memory() {
         let stopped = held.tree.stop().unwrap();
         held.tracker.scan(&held.map, &mut pages).unwrap();
         let process = stopped.processes().next().unwrap();
-        copy_pages(process, &pages, &mut copy);
+        let count: u64 = pages.iter().map(|run| run.count).sum();
+        let mut bytes = vec![0; (count * PAGE_SIZE) as usize];
+        held.tracker
+            .read_pages(process.memory(), &pages, &mut bytes)
+            .unwrap();
+        keep(&pages, &bytes, &mut copy);
         if round % 5 == 4 {
             compare(process, &held.map, &copy);
         }
@@ -288,10 +293,7 @@ fn copies_of_written_pages_add_up_to_the_memory() {
     }
 }
 
-fn copy_pages(process: &Process, pages: &[PageRun], copy: &mut BTreeMap<u64, Vec<u8>>) {
-    let count: u64 = pages.iter().map(|run| run.count).sum();
-    let mut bytes = vec![0; (count * PAGE_SIZE) as usize];
-    dirty::read_pages(process.host_pid, process.memory(), pages, &mut bytes).unwrap();
+fn keep(pages: &[PageRun], bytes: &[u8], copy: &mut BTreeMap<u64, Vec<u8>>) {
     let addresses = pages
         .iter()
         .flat_map(|run| (0..run.count).map(|n| run.address + n * PAGE_SIZE));

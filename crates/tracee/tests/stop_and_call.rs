@@ -211,7 +211,7 @@ fn a_full_batch_says_so_and_a_large_one_runs() {
     let mut stopped = tree.stop().unwrap();
     stopped.install_blob(tid).unwrap();
     let mut batch = stopped.remote(tid);
-    let bytes: Vec<u8> = (0..unbroken_tracee::Batch::SCRATCH_BYTES)
+    let bytes: Vec<u8> = (0..unbroken_sys::remote_code::SCRATCH_BYTES)
         .map(|n| n as u8)
         .collect();
     let address = batch.scratch(&bytes).unwrap();
@@ -273,7 +273,7 @@ fn following_tracer_guest() {
     }
 }
 
-/// Takes the blob of process `pid` over or installs it, and lets go.
+/// Takes the blob of process `pid` over or installs it, and ends.
 fn take_over(pid: i32) {
     // A tracer of its own thread, so that this one stays none.
     std::thread::scope(|scope| {
@@ -281,7 +281,7 @@ fn take_over(pid: i32) {
             let mut tree = Tree::seize(&[pid], false).unwrap();
             let mut stopped = tree.stop().unwrap();
             stopped.install_blob(HostTid(pid)).unwrap();
-            stopped.detach().unwrap();
+            stopped.resume().unwrap();
         });
     });
 }
