@@ -103,7 +103,7 @@ impl DirtyTracker {
     /// `map` is the current memory map. Appends runs to `pages`, ascending. A page that is in no
     /// mapping of `map` (a stack grew) is among them.
     pub fn scan(&mut self, map: &[Mapping], pages: &mut Vec<PageRun>) -> Result<(), TraceError> {
-        self.find(Look::Written, map, USER_SPACE, pages)
+        self.find(Selection::Written, map, USER_SPACE, pages)
     }
 
     /// As [`DirtyTracker::scan`], but looks only at `ranges`, which ascend.
@@ -114,7 +114,7 @@ impl DirtyTracker {
         pages: &mut Vec<PageRun>,
     ) -> Result<(), TraceError> {
         for range in ranges {
-            self.find(Look::Written, map, *range, pages)?;
+            self.find(Selection::Written, map, *range, pages)?;
         }
         Ok(())
     }
@@ -135,7 +135,9 @@ impl DirtyTracker {
                 start,
                 end: range.end,
             };
-            let scanned = self.scanner.scan(Look::Written, rest, &mut self.regions);
+            let scanned = self
+                .scanner
+                .scan(Selection::Written, rest, &mut self.regions);
             let (count, reached) = scanned.map_err(self.error("scan the page tables"))?;
             self.note_unsettled(count);
             start = reached;
@@ -149,8 +151,8 @@ impl DirtyTracker {
             start: range.start.max(blob::RANGE.end),
             end: range.end,
         };
-        self.find(Look::Present, map, below, pages)?;
-        self.find(Look::Present, map, above, pages)
+        self.find(Selection::Present, map, below, pages)?;
+        self.find(Selection::Present, map, above, pages)
     }
 
     /// Whether a scan since the last call has met a written page that was not there: one that the
@@ -170,7 +172,7 @@ impl DirtyTracker {
     pub fn has_own_pages(&mut self, range: AddressRange) -> Result<bool, TraceError> {
         // The kernel makes room for as many as it may return: 1 us for one, 2 us for all.
         let first = &mut self.regions[..1];
-        let scanned = self.scanner.scan(Look::PresentOfProcess, range, first);
+        let scanned = self.scanner.scan(Selection::PresentOfProcess, range, first);
         let (count, _) = scanned.map_err(self.error("scan the page tables"))?;
         Ok(count > 0)
     }
@@ -189,7 +191,7 @@ impl DirtyTracker {
         let end = range.end.min(END_OF_USER_SPACE);
         while start < end {
             let rest = AddressRange { start, end };
-            let scanned = self.scanner.scan(Look::Guard, rest, &mut self.regions);
+            let scanned = self.scanner.scan(Selection::Guard, rest, &mut self.regions);
             let (count, reached) = scanned.map_err(self.error("scan for guard regions"))?;
             guards.extend(self.regions[..count].iter().map(|region| AddressRange {
                 start: region.start,
@@ -235,7 +237,7 @@ impl DirtyTracker {
 
     fn find(
         &mut self,
-        look: Look,
+        selection: Selection,
         map: &[Mapping],
         range: AddressRange,
         pages: &mut Vec<PageRun>,
@@ -247,9 +249,9 @@ impl DirtyTracker {
                 start,
                 end: range.end,
             };
-            let scanned = self.scanner.scan(look, part, &mut self.regions);
+            let scanned = self.scanner.scan(selection, part, &mut self.regions);
             let (count, reached) = scanned.map_err(self.error("scan the page tables"))?;
-            if matches!(look, Look::Written) {
+            if matches!(selection, Selection::Written) {
                 self.note_unsettled(count);
             }
             for region in &self.regions[..count] {
@@ -270,9 +272,9 @@ impl DirtyTracker {
     }
 }
 
-/// What a scan looks for.
+/// Which pages a scan is for.
 #[derive(Clone, Copy)]
-enum Look {
+enum Selection {
     /// Written since the last such scan; starts over.
     Written,
     Present,
@@ -295,7 +297,10 @@ impl Scanner {
             skipped: pagemap::GUARD,
         };
         // A kernel that does not know guard regions has none.
-        if scanner.scan(Look::Present, blob::RANGE, regions).is_err() {
+        if scanner
+            .scan(Selection::Present, blob::RANGE, regions)
+            .is_err()
+        {
             scanner.skipped = 0;
         }
         scanner
@@ -304,7 +309,7 @@ impl Scanner {
     /// Fills `regions`; returns how many were found and how far the scan came.
     fn scan(
         &self,
-        look: Look,
+        selection: Selection,
         range: AddressRange,
         regions: &mut [Region],
     ) -> io::Result<(usize, u64)> {
@@ -313,22 +318,22 @@ impl Scanner {
         // FILE is asked for only where it matters: it makes the kernel touch the descriptor of
         // every page, five times as slow (20 MB: 250 us against 50).
         let filter = Filter {
-            all_of: match look {
-                Look::Written => pagemap::WP_ALLOWED | pagemap::WRITTEN,
-                Look::Present | Look::PresentOfProcess => 0,
-                Look::Guard => pagemap::GUARD,
+            all_of: match selection {
+                Selection::Written => pagemap::WP_ALLOWED | pagemap::WRITTEN,
+                Selection::Present | Selection::PresentOfProcess => 0,
+                Selection::Guard => pagemap::GUARD,
             },
-            none_of: match look {
-                Look::Written | Look::Present => self.skipped,
-                Look::PresentOfProcess => self.skipped | pagemap::FILE,
-                Look::Guard => 0,
+            none_of: match selection {
+                Selection::Written | Selection::Present => self.skipped,
+                Selection::PresentOfProcess => self.skipped | pagemap::FILE,
+                Selection::Guard => 0,
             },
-            any_of: match look {
-                Look::Guard => 0,
+            any_of: match selection {
+                Selection::Guard => 0,
                 _ => pagemap::PRESENT | pagemap::SWAPPED,
             },
             returned: pagemap::ZERO_PAGE | pagemap::SWAPPED,
-            protect: matches!(look, Look::Written),
+            protect: matches!(selection, Selection::Written),
         };
         let (count, reached) = pagemap::scan(self.pagemap.as_fd(), start, end, &filter, regions)?;
         // An answer without progress would be asked for again for ever.
@@ -396,7 +401,7 @@ impl Scanner {
                 start,
                 end: range.end,
             };
-            let (count, reached) = self.scan(Look::PresentOfProcess, rest, regions)?;
+            let (count, reached) = self.scan(Selection::PresentOfProcess, rest, regions)?;
             for region in &regions[..count] {
                 push(
                     pages,

@@ -37,7 +37,7 @@ pub use dirty::DirtyTracker;
 pub use error::TraceError;
 pub use host::{HostPid, HostTid};
 pub use reading::{ProcessReading, ThreadReading};
-pub use remote::{Batch, RemoteAddr, Results, Slot};
+pub use remote::{Batch, BatchedCall, RemoteAddr, Results};
 pub use stop::Stopped;
 pub use thread::{Process, Thread};
 pub use tree::{End, Event, Tree};

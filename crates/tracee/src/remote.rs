@@ -34,7 +34,7 @@ pub(crate) const NOT_REACHED: i64 = -(libc::ENOSYS as i64);
 
 /// One call of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Slot(usize);
+pub struct BatchedCall(usize);
 
 impl<'tree> Stopped<'tree> {
     /// Starts a batch of system calls that thread `tid` will make. Its process needs the blob
@@ -74,7 +74,7 @@ impl<'stopped, 'tree> Batch<'stopped, 'tree> {
     }
 
     /// Adds system call `number` with up to six arguments.
-    pub fn call(&mut self, number: i64, arguments: &[u64]) -> Result<Slot, TraceError> {
+    pub fn call(&mut self, number: i64, arguments: &[u64]) -> Result<BatchedCall, TraceError> {
         let buffer = &mut self.stopped.tree.batch;
         if buffer.calls == ENTRIES {
             return Err(TraceError::BatchFull { what: "its table" });
@@ -87,7 +87,7 @@ impl<'stopped, 'tree> Batch<'stopped, 'tree> {
         }
         buffer.set_word(offset + 56, NOT_REACHED as u64);
         buffer.calls += 1;
-        Ok(Slot(buffer.calls - 1))
+        Ok(BatchedCall(buffer.calls - 1))
     }
 
     /// Puts bytes where the calls can read (and change) them, aligned to 8.
@@ -170,8 +170,8 @@ pub struct Results<'buffer> {
 
 impl Results<'_> {
     /// The result of a call, or its errno.
-    pub fn get(&self, slot: Slot) -> io::Result<u64> {
-        let value = self.buffer.word(TABLE + slot.0 * ENTRY_BYTES + 56);
+    pub fn get(&self, call: BatchedCall) -> io::Result<u64> {
+        let value = self.buffer.word(TABLE + call.0 * ENTRY_BYTES + 56);
         // The kernel's error range (include/linux/err.h).
         match value as i64 {
             errno @ -4095..=-1 => Err(io::Error::from_raw_os_error(-errno as i32)),

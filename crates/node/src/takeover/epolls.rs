@@ -102,7 +102,7 @@ fn run_all(
 fn add(
     batch: &mut Batch<'_, '_>,
     step: Step,
-) -> Result<unbroken_tracee::Slot, unbroken_tracee::TraceError> {
+) -> Result<unbroken_tracee::BatchedCall, unbroken_tracee::TraceError> {
     match step {
         Step::Duplicate {
             from,
@@ -133,7 +133,7 @@ fn control(
     fd: i32,
     events: u32,
     data: u64,
-) -> Result<unbroken_tracee::Slot, unbroken_tracee::TraceError> {
+) -> Result<unbroken_tracee::BatchedCall, unbroken_tracee::TraceError> {
     // struct epoll_event is packed on x86-64 (include/uapi/linux/eventpoll.h).
     let mut event = [0; 12];
     event[..4].copy_from_slice(&events.to_ne_bytes());

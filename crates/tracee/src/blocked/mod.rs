@@ -44,7 +44,7 @@ use unbroken_image::{BlockedCall, Registers, Tid};
 use unbroken_sys::bpf::DeadlineProgram;
 use unbroken_sys::remote_code::slot::USED_BYTES;
 use unbroken_sys::{clock, pidfd, ptrace, sockopt};
-use wait::{Finding, Stage, Wait, Waiting, find};
+use wait::{Finding, Progress, Wait, Waiting, find};
 
 /// A process that stands, as [`find`] sees it.
 struct Standing<'tree> {
@@ -156,17 +156,17 @@ impl Tree {
                 self.load(tid, &outside)?;
             }
             // Its socket has no timeout any more, but had one when the call began.
-            Finding::Waiting(wait, Stage::Suspended)
+            Finding::Waiting(wait, Progress::Suspended)
                 if wait.is_socket_past(clock::monotonic_ns()) =>
             {
                 self.remember(tid, None);
                 self.load(tid, &wait.timed_out())?;
             }
-            Finding::Waiting(wait, Stage::Suspended) => self.remember(tid, Some(wait)),
-            Finding::Waiting(wait, Stage::Before) if registers.rax != wait.number() => {
+            Finding::Waiting(wait, Progress::Suspended) => self.remember(tid, Some(wait)),
+            Finding::Waiting(wait, Progress::Before) if registers.rax != wait.number() => {
                 self.remember(tid, Some(wait));
             }
-            Finding::Waiting(wait, stage) => self.make_again(tid, wait, stage)?,
+            Finding::Waiting(wait, progress) => self.make_again(tid, wait, progress)?,
         }
         Ok(())
     }
@@ -178,9 +178,9 @@ impl Tree {
     }
 
     /// Loads the registers with which `tid` makes the call again.
-    fn make_again(&mut self, tid: HostTid, mut wait: Wait, stage: Stage) -> io::Result<()> {
+    fn make_again(&mut self, tid: HostTid, mut wait: Wait, progress: Progress) -> io::Result<()> {
         let now_ns = clock::monotonic_ns();
-        if stage == Stage::Ended && wait.is_socket_past(now_ns) {
+        if progress == Progress::Ended && wait.is_socket_past(now_ns) {
             self.remember(tid, None);
             return self.load(tid, &wait.timed_out());
         }
@@ -279,9 +279,9 @@ impl Tree {
                 self.remember(tid, None);
                 self.load(tid, &outside)?;
             }
-            Finding::Waiting(wait, Stage::Ended) if !wait.writes_back => {
+            Finding::Waiting(wait, Progress::Ended) if !wait.writes_back => {
                 if proc::signal_sets(host_pid.0)?.is_ignored(signal) {
-                    self.make_again(tid, wait, Stage::Ended)?;
+                    self.make_again(tid, wait, Progress::Ended)?;
                 } else {
                     self.remember(tid, None);
                     self.load(tid, &wait.interrupted())?;
@@ -367,7 +367,7 @@ impl Stopped<'_> {
             self.tree.waits_on_socket.set(true);
         }
         self.tree
-            .make_again(tid, wait, Stage::Before)
+            .make_again(tid, wait, Progress::Before)
             .map_err(TraceError::of_thread("make a call again", tid))
     }
 }

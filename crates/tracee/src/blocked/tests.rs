@@ -3,7 +3,7 @@
 use super::call::Call;
 use super::look::Look;
 use super::slot::{Content, SlotsInUse};
-use super::wait::{Finding, Stage, Wait, find};
+use super::wait::{Finding, Progress, Wait, find};
 use std::collections::BTreeMap;
 use unbroken_image::{BlockedCall, Registers};
 use unbroken_sys::remote_code::slot::{NUMBER, USED_BYTES, parse};
@@ -72,9 +72,9 @@ fn registers(number: i64, result: i64) -> Registers {
     }
 }
 
-fn waiting(finding: Finding) -> (Wait, Stage) {
+fn waiting(finding: Finding) -> (Wait, Progress) {
     match finding {
-        Finding::Waiting(wait, stage) => (wait, stage),
+        Finding::Waiting(wait, progress) => (wait, progress),
         other => panic!("{other:?}"),
     }
 }
@@ -82,33 +82,33 @@ fn waiting(finding: Finding) -> (Wait, Stage) {
 #[test]
 fn each_ending_is_told_from_the_others() {
     let cases = [
-        (libc::SYS_epoll_wait, EINTR, Some(Stage::Ended)),
+        (libc::SYS_epoll_wait, EINTR, Some(Progress::Ended)),
         (libc::SYS_epoll_wait, 1, None),
         (libc::SYS_epoll_wait, 0, None),
-        (libc::SYS_rt_sigtimedwait, EINTR, Some(Stage::Ended)),
-        (libc::SYS_recvfrom, EINTR, Some(Stage::Ended)),
+        (libc::SYS_rt_sigtimedwait, EINTR, Some(Progress::Ended)),
+        (libc::SYS_recvfrom, EINTR, Some(Progress::Ended)),
         (libc::SYS_recvfrom, -512, None),
-        (libc::SYS_accept4, EINTR, Some(Stage::Ended)),
+        (libc::SYS_accept4, EINTR, Some(Progress::Ended)),
         (libc::SYS_ppoll, -514, None),
-        (libc::SYS_ppoll, EINTR, Some(Stage::Ended)),
+        (libc::SYS_ppoll, EINTR, Some(Progress::Ended)),
         // A real one: nothing but a handler ends these so.
         (libc::SYS_poll, EINTR, None),
         (libc::SYS_nanosleep, EINTR, None),
-        (libc::SYS_poll, RESTARTBLOCK, Some(Stage::Suspended)),
-        (libc::SYS_futex, RESTARTBLOCK, Some(Stage::Suspended)),
+        (libc::SYS_poll, RESTARTBLOCK, Some(Progress::Suspended)),
+        (libc::SYS_futex, RESTARTBLOCK, Some(Progress::Suspended)),
         // Of a call that nobody knows, only that it is to be made again.
-        (100_000, RESTARTBLOCK, Some(Stage::Suspended)),
+        (100_000, RESTARTBLOCK, Some(Progress::Suspended)),
         // In user code these are numbers like any others.
         (-1, EINTR, None),
         (-1, RESTARTBLOCK, None),
     ];
     for (number, result, expected) in cases {
         let finding = find(&registers(number, result), None, &mut Paper::at(0));
-        let stage = match finding {
-            Finding::Waiting(_, stage) => Some(stage),
+        let progress = match finding {
+            Finding::Waiting(_, progress) => Some(progress),
             _ => None,
         };
-        assert_eq!(stage, expected, "call {number} with {result}");
+        assert_eq!(progress, expected, "call {number} with {result}");
     }
 }
 
@@ -206,8 +206,11 @@ fn a_call_in_its_slot_keeps_its_deadline_and_the_next_has_its_own() {
     let slot = slots.take().unwrap();
     let mut made = registers(libc::SYS_epoll_wait, EINTR);
     made.r10 = 100;
-    let (mut wait, stage) = waiting(find(&made, None, &mut Paper::at(10 * MS)));
-    assert_eq!((stage, wait.deadline_ns), (Stage::Ended, Some(110 * MS)));
+    let (mut wait, progress) = waiting(find(&made, None, &mut Paper::at(10 * MS)));
+    assert_eq!(
+        (progress, wait.deadline_ns),
+        (Progress::Ended, Some(110 * MS))
+    );
 
     wait.slot = Some(slot);
     let (again, content) = wait.in_slot(slot, 70 * MS + 1);
@@ -219,7 +222,7 @@ fn a_call_in_its_slot_keeps_its_deadline_and_the_next_has_its_own() {
 
     // Not begun, then ended again: the same call.
     let find_then = |registers: &Registers| find(registers, Some(wait), &mut Paper::at(90 * MS));
-    assert_eq!(find_then(&again), Finding::Waiting(wait, Stage::Before));
+    assert_eq!(find_then(&again), Finding::Waiting(wait, Progress::Before));
     let blocked = Registers {
         rip: slot.address() + 2,
         rax: EINTR as u64,
@@ -227,7 +230,7 @@ fn a_call_in_its_slot_keeps_its_deadline_and_the_next_has_its_own() {
         rcx: slot.address() + 2,
         ..again
     };
-    assert_eq!(find_then(&blocked), Finding::Waiting(wait, Stage::Ended));
+    assert_eq!(find_then(&blocked), Finding::Waiting(wait, Progress::Ended));
 
     // It returned, seen in the kernel or on the way out of the slot.
     for (offset, orig_rax) in [
@@ -264,8 +267,11 @@ fn what_is_left_of_a_select_is_corrected_where_the_kernel_wrote_it() {
     let slot = SlotsInUse::default().take().unwrap();
     let mut made = registers(libc::SYS_ppoll, -514);
     made.rdx = TIME;
-    let (mut wait, stage) = waiting(find(&made, None, &mut Paper::at(MS)));
-    assert_eq!((stage, wait.deadline_ns), (Stage::Ended, Some(251 * MS)));
+    let (mut wait, progress) = waiting(find(&made, None, &mut Paper::at(MS)));
+    assert_eq!(
+        (progress, wait.deadline_ns),
+        (Progress::Ended, Some(251 * MS))
+    );
     wait.slot = Some(slot);
     let (again, _) = wait.in_slot(slot, 11 * MS);
     assert_eq!((again.rip, again.rdx), (slot.address(), TIME));
@@ -283,8 +289,8 @@ fn what_is_left_of_a_select_is_corrected_where_the_kernel_wrote_it() {
         rax: -514_i64 as u64,
         ..again
     };
-    let (same, stage) = waiting(find(&stopped, Some(wait), &mut Paper::at(20 * MS)));
-    assert_eq!((same, stage), (wait, Stage::Ended));
+    let (same, progress) = waiting(find(&stopped, Some(wait), &mut Paper::at(20 * MS)));
+    assert_eq!((same, progress), (wait, Progress::Ended));
 
     // Memory that cannot be written any more: the time that is left goes into the slot.
     let stopped = Registers {
@@ -309,8 +315,8 @@ fn a_suspended_call_keeps_its_number_and_its_deadline() {
         rdx: 60,
         ..restarted
     };
-    let (same, stage) = waiting(find(&restarted, Some(wait), &mut Paper::at(50 * MS)));
-    assert_eq!((same, stage), (wait, Stage::Suspended));
+    let (same, progress) = waiting(find(&restarted, Some(wait), &mut Paper::at(50 * MS)));
+    assert_eq!((same, progress), (wait, Progress::Suspended));
 
     // Set back by the kernel, about to go on.
     let before = Registers {
@@ -318,8 +324,8 @@ fn a_suspended_call_keeps_its_number_and_its_deadline() {
         rax: libc::SYS_restart_syscall as u64,
         ..made
     };
-    let (_, stage) = waiting(find(&before, None, &mut Paper::at(0)));
-    assert_eq!(stage, Stage::Before);
+    let (_, progress) = waiting(find(&before, None, &mut Paper::at(0)));
+    assert_eq!(progress, Progress::Before);
 
     // Whatever waits here long after the deadline is another, as is one with other arguments, and
     // one that nothing is known of. The code says which call it is.
@@ -400,8 +406,8 @@ fn another_tracer_takes_a_slot_over() {
     assert!(parse(&bytes[..NUMBER]).is_some());
     paper.memory.insert(slot.address(), bytes.to_vec());
     assert_eq!(Content::read(slot, &mut paper), Some(content));
-    let (taken, stage) = waiting(find(&again, None, &mut paper));
-    assert_eq!((stage, taken.slot), (Stage::Before, Some(slot)));
+    let (taken, progress) = waiting(find(&again, None, &mut paper));
+    assert_eq!((progress, taken.slot), (Progress::Before, Some(slot)));
     assert_eq!(taken.again(), wait.again());
     // Its deadline was the other tracer's; it gets its whole time.
     assert_eq!(taken.deadline_ns, Some(180 * MS));

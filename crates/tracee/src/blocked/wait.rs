@@ -43,7 +43,7 @@ pub(crate) struct Waiting {
 
 /// How far a waiting thread is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stage {
+pub(crate) enum Progress {
     /// Its call has ended with EINTR, and must be made again.
     Ended,
     /// The kernel will go on with it.
@@ -58,7 +58,7 @@ pub(crate) enum Finding {
     NotWaiting,
     /// Its call in a slot has returned: the registers with which the program goes on.
     Returned(Registers),
-    Waiting(Wait, Stage),
+    Waiting(Wait, Progress),
 }
 
 impl Wait {
@@ -240,7 +240,7 @@ pub(crate) fn find(registers: &Registers, known: Option<Wait>, look: &mut impl L
         };
     }
     if let Some(wait) = known.filter(|wait| *registers == wait.again()) {
-        return Finding::Waiting(wait, Stage::Before);
+        return Finding::Waiting(wait, Progress::Before);
     }
     let number = registers.orig_rax;
     if (number as i64) < 0 {
@@ -249,7 +249,7 @@ pub(crate) fn find(registers: &Registers, known: Option<Wait>, look: &mut impl L
     if registers.rax as i64 == -i64::from(libc::EINTR) {
         return match Call::of(number, registers) {
             Some(call) if call.ending == Ending::Interrupted => {
-                Finding::Waiting(Wait::new(*registers, call, look), Stage::Ended)
+                Finding::Waiting(Wait::new(*registers, call, look), Progress::Ended)
             }
             _ => Finding::NotWaiting,
         };
@@ -262,24 +262,24 @@ pub(crate) fn find(registers: &Registers, known: Option<Wait>, look: &mut impl L
                     ..Wait::new(*registers, call, look)
                 };
                 match wait.deadline_ns {
-                    Some(_) => Finding::Waiting(wait, Stage::Ended),
+                    Some(_) => Finding::Waiting(wait, Progress::Ended),
                     None => Finding::NotWaiting,
                 }
             }
             _ => Finding::NotWaiting,
         };
     }
-    let (stage, instruction_end) = if registers.rax as i64 == -ERESTART_RESTARTBLOCK {
-        (Stage::Suspended, registers.rip)
+    let (progress, instruction_end) = if registers.rax as i64 == -ERESTART_RESTARTBLOCK {
+        (Progress::Suspended, registers.rip)
     } else if registers.rax == libc::SYS_restart_syscall as u64 && is_call(registers.rip, look) {
         // The kernel has set rax and rip back, and then found something else to do
         // (arch/x86/kernel/signal.c, arch_do_signal_or_restart).
-        (Stage::Before, registers.rip + 2)
+        (Progress::Before, registers.rip + 2)
     } else {
         return Finding::NotWaiting;
     };
     match suspended(registers, instruction_end, known, look) {
-        Some(wait) => Finding::Waiting(wait, stage),
+        Some(wait) => Finding::Waiting(wait, progress),
         None => Finding::NotWaiting,
     }
 }
@@ -287,7 +287,7 @@ pub(crate) fn find(registers: &Registers, known: Option<Wait>, look: &mut impl L
 fn find_in_slot(registers: &Registers, slot: SlotNumber, wait: Wait) -> Finding {
     let is_in_call = registers.orig_rax as i64 >= 0;
     match (registers.rip - slot.address(), registers.rax as i64) {
-        (0, _) => Finding::Waiting(wait, Stage::Before),
+        (0, _) => Finding::Waiting(wait, Progress::Before),
         (2, result) if is_in_call && result == -i64::from(libc::EINTR) => {
             // Where it wrote before it could not write now.
             let writes_back = false;
@@ -296,18 +296,18 @@ fn find_in_slot(registers: &Registers, slot: SlotNumber, wait: Wait) -> Finding 
                     writes_back,
                     ..wait
                 },
-                Stage::Ended,
+                Progress::Ended,
             )
         }
         (2, result) if is_in_call && wait.writes_back && result == -ERESTARTNOHAND => {
-            Finding::Waiting(wait, Stage::Ended)
+            Finding::Waiting(wait, Progress::Ended)
         }
         (2, result)
             if is_in_call
                 && (result == -ERESTART_RESTARTBLOCK
                     || (-ERESTARTNOHAND..=-ERESTARTSYS).contains(&result)) =>
         {
-            Finding::Waiting(wait, Stage::Suspended)
+            Finding::Waiting(wait, Progress::Suspended)
         }
         _ => Finding::Returned(wait.outside(slot, registers)),
     }

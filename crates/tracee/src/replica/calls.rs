@@ -1,7 +1,7 @@
 //! Batches of calls in a process of the replica, with what each must return.
 
 use super::ReplicaError;
-use crate::{Batch, HostTid, RemoteAddr, Slot, Stopped, TraceError};
+use crate::{Batch, BatchedCall, HostTid, RemoteAddr, Stopped, TraceError};
 
 /// What a call must return for the replica to be what it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub(super) enum Expect {
 /// A batch in the making.
 pub(super) struct Calls<'stopped, 'tree> {
     batch: Batch<'stopped, 'tree>,
-    expected: Vec<(Slot, Expect, &'static str)>,
+    expected: Vec<(BatchedCall, Expect, &'static str)>,
     tid: HostTid,
 }
 
@@ -38,10 +38,10 @@ impl<'stopped, 'tree> Calls<'stopped, 'tree> {
         number: i64,
         arguments: &[u64],
         expect: Expect,
-    ) -> Result<Slot, ReplicaError> {
-        let slot = self.batch.call(number, arguments)?;
-        self.expected.push((slot, expect, name));
-        Ok(slot)
+    ) -> Result<BatchedCall, ReplicaError> {
+        let batched = self.batch.call(number, arguments)?;
+        self.expected.push((batched, expect, name));
+        Ok(batched)
     }
 
     pub(super) fn bytes(&mut self, bytes: &[u8]) -> Result<RemoteAddr, ReplicaError> {
@@ -69,8 +69,8 @@ impl<'stopped, 'tree> Calls<'stopped, 'tree> {
         }
         let results = self.batch.run()?;
         let mut values = Vec::with_capacity(self.expected.len());
-        for (slot, expect, call) in self.expected {
-            let result = results.get(slot);
+        for (batched, expect, call) in self.expected {
+            let result = results.get(batched);
             match (expect, result) {
                 (Expect::Anything, Err(error)) => {
                     values.push(-i64::from(error.raw_os_error().unwrap_or(0)) as u64);

@@ -186,13 +186,13 @@ fn adopt_signals(
     let words = [handler, flags, restorer, mask];
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
     let action = batch.scratch(&bytes)?;
-    let slot = batch.call(
+    let call = batch.call(
         libc::SYS_rt_sigaction,
         &[libc::SIGTRAP as u64, action.0, 0, SIGNAL_SET_BYTES],
     )?;
     let results = batch.run()?;
     results
-        .get(slot)
+        .get(call)
         .map(drop)
         .map_err(|source| ReplicaError::Call {
             call: "rt_sigaction",
@@ -496,7 +496,7 @@ fn queue_signals(
     stopped: &mut Stopped<'_>,
     tid: HostTid,
     signals: &[SignalInfo],
-    send: impl Fn(&mut Calls<'_, '_>, u64, u64) -> Result<crate::Slot, ReplicaError>,
+    send: impl Fn(&mut Calls<'_, '_>, u64, u64) -> Result<crate::BatchedCall, ReplicaError>,
 ) -> Result<(), ReplicaError> {
     for_each(stopped, tid, signals, |calls, signal| {
         let info = calls.bytes(&signal.0)?;

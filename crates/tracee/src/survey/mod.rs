@@ -13,7 +13,7 @@ mod timers;
 pub use timers::timers_are_stale;
 
 use crate::host::HostTid;
-use crate::remote::{Batch, RemoteAddr, Results, Slot};
+use crate::remote::{Batch, BatchedCall, RemoteAddr, Results};
 use crate::{Stopped, TraceError};
 use files::{read_directory, read_link, read_proc};
 use std::fs;
@@ -187,8 +187,8 @@ pub fn handled_signals(actions: &[SignalAction]) -> u64 {
 /// The calls of a batch that tell the signal actions.
 struct ActionQuestion {
     actions: RemoteAddr,
-    first: Slot,
-    last: Slot,
+    first: BatchedCall,
+    last: BatchedCall,
 }
 
 impl ActionQuestion {
@@ -220,9 +220,9 @@ impl ActionQuestion {
         actions: &mut Vec<SignalAction>,
     ) -> Result<(), TraceError> {
         // They fail together or not at all.
-        for slot in [self.first, self.last] {
+        for call in [self.first, self.last] {
             results
-                .get(slot)
+                .get(call)
                 .map_err(TraceError::of_call("rt_sigaction", tid))?;
         }
         actions.clear();
@@ -243,13 +243,13 @@ impl ActionQuestion {
 /// of the process itself: from outside they need its uid or `CAP_SYS_RESOURCE`.
 struct SettingQuestion {
     limits: RemoteAddr,
-    limit_calls: [Slot; 2],
+    limit_calls: [BatchedCall; 2],
     subreaper: RemoteAddr,
-    subreaper_call: Slot,
-    secure_bits: Slot,
-    dumpable: Slot,
-    huge_pages_disabled: Slot,
-    personality: Slot,
+    subreaper_call: BatchedCall,
+    secure_bits: BatchedCall,
+    dumpable: BatchedCall,
+    huge_pages_disabled: BatchedCall,
+    personality: BatchedCall,
 }
 
 impl SettingQuestion {
@@ -287,9 +287,9 @@ impl SettingQuestion {
         tid: HostTid,
         state: &mut ProcessState,
     ) -> Result<(), TraceError> {
-        for slot in self.limit_calls {
+        for call in self.limit_calls {
             results
-                .get(slot)
+                .get(call)
                 .map_err(TraceError::of_call("prlimit64", tid))?;
         }
         state.limits.clear();

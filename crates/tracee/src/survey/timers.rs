@@ -3,7 +3,7 @@
 use super::files::read_proc;
 use super::text::{TimerLine, parse_timers};
 use crate::host::HostTid;
-use crate::remote::{Batch, RemoteAddr, Results, Slot};
+use crate::remote::{Batch, BatchedCall, RemoteAddr, Results};
 use crate::{Stopped, TraceError};
 use unbroken_image::{IntervalTimer, Pid, PosixTimer, ProcessState};
 
@@ -50,8 +50,8 @@ impl Stopped<'_> {
         struct Asked {
             setting: RemoteAddr,
             now: RemoteAddr,
-            calls: [Slot; 2],
-            overrun: Slot,
+            calls: [BatchedCall; 2],
+            overrun: BatchedCall,
         }
         let tid = self.caller(pid)?;
         let mut batch = self.remote(tid);
@@ -110,13 +110,13 @@ impl Stopped<'_> {
 pub(super) struct IntervalTimerQuestion {
     now: RemoteAddr,
     timers: [RemoteAddr; 3],
-    calls: [Slot; 4],
+    calls: [BatchedCall; 4],
 }
 
 impl IntervalTimerQuestion {
     pub fn ask(batch: &mut Batch<'_, '_>) -> Result<Self, TraceError> {
         let now = batch.reserve(TIME_BYTES)?;
-        let mut one = |which: i32| -> Result<(RemoteAddr, Slot), TraceError> {
+        let mut one = |which: i32| -> Result<(RemoteAddr, BatchedCall), TraceError> {
             let timer = batch.reserve(TIMER_BYTES)?;
             let call = batch.call(libc::SYS_getitimer, &[which as u64, timer.0])?;
             Ok((timer, call))
