@@ -77,13 +77,3 @@ pub struct ProcessState {
     pub session: i32,
     pub process_group: i32,
 }
-
-impl ProcessState {
-    /// Whether any timer runs: its remaining time changes without a call.
-    pub fn has_timers(&self) -> bool {
-        self.interval_timers
-            .iter()
-            .any(|timer| timer.expiry_ns != 0)
-            || !self.posix_timers.is_empty()
-    }
-}

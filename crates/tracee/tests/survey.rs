@@ -161,12 +161,17 @@ fn timers_have_deadlines_on_their_clocks() {
         difference < SECOND_NS,
         "the deadline of a stopped process moved: {difference} ns"
     );
+    let is_stale = |state: &ProcessState, now_ns| stopped.timers_are_stale(pid, state, now_ns);
     // The profiling timer and the one on the wall clock can only be asked for.
-    assert!(survey::timers_are_stale(&state, now_ns));
+    assert!(is_stale(&state, now_ns).unwrap());
     state.interval_timers[2].expiry_ns = 0;
-    state.posix_timers.remove(1);
-    assert!(!survey::timers_are_stale(&state, now_ns));
-    assert!(survey::timers_are_stale(&state, now_ns + 601 * SECOND_NS));
+    assert!(is_stale(&state, now_ns).unwrap());
+    state.posix_timers[1].expiry_ns = 0;
+    assert!(!is_stale(&state, now_ns).unwrap());
+    assert!(is_stale(&state, now_ns + 601 * SECOND_NS).unwrap());
+    // A thread that is not there.
+    state.posix_timers[1].notify_tid += 1;
+    assert!(is_stale(&state, now_ns).unwrap());
 }
 
 #[test]

@@ -5,6 +5,7 @@ use super::announcements::Due;
 use super::memory::Memory;
 use super::signals::Awaited;
 use super::threads::Threads;
+use crate::clock::now_ns;
 use crate::steps::{EpochStep, StepClock};
 use unbroken_image::{Pid, ProcessDelta, ProcessState, SignalInfo};
 use unbroken_tracee::{HostPid, ProcessReading, Stopped};
@@ -16,6 +17,8 @@ pub(super) struct Followed {
     pub memory: Memory,
     pub threads: Threads,
     state: Option<ProcessState>,
+    /// How long the reading of its timers took.
+    timers_took_ns: u64,
     reading: ProcessReading,
 }
 
@@ -27,6 +30,7 @@ impl Followed {
             memory,
             threads: Threads::default(),
             state: None,
+            timers_took_ns: 0,
             reading: ProcessReading::default(),
         }
     }
@@ -79,11 +83,14 @@ impl Followed {
         let state = match &mut self.state {
             Some(state) if !(due.everything || is_new) => state,
             state => {
+                let began_ns = now_ns();
                 *state = Some(stopped.survey_process(self.pid)?);
+                self.timers_took_ns = now_ns() - began_ns;
                 return Ok(true);
             }
         };
-        let timers = due.timers || state.has_timers();
+        let latest_ns = now_ns() + self.timers_took_ns;
+        let timers = due.timers || stopped.timers_are_stale(self.pid, state, latest_ns)?;
         if due.signal_actions {
             stopped.survey_signal_actions(self.pid, &mut state.signal_actions)?;
         }
@@ -91,7 +98,9 @@ impl Followed {
             stopped.survey_settings(self.pid, state)?;
         }
         if timers {
+            let began_ns = now_ns();
             stopped.survey_timers(self.pid, state)?;
+            self.timers_took_ns = now_ns() - began_ns;
         }
         Ok(due.signal_actions || due.settings || timers)
     }

@@ -10,8 +10,6 @@ mod text;
 mod thread;
 mod timers;
 
-pub use timers::timers_are_stale;
-
 use crate::host::HostTid;
 use crate::remote::{Batch, BatchedCall, RemoteAddr, Results};
 use crate::{Stopped, TraceError};

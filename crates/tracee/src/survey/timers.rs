@@ -17,7 +17,7 @@ const TIMERS_PER_BATCH: usize = Batch::CALLS / 3;
 
 impl Stopped<'_> {
     /// Reads all timers of a process again into `state`: after `Change::Timers` was announced, or
-    /// when [`timers_are_stale`].
+    /// when [`Stopped::timers_are_stale`].
     pub fn survey_timers(&mut self, pid: Pid, state: &mut ProcessState) -> Result<(), TraceError> {
         let tid = self.caller(pid)?;
         let mut batch = self.remote(tid);
@@ -26,6 +26,33 @@ impl Stopped<'_> {
         state.interval_timers = question.answer(&results, tid)?;
         state.posix_timers = self.posix_timers(pid)?;
         Ok(())
+    }
+
+    /// Whether a timer may have moved on by itself since `state` was read, which nothing announces:
+    /// one that has fired, one that counts processor time or follows a clock that can be set, one
+    /// that signals a thread that has ended.
+    ///
+    /// `latest_ns` is `CLOCK_MONOTONIC` of the service now, and as much more as the reading took: an
+    /// expiry is what was left then, added to a clock that was read after it.
+    pub fn timers_are_stale(
+        &self,
+        pid: Pid,
+        state: &ProcessState,
+        latest_ns: u64,
+    ) -> Result<bool, TraceError> {
+        let has_passed = |expiry_ns: u64| expiry_ns != 0 && expiry_ns <= latest_ns;
+        let [real, virt, profile] = state.interval_timers;
+        if has_passed(real.expiry_ns) || virt.expiry_ns != 0 || profile.expiry_ns != 0 {
+            return Ok(true);
+        }
+        let process = self.process(pid)?;
+        Ok(state.posix_timers.iter().any(|timer| {
+            let is_armed = timer.expiry_ns != 0;
+            let is_there = |tid| process.threads().any(|thread| thread.tid.0 == tid);
+            has_passed(timer.expiry_ns)
+                || is_armed && timer.clock != libc::CLOCK_MONOTONIC
+                || timer.notify_tid != 0 && !is_there(timer.notify_tid)
+        }))
     }
 
     pub(super) fn posix_timers(&mut self, pid: Pid) -> Result<Vec<PosixTimer>, TraceError> {
@@ -157,20 +184,6 @@ impl IntervalTimerQuestion {
         }
         Ok(timers)
     }
-}
-
-/// Whether a timer may have moved on by itself since `state` was read: nothing announces that. The
-/// time is `CLOCK_MONOTONIC` of the service.
-pub fn timers_are_stale(state: &ProcessState, now_ns: u64) -> bool {
-    let [real, virt, profile] = state.interval_timers;
-    let has_passed = |expiry_ns: u64| expiry_ns != 0 && expiry_ns <= now_ns;
-    has_passed(real.expiry_ns)
-        || virt.expiry_ns != 0
-        || profile.expiry_ns != 0
-        || state.posix_timers.iter().any(|timer| {
-            let armed = timer.expiry_ns != 0;
-            armed && (timer.clock != libc::CLOCK_MONOTONIC || has_passed(timer.expiry_ns))
-        })
 }
 
 /// The clocks of a process or thread: fixed ones, and those that `clock_getcpuclockid` makes,
