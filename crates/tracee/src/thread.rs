@@ -74,6 +74,8 @@ pub struct Process {
     /// The parent when the process was made; it may be gone.
     pub parent: Pid,
     pub(crate) threads: Vec<Thread>,
+    /// Signals that reached it since its actions were read, signal 1 in bit 0.
+    pub(crate) delivered: Cell<u64>,
     /// The last signal of the fatal kind that somebody outside the tree sent to it.
     pub(crate) sent_from_outside: Option<i32>,
     /// Set once the whole process began to die.

@@ -253,6 +253,7 @@ impl Tree {
                     host_pid,
                     parent,
                     threads,
+                    delivered: Cell::new(0),
                     sent_from_outside: None,
                     dying: None,
                     notice: None,

@@ -199,6 +199,34 @@ fn one_category_can_be_read_again() {
 }
 
 #[test]
+fn a_handler_for_one_signal_is_read_again_when_it_has_run() {
+    let mut guest = python(
+        "handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: None)\n\
+         c.sysv_signal(signal.SIGUSR1, handler); signal.signal(signal.SIGUSR2, lambda *a: None)\n\
+         ready()\n\
+         for line in sys.stdin:\n\
+         \x20   os.kill(os.getpid(), int(line)); print('done', flush=True)",
+    );
+    let (mut tree, pid, _) = seize(&guest);
+    let mut actions = Vec::new();
+    let position = libc::SIGUSR1 as usize - 1;
+    let mut stopped = tree.stop().unwrap();
+    stopped.survey_signal_actions(pid, &mut actions).unwrap();
+    stopped.resume().unwrap();
+    assert!(actions[position].handler > 1);
+    for (signal, is_stale) in [(libc::SIGUSR2, false), (libc::SIGUSR1, true)] {
+        guest.tell(&mut tree, &signal.to_string());
+        let stopped = tree.stop().unwrap();
+        let found = stopped.signal_actions_are_stale(pid, &actions).unwrap();
+        assert_eq!(found, is_stale, "signal {signal}");
+    }
+    let mut stopped = tree.stop().unwrap();
+    stopped.survey_signal_actions(pid, &mut actions).unwrap();
+    assert_eq!(actions[position].handler, libc::SIG_DFL as u64);
+    assert!(!stopped.signal_actions_are_stale(pid, &actions).unwrap());
+}
+
+#[test]
 fn threads_and_memory_layout() {
     let guest = python(
         "def work():\n\

@@ -89,9 +89,11 @@ impl Followed {
                 return Ok(true);
             }
         };
+        let actions = due.signal_actions
+            || stopped.signal_actions_are_stale(self.pid, &state.signal_actions)?;
         let latest_ns = now_ns() + self.timers_took_ns;
         let timers = due.timers || stopped.timers_are_stale(self.pid, state, latest_ns)?;
-        if due.signal_actions {
+        if actions {
             stopped.survey_signal_actions(self.pid, &mut state.signal_actions)?;
         }
         if due.settings {
@@ -102,7 +104,7 @@ impl Followed {
             stopped.survey_timers(self.pid, state)?;
             self.timers_took_ns = now_ns() - began_ns;
         }
-        Ok(due.signal_actions || due.settings || timers)
+        Ok(actions || due.settings || timers)
     }
 
     fn changed_state(&mut self, surveyed: bool, pending: &[SignalInfo]) -> Option<ProcessState> {

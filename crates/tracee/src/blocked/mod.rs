@@ -261,6 +261,9 @@ impl Tree {
             return Ok(());
         };
         let host_pid = process.host_pid;
+        process
+            .delivered
+            .set(process.delivered.get() | 1 << (signal - 1));
         let reissued = thread.reissued.take();
         let registers = registers_from_user(&ptrace::registers(tid.0)?);
         if let Some((again, interrupted)) = reissued

@@ -61,10 +61,24 @@ impl Stopped<'_> {
         settings.answer(&results, tid, &mut state)?;
         self.read_files(pid, &mut state)?;
         state.posix_timers = self.posix_timers(pid)?;
+        self.process(pid)?.delivered.set(0);
         Ok(state)
     }
 
-    /// Reads the signal actions of a process again: after `Change::SignalActions` was announced.
+    /// Whether the kernel may have changed signal actions since they were read, which nothing
+    /// announces: it takes a handler of one signal only (`SA_RESETHAND`) away as it runs it.
+    pub fn signal_actions_are_stale(
+        &self,
+        pid: Pid,
+        actions: &[SignalAction],
+    ) -> Result<bool, TraceError> {
+        let is_for_once = |action: &SignalAction| action.flags & libc::SA_RESETHAND as u64 != 0;
+        let delivered = self.process(pid)?.delivered.get();
+        Ok(delivered & handled_signals_where(actions, is_for_once) != 0)
+    }
+
+    /// Reads the signal actions of a process again: after `Change::SignalActions` was announced, or
+    /// when [`Stopped::signal_actions_are_stale`].
     pub fn survey_signal_actions(
         &mut self,
         pid: Pid,
@@ -74,7 +88,9 @@ impl Stopped<'_> {
         let mut batch = self.remote(tid);
         let question = ActionQuestion::ask(&mut batch)?;
         let results = batch.run()?;
-        question.answer(&results, tid, actions)
+        question.answer(&results, tid, actions)?;
+        self.process(pid)?.delivered.set(0);
+        Ok(())
     }
 
     /// Reads credentials, and all of `state` that is neither signals nor timers, again: after
@@ -173,12 +189,19 @@ impl Stopped<'_> {
 
 /// The signals that run a handler, as a set in which bit 0 is signal 1.
 pub fn handled_signals(actions: &[SignalAction]) -> u64 {
+    handled_signals_where(actions, |_| true)
+}
+
+fn handled_signals_where(
+    actions: &[SignalAction],
+    is_meant: impl Fn(&SignalAction) -> bool,
+) -> u64 {
     let (default, ignore) = (libc::SIG_DFL as u64, libc::SIG_IGN as u64);
     let is_handled = |action: &SignalAction| ![default, ignore].contains(&action.handler);
     let handled = actions
         .iter()
         .enumerate()
-        .filter(|(_, action)| is_handled(action));
+        .filter(|(_, action)| is_handled(action) && is_meant(action));
     handled.fold(0, |set, (position, _)| set | 1 << position)
 }
 

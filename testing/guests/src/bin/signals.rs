@@ -30,6 +30,7 @@ impl Guest for Signals {
         )?;
         signals::handle(libc::SIGRTMIN() + 1, 0, &[])?;
         signals::handle(libc::SIGUSR2, libc::SA_NODEFER, &[])?;
+        signals::handle(libc::SIGVTALRM, libc::SA_RESETHAND, &[])?;
         // The traps by which the replica is built must leave its action alone.
         signals::handle(libc::SIGTRAP, libc::SA_ONSTACK, &[libc::SIGHUP])?;
         signals::dispose(libc::SIGHUP, libc::SIG_IGN)?;
@@ -74,6 +75,7 @@ impl Guest for Signals {
             signals::masked(),
             vec![libc::SIGALRM, libc::SIGRTMIN() + 5, 64],
         )?;
+        self.handler_for_one_signal(ours)?;
         let expected = (self.stack.address(), 0, STACK_PAGES * PAGE);
         same("alternate stack", signals::alternate_stack()?, expected)?;
         self.handlers().context("handlers")?;
@@ -88,6 +90,21 @@ impl Guest for Signals {
 }
 
 impl Signals {
+    /// Set in one round and gone, by the kernel, in the next; no call of ours tells of that.
+    fn handler_for_one_signal(&self, ours: usize) -> Result<()> {
+        let is_set = self.round.is_multiple_of(2);
+        let expected = if is_set { ours } else { libc::SIG_DFL };
+        let found = signals::action(libc::SIGVTALRM)?.0;
+        same("handler for one signal", found, expected)?;
+        if is_set {
+            let before = HANDLED.load(Ordering::SeqCst);
+            signals::raise(libc::SIGVTALRM)?;
+            same("handled", HANDLED.load(Ordering::SeqCst), before + 1)
+        } else {
+            Ok(signals::handle(libc::SIGVTALRM, libc::SA_RESETHAND, &[])?)
+        }
+    }
+
     fn handlers(&self) -> Result<()> {
         let before = HANDLED.load(Ordering::SeqCst);
         signals::raise(libc::SIGUSR1)?;
