@@ -7,7 +7,7 @@ use super::signals::Awaited;
 use super::threads::Threads;
 use crate::clock::now_ns;
 use crate::steps::{EpochStep, StepClock};
-use unbroken_image::{Pid, ProcessDelta, ProcessState, SignalInfo};
+use unbroken_image::{Pid, ProcessDelta, ProcessState};
 use unbroken_tracee::{HostPid, ProcessReading, Stopped};
 
 /// One process of the service while it is replicated.
@@ -44,15 +44,14 @@ impl Followed {
         clock: &mut StepClock,
     ) -> Result<ProcessDelta, CaptureError> {
         let surveyed = self.survey(stopped, due, is_new)?;
-        let mut reading = std::mem::take(&mut self.reading);
-        stopped.read_process(self.pid, &mut reading)?;
-        let state = self.changed_state(surveyed, &reading.shared_pending);
+        stopped.read_process(self.pid, &mut self.reading)?;
+        let state = self.changed_state(surveyed);
         let actions = self.state.as_ref().map(|state| &state.signal_actions[..]);
         let awaited = Awaited::by(actions.unwrap_or_default());
         let mut threads = Vec::new();
-        self.threads.capture(&mut reading, awaited, &mut threads)?;
+        self.threads
+            .capture(&mut self.reading, awaited, &mut threads)?;
         due.threads_ended = self.threads.have_ended();
-        self.reading = reading;
         clock.done(EpochStep::Registers);
         let memory = self
             .memory
@@ -80,10 +79,10 @@ impl Followed {
         due: &Due,
         is_new: bool,
     ) -> Result<bool, CaptureError> {
+        let began_ns = now_ns();
         let state = match &mut self.state {
             Some(state) if !(due.everything || is_new) => state,
             state => {
-                let began_ns = now_ns();
                 *state = Some(stopped.survey_process(self.pid)?);
                 self.timers_took_ns = now_ns() - began_ns;
                 return Ok(true);
@@ -91,7 +90,7 @@ impl Followed {
         };
         let actions = due.signal_actions
             || stopped.signal_actions_are_stale(self.pid, &state.signal_actions)?;
-        let latest_ns = now_ns() + self.timers_took_ns;
+        let latest_ns = began_ns + self.timers_took_ns;
         let timers = due.timers || stopped.timers_are_stale(self.pid, state, latest_ns)?;
         if actions {
             stopped.survey_signal_actions(self.pid, &mut state.signal_actions)?;
@@ -100,20 +99,18 @@ impl Followed {
             stopped.survey_settings(self.pid, state)?;
         }
         if timers {
-            let began_ns = now_ns();
             stopped.survey_timers(self.pid, state)?;
             self.timers_took_ns = now_ns() - began_ns;
         }
         Ok(actions || due.settings || timers)
     }
 
-    fn changed_state(&mut self, surveyed: bool, pending: &[SignalInfo]) -> Option<ProcessState> {
-        let state = self.state.as_mut()?;
-        if !surveyed && state.shared_pending == pending {
+    fn changed_state(&mut self, surveyed: bool) -> Option<ProcessState> {
+        let (state, pending) = (self.state.as_mut()?, &self.reading.shared_pending);
+        if !surveyed && state.shared_pending == *pending {
             return None;
         }
-        state.shared_pending.clear();
-        state.shared_pending.extend_from_slice(pending);
+        state.shared_pending.clone_from(pending);
         Some(state.clone())
     }
 
