@@ -15,6 +15,7 @@ mod objects;
 mod process;
 mod signals;
 mod sockets;
+mod state;
 mod threads;
 
 use crate::clock::now_ns;
@@ -401,13 +402,14 @@ impl Capture {
     }
 
     /// I7: what we believe against what is.
-    fn verify_mirror(&mut self, stopped: &Stopped<'_>) -> Result<(), CaptureError> {
+    fn verify_mirror(&mut self, stopped: &mut Stopped<'_>) -> Result<(), CaptureError> {
         let followed = self.followed.as_ref().ok_or(CaptureError::ProcessGone)?;
         let process = stopped.process(followed.pid)?;
         let map = unbroken_tracee::memory_map::verify(process, followed.memory.map())?;
         if let Some(difference) = map {
             return Err(CaptureError::Mirror(difference));
         }
+        followed.state.verify(stopped, followed.pid)?;
         self.objects.verify()
     }
 }

@@ -3,11 +3,10 @@
 use super::CaptureError;
 use super::announcements::Due;
 use super::memory::Memory;
-use super::signals::Awaited;
+use super::state::StateMirror;
 use super::threads::Threads;
-use crate::clock::now_ns;
 use crate::steps::{EpochStep, StepClock};
-use unbroken_image::{Pid, ProcessDelta, ProcessState};
+use unbroken_image::{Pid, ProcessDelta};
 use unbroken_tracee::{HostPid, ProcessReading, Stopped};
 
 /// One process of the service while it is replicated.
@@ -16,9 +15,7 @@ pub(super) struct Followed {
     pub host_pid: HostPid,
     pub memory: Memory,
     pub threads: Threads,
-    state: Option<ProcessState>,
-    /// How long the reading of its timers took.
-    timers_took_ns: u64,
+    pub state: StateMirror,
     reading: ProcessReading,
 }
 
@@ -29,8 +26,7 @@ impl Followed {
             host_pid,
             memory,
             threads: Threads::default(),
-            state: None,
-            timers_took_ns: 0,
+            state: StateMirror::default(),
             reading: ProcessReading::default(),
         }
     }
@@ -43,11 +39,10 @@ impl Followed {
         is_new: bool,
         clock: &mut StepClock,
     ) -> Result<ProcessDelta, CaptureError> {
-        let surveyed = self.survey(stopped, due, is_new)?;
+        let surveyed = self.state.survey(stopped, self.pid, due, is_new)?;
         stopped.read_process(self.pid, &mut self.reading)?;
-        let state = self.changed_state(surveyed);
-        let actions = self.state.as_ref().map(|state| &state.signal_actions[..]);
-        let awaited = Awaited::by(actions.unwrap_or_default());
+        let state = self.state.changed(surveyed, &self.reading.shared_pending);
+        let awaited = self.state.awaited();
         let mut threads = Vec::new();
         self.threads
             .capture(&mut self.reading, awaited, &mut threads)?;
@@ -68,50 +63,6 @@ impl Followed {
         self.read_attributes(stopped, due, is_new, &mut delta)?;
         clock.done(EpochStep::Registers);
         Ok(delta)
-    }
-
-    /// Surveys what may have changed of the process's state; false when nothing may have. Before its
-    /// signals are read: one of a timer that fires meanwhile is then in an epoch twice rather than
-    /// not at all.
-    fn survey(
-        &mut self,
-        stopped: &mut Stopped<'_>,
-        due: &Due,
-        is_new: bool,
-    ) -> Result<bool, CaptureError> {
-        let began_ns = now_ns();
-        let state = match &mut self.state {
-            Some(state) if !(due.everything || is_new) => state,
-            state => {
-                *state = Some(stopped.survey_process(self.pid)?);
-                self.timers_took_ns = now_ns() - began_ns;
-                return Ok(true);
-            }
-        };
-        let actions = due.signal_actions
-            || stopped.signal_actions_are_stale(self.pid, &state.signal_actions)?;
-        let latest_ns = began_ns + self.timers_took_ns;
-        let timers = due.timers || stopped.timers_are_stale(self.pid, state, latest_ns)?;
-        if actions {
-            stopped.survey_signal_actions(self.pid, &mut state.signal_actions)?;
-        }
-        if due.settings {
-            stopped.survey_settings(self.pid, state)?;
-        }
-        if timers {
-            stopped.survey_timers(self.pid, state)?;
-            self.timers_took_ns = now_ns() - began_ns;
-        }
-        Ok(actions || due.settings || timers)
-    }
-
-    fn changed_state(&mut self, surveyed: bool) -> Option<ProcessState> {
-        let (state, pending) = (self.state.as_mut()?, &self.reading.shared_pending);
-        if !surveyed && state.shared_pending == *pending {
-            return None;
-        }
-        state.shared_pending.clone_from(pending);
-        Some(state.clone())
     }
 
     /// What belongs to threads and rarely changes: of all threads of a new link, of new threads,
