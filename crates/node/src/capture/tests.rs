@@ -169,7 +169,13 @@ fn no_epoch_follows_a_capture_that_failed() {
 fn a_change_that_nobody_announced_is_told() {
     let anonymous = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
     let map = [0, PAGE_SIZE, libc::PROT_READ as u64, anonymous, u64::MAX, 0];
-    for (number, arguments) in [(libc::SYS_dup, &[0][..]), (libc::SYS_mmap, &map)] {
+    let changes = [
+        (libc::SYS_dup, &[0][..]),
+        (libc::SYS_mmap, &map),
+        (libc::SYS_umask, &[0o70]),
+        (libc::SYS_alarm, &[1000]),
+    ];
+    for (number, arguments) in changes {
         let service = Service::start();
         let mut tree = Tree::seize(&[service.pid()], true).unwrap();
         let (mut capture, mut journal) = filled(&mut tree);
