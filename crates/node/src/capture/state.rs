@@ -76,6 +76,10 @@ impl StateMirror {
         let Some(believed) = &self.state else {
             return Ok(());
         };
+        // Of one that is being killed the caller makes no epoch.
+        if stopped.is_broken() {
+            return Ok(());
+        }
         let began_ns = now_ns();
         let found = match stopped.survey_process(pid) {
             // It ends, or has called vfork: nobody is there to ask.
