@@ -2,7 +2,8 @@
 //!
 //! A stop makes them today. Whoever takes them needs none: a thread that waits can be read whole
 //! while it sleeps, and what was seen of it then is the same as what a stop would have shown
-//! (HAZARDS 175, 176). Where a process has to act itself, as in a survey, [`Stopped`] is asked for.
+//! (KERNEL.md, What a thread looks like from outside). Where a process has to act itself, as in a
+//! survey, [`Stopped`] is asked for.
 
 use crate::TraceError;
 use crate::blocked::wait::Wait;
@@ -92,8 +93,7 @@ impl Stopped<'_> {
     }
 }
 
-/// The set has the same length for every thread and at any time (arch/x86/kernel/ptrace.c,
-/// `update_regset_xstate_info`): a buffer that was filled once fits.
+/// A buffer that was filled once fits (KERNEL.md, Length of the extended state).
 fn read_extended_state(tid: HostTid, buffer: &mut Vec<u8>) -> Result<(), TraceError> {
     // Large enough for every component of today's processors, AMX tiles included (11,008).
     const ENOUGH_BYTES: usize = 16 * 1024;

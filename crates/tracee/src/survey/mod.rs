@@ -66,7 +66,7 @@ impl Stopped<'_> {
     }
 
     /// Whether the kernel may have changed signal actions since they were read, which nothing
-    /// announces: it takes a handler of one signal only (`SA_RESETHAND`) away as it runs it.
+    /// announces (KERNEL.md, A handler for one signal).
     pub fn signal_actions_are_stale(
         &self,
         pid: Pid,
