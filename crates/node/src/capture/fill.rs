@@ -156,7 +156,7 @@ fn keep_readable(
 }
 
 /// Publishes a record that is no epoch, waiting for room while the service runs.
-fn publish_part(
+pub(super) fn publish_part(
     journal: &mut JournalWriter,
     record: &Record,
     content: &[u8],

@@ -148,7 +148,7 @@ impl Capture {
         &mut self,
         tree: &mut Tree,
         line: &Line,
-        journal: JournalWriter,
+        mut journal: JournalWriter,
     ) -> Result<(), CaptureError> {
         self.unlink();
         self.objects.prepare();
@@ -156,6 +156,7 @@ impl Capture {
         let (pid, host_pid, leader) = only_process(&stopped)?;
         // Before anything is sent for nothing: is there something that no replica can have?
         refuse_lost_relatives(stopped.process(pid)?)?;
+        let birth = stopped.process(pid)?.birth()?;
         if !stopped.has_blob(leader) {
             stopped.install_blob(leader)?;
         }
@@ -170,7 +171,9 @@ impl Capture {
         let hearing = Hearing::new(self.service_core, self.verify);
         let memory = Memory::install(&mut stopped, leader, hearing)?;
         stopped.resume()?;
-        self.followed = Some(Followed::new(pid, host_pid, leader, memory));
+        // First of all: what it is told of next is this process's.
+        fill::publish_part(&mut journal, &Record::Birth(birth), &[], &mut self.description)?;
+        self.followed = Some(Followed::new(birth, host_pid, leader, memory));
         self.link = Some(Link {
             journal,
             fill: Some(Fill::default()),
@@ -449,7 +452,7 @@ fn page_count(process: &ProcessDelta) -> u64 {
 fn only_process(stopped: &Stopped<'_>) -> Result<(Pid, HostPid, HostTid), CaptureError> {
     let mut processes = stopped.processes();
     let first = processes.next().ok_or(CaptureError::ProcessGone)?;
-    let others = processes.count();
+    let others = processes.count() + usize::from(stopped.any_dies());
     if others > 0 {
         return Err(CaptureError::Forked(others + 1));
     }

@@ -5,13 +5,14 @@ use super::announcements::Due;
 use super::memory::Memory;
 use super::threads::Threads;
 use crate::steps::{EpochStep, StepClock};
-use unbroken_image::{Pid, ProcessDelta, ProcessState, SignalInfo};
+use unbroken_image::{Birth, Pid, ProcessDelta, ProcessState, SignalInfo};
 use unbroken_tracee::{HostPid, HostTid, Stopped};
 
 /// One process of the service while it is replicated.
 pub(super) struct Followed {
     pub pid: Pid,
     pub host_pid: HostPid,
+    parent: Pid,
     leader: HostTid,
     pub memory: Memory,
     pub threads: Threads,
@@ -20,10 +21,11 @@ pub(super) struct Followed {
 }
 
 impl Followed {
-    pub fn new(pid: Pid, host_pid: HostPid, leader: HostTid, memory: Memory) -> Followed {
+    pub fn new(birth: Birth, host_pid: HostPid, leader: HostTid, memory: Memory) -> Followed {
         Followed {
-            pid,
+            pid: birth.pid,
             host_pid,
+            parent: birth.parent,
             leader,
             memory,
             threads: Threads::default(),
@@ -61,7 +63,7 @@ impl Followed {
         clock.done(EpochStep::Scan);
         let mut delta = ProcessDelta {
             pid: self.pid,
-            parent: Pid(1),
+            parent: self.parent,
             threads,
             memory,
             state,

@@ -78,7 +78,9 @@ impl Tracer {
                 }
                 Some(Event::Exiting { death, crashed, .. }) => {
                     self.last_end = End { death, crashed };
-                    if self.is_last_process() && !self.last_dies() {
+                    if !self.is_last_process() {
+                        self.report_processes();
+                    } else if !self.last_dies() {
                         return;
                     }
                 }
@@ -234,7 +236,8 @@ impl Tracer {
             .filter(|process| process.dying().is_none())
             .map(|process| process.host_pid.0)
             .collect();
-        let count = pids.len();
+        // One that dies counts until it has ended: what it leaves behind finds another parent then.
+        let count = self.tree.processes().len();
         self.line.report(Report::Pids(pids));
         if count > 1 && !self.forked {
             self.forked = true;
