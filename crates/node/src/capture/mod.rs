@@ -172,7 +172,12 @@ impl Capture {
         let memory = Memory::install(&mut stopped, leader, hearing)?;
         stopped.resume()?;
         // First of all: what it is told of next is this process's.
-        fill::publish_part(&mut journal, &Record::Birth(birth), &[], &mut self.description)?;
+        fill::publish_part(
+            &mut journal,
+            &Record::Birth(birth),
+            &[],
+            &mut self.description,
+        )?;
         self.followed = Some(Followed::new(birth, host_pid, leader, memory));
         self.link = Some(Link {
             journal,

@@ -182,11 +182,7 @@ fn session_of(stopped: &mut Stopped<'_>, pid: Pid) -> Result<Pid, ReplicaError> 
 }
 
 /// Whether a process group has any member, as process `asker` sees it.
-fn group_stands(
-    stopped: &mut Stopped<'_>,
-    asker: Pid,
-    group: Pid,
-) -> Result<bool, ReplicaError> {
+fn group_stands(stopped: &mut Stopped<'_>, asker: Pid, group: Pid) -> Result<bool, ReplicaError> {
     let leader = stopped.process(asker)?.leader();
     let mut calls = Calls::new(stopped, leader);
     let members = i64::from(-group.0).cast_unsigned();

@@ -1,5 +1,6 @@
 //! A guest under protection, and the conversation with it.
 
+mod background;
 mod network;
 mod passing;
 mod text;
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use unbroken_harness::{
-    KillPlan, Launch, PATIENCE, Random, Scratch, Service, Signal, Target, send,
+    Ended, KillPlan, Launch, PATIENCE, Random, Scratch, Service, Signal, Target, send,
 };
 use unbroken_scenarios::{PORT, host};
 
@@ -27,6 +28,11 @@ pub struct Guest {
 impl Guest {
     /// Starts it in a host of its own, with more options of `unbroken run`.
     pub fn start(program: &str, options: &[&str]) -> Result<Self> {
+        Self::start_as(program, &[], options)
+    }
+
+    /// As [`Guest::start`], with more words for the guest itself.
+    pub fn start_as(program: &str, words: &[&str], options: &[&str]) -> Result<Self> {
         let random = host()?;
         let directory = Scratch::new(&format!("guest-{program}"))?;
         open_to_all(directory.path())?;
@@ -36,7 +42,9 @@ impl Guest {
             directory.path().into(),
         ];
         let command = command.map(|word| word.to_string_lossy().into_owned());
-        let launch = Launch::new(program, command.to_vec()).option(options);
+        let words = words.iter().map(ToString::to_string);
+        let command = command.into_iter().chain(words).collect();
+        let launch = Launch::new(program, command).option(options);
         let service = Service::start(&launch)?;
         let address = service.listening(PORT)?;
         let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
@@ -217,10 +225,28 @@ impl Guest {
         self.stop()
     }
 
+    /// Says a line after which the guest ends by itself; how `unbroken run` ends then.
+    pub fn end_by(mut self, words: &str) -> Result<Ended> {
+        writeln!(self.conversation.get_ref(), "{words}")?;
+        let ended = self.service.wait_end()?;
+        self.service.assert_gone()?;
+        Ok(ended)
+    }
+
+    /// Signals `unbroken run`, which passes it on.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        send(self.service.front_pid(), signal)?;
+        Ok(())
+    }
+
     /// Ends the guest; nothing of it may be left.
     pub fn stop(self) -> Result<()> {
-        self.service.stop()?;
-        Ok(())
+        self.end_by_stop().map(drop)
+    }
+
+    /// As [`Guest::stop`]; how `unbroken run` ended.
+    pub fn end_by_stop(self) -> Result<Ended> {
+        self.service.stop()
     }
 }
 
