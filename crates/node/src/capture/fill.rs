@@ -21,9 +21,9 @@ const PIECE_BYTES: usize = (PAGES_PER_PIECE * PAGE_SIZE) as usize + (1 << 20);
 /// While a fill waits for room the service's threads have their events seen to this often.
 const MOMENT: Duration = Duration::from_millis(1);
 
-/// The rounds of one fill.
-#[derive(Default)]
+/// The rounds of one process's fill.
 pub(super) struct Fill {
+    pub pid: Pid,
     rounds: u32,
     found: u64,
     /// What the current round has not sent, last first.
@@ -34,10 +34,20 @@ pub(super) struct Fill {
 }
 
 impl Fill {
+    pub fn new(pid: Pid) -> Fill {
+        Fill {
+            pid,
+            rounds: 0,
+            found: 0,
+            left: Vec::new(),
+            is_mapped: false,
+            stuck_since: None,
+        }
+    }
+
     /// Sends one piece while the service runs; true when the rest fits a pause.
     pub fn send_some(
         &mut self,
-        pid: Pid,
         memory: &mut Memory,
         process: &Process,
         journal: &mut JournalWriter,
@@ -74,12 +84,11 @@ impl Fill {
             // Something was unmapped meanwhile: the epoch's map says what is left of it.
             keep_readable(memory, process, &mut delta.pages, &mut content);
         }
-        publish_part(
-            journal,
-            &Record::Memory { pid, memory: delta },
-            &content,
-            description,
-        )?;
+        let record = Record::Memory {
+            pid: self.pid,
+            memory: delta,
+        };
+        publish_part(journal, &record, &content, description)?;
         Ok(false)
     }
 

@@ -2,7 +2,7 @@
 //! every epoch.
 
 use super::CaptureError;
-use super::announcements::Due;
+use super::announcements::DueObjects;
 use super::closed::{self, Closed};
 use super::sockets::{Pass, Sockets};
 use crate::clock::now_ns;
@@ -168,7 +168,7 @@ impl Objects {
     /// Reads what may have changed since the last capture. The caller holds `closings`' sockets.
     pub fn update(
         &mut self,
-        due: &Due,
+        due: &DueObjects,
         activity: &Activity,
         sent: &SentBytes,
         closings: &Closings,
