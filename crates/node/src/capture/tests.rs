@@ -18,7 +18,9 @@ struct Service(Child);
 impl Service {
     fn start() -> Service {
         // Whoever runs the tests may leave pipes open to them, which no replica can have.
-        let program = "import os, signal; os.closerange(3, 4096); signal.pause()";
+        let program = "import os, signal; os.closerange(3, 4096)
+signal.signal(signal.SIGUSR1, lambda *_: os.execv('/bin/sleep', ['sleep', '1000']))
+signal.pause()";
         let mut command = Command::new("/usr/bin/python3");
         command.args(["-c", program]);
         for set in [Command::stdin, Command::stdout, Command::stderr] {
@@ -38,9 +40,9 @@ impl Service {
         self.0.id().cast_signed()
     }
 
-    fn kill(&self) {
+    fn signal(&self, signal: Signal) {
         let pid = RawPid::from_raw(self.pid()).expect("a pid");
-        kill_process(pid, Signal::KILL).expect("kill the service");
+        kill_process(pid, signal).expect("signal the service");
     }
 }
 
@@ -169,9 +171,29 @@ fn a_service_killed_while_it_is_read_makes_no_epoch() {
     let (mut capture, mut journal) = filled(&mut tree);
     epoch(&mut capture, &mut tree, || {}).unwrap();
     assert_eq!(last_published(&mut journal), 1);
-    let result = epoch(&mut capture, &mut tree, || service.kill()).map(drop);
+    let result = epoch(&mut capture, &mut tree, || service.signal(Signal::KILL)).map(drop);
     assert!(matches!(result, Err(CaptureError::Killed)), "{result:?}");
     assert_eq!(last_published(&mut journal), 1);
+}
+
+/// What a stop finds behind an exec has new registers, and memory that nobody follows (I2).
+#[test]
+fn no_epoch_is_of_another_program() {
+    let service = Service::start();
+    let mut tree = Tree::seize(&[service.pid()], true).unwrap();
+    let (mut capture, mut journal) = filled(&mut tree);
+    // What calls change on the way there is not announced here.
+    capture.verify = false;
+    service.signal(Signal::USR1);
+    let mut epochs = 0;
+    let error = loop {
+        match epoch(&mut capture, &mut tree, || {}) {
+            Ok(_) => epochs += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, CaptureError::Executed), "{error:?}");
+    assert_eq!(last_published(&mut journal), epochs);
 }
 
 /// A capture that failed has taken changes that no epoch has: the next would lack them (I2, I5).

@@ -96,15 +96,22 @@ impl FollowedTree {
         Ok(deltas)
     }
 
-    /// That the service has these processes and no others.
+    /// That the service has these processes and no others, and that they have these programs: an
+    /// exec that comes while all are stopped is reported later.
     fn refuse_others(&self, stopped: &Stopped<'_>) -> Result<(), CaptureError> {
-        if stopped.any_dies() || !stopped.processes().map(|it| it.pid).eq(self.pids()) {
-            return match stopped.processes().count() + usize::from(stopped.any_dies()) {
-                0 | 1 => Err(CaptureError::ProcessGone),
-                count => Err(CaptureError::Forked(count)),
-            };
+        let count = stopped.processes().count() + usize::from(stopped.any_dies());
+        if count > self.processes.len() {
+            return Err(CaptureError::Forked(count));
         }
-        Ok(())
+        if !stopped.processes().map(|it| it.pid).eq(self.pids()) {
+            return Err(CaptureError::ProcessGone);
+        }
+        let mut leaders = self.processes.iter().map(|it| it.candidate.leader);
+        if leaders.all(|leader| stopped.has_blob(leader)) {
+            Ok(())
+        } else {
+            Err(CaptureError::Executed)
+        }
     }
 
     /// Reads the pages of `processes` one after the other into `content`.

@@ -272,12 +272,10 @@ impl Tracer {
         }
     }
 
-    /// A new program has nothing of the old one's memory, blob or tracking: a new fill.
+    /// What was followed of the old program is gone: a new fill.
     fn executed(&mut self) {
         if self.capture.is_linked() {
-            self.capture.unlink();
-            self.line
-                .report(Report::Broken("it executed another program".to_owned()));
+            self.capture_failed(&CaptureError::Executed);
         }
         self.report_processes();
     }
