@@ -6,10 +6,13 @@ use unbroken_harness::{Ended, Signal};
 
 use super::Guest;
 
-/// Every way to leave, through kills; then a signal that was sent to `run`, and the last word.
+/// A way to leave, through deaths of the server and of ours; then a signal that was sent to `run`,
+/// and the last word.
 fn left(way: &str) -> Result<()> {
     let mut guest = Guest::start_as("background", &[way], &[])?;
     guest.set_up_and_check()?;
+    guest.outlive_primaries()?;
+    guest.tell("check")?;
     guest.signal(Signal::SIGUSR1)?;
     guest.tell("signalled")?;
     let ended = guest.end_by("exit 7")?;

@@ -107,6 +107,26 @@ impl Guest {
         Ok(())
     }
 
+    /// Kills the primary: first while it is protected, so that the replica goes on, then beside a
+    /// standby that is not ready, which takes hold of the service as it runs.
+    pub fn outlive_primaries(&mut self) -> Result<()> {
+        let plan = KillPlan::new(Target::Primary, 1);
+        self.service
+            .kill_repeatedly(&plan, &mut self.random, |_| {})?;
+        let before = self.service.kill(Target::Standby, Signal::SIGKILL)?;
+        let status = self.service.wait_for("another standby", |status| {
+            status.standby_pid.is_some() && status.standby_pid != before.standby_pid
+        })?;
+        let standby = status.standby_pid.unwrap_or_default();
+        send(standby, Signal::SIGSTOP)?;
+        self.service.kill(Target::Primary, Signal::SIGKILL)?;
+        send(standby, Signal::SIGCONT)?;
+        self.service.wait_for("protection by others", |status| {
+            status.is_protected() && status.primary_pid == Some(standby)
+        })?;
+        Ok(())
+    }
+
     /// Waits until the status says that it is not protected, and why.
     pub fn wait_unprotected(&self, why: &str) -> Result<()> {
         self.service
