@@ -154,9 +154,7 @@ impl Objects {
         self.of_threads.clear();
         self.moved_quietly.clear();
         self.changes.clear();
-        if let [source] = &*sources {
-            self.sockets.follow(source.pid, source.host_pid);
-        }
+        self.sockets.follow(&sources);
         self.mirror.survey(sources, &mut self.changes)?;
         // Until an epoch of this is committed the service is what there is: no socket of it may be
         // left in repair mode by a kill.
