@@ -67,8 +67,8 @@ impl FollowedTree {
             due.everything = objects.everything;
             for announcement in heard {
                 // A thread that has ended may have been any process's.
-                let thread = stopped.thread(HostTid(announcement.thread.cast_signed()));
-                if is_alone || thread.is_none_or(|(process, _)| process.pid == pid) {
+                let thread = || stopped.thread(HostTid(announcement.thread.cast_signed()));
+                if is_alone || thread().is_none_or(|(process, _)| process.pid == pid) {
                     due.take(pid, announcement, objects);
                 }
             }

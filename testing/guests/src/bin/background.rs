@@ -106,6 +106,7 @@ impl Background {
             "same-session" => pid == 3 && [group, session] == [2, 2],
             "twice" => pid == 4 && [group, session] == [3, 3],
             "other-group" => pid == 4 && [group, session] == [3, 2],
+            "thrice" => pid == 5 && [group, session] == [4, 3],
             "high" => pid > SHORT_LIVES as i32 && [group, session] == [pid, pid],
             _ => false,
         };
@@ -169,6 +170,14 @@ fn go(way: &str) -> Result<()> {
         }
         "other-group" => {
             let ready = leave_when_ready()?;
+            setpgid(none, none)?;
+            leave(|| {}, 0)?;
+            drop(ready);
+        }
+        "thrice" => {
+            let ready = leave_when_ready()?;
+            setsid()?;
+            leave(|| {}, 0)?;
             setpgid(none, none)?;
             leave(|| {}, 0)?;
             drop(ready);

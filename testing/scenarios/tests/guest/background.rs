@@ -43,6 +43,12 @@ fn a_server_in_the_group_of_one_that_ended_is_protected() -> Result<()> {
     left("other-group")
 }
 
+/// Both of processes that have ended, and neither of the first.
+#[test]
+fn a_server_that_forked_thrice_is_protected() -> Result<()> {
+    left("thrice")
+}
+
 /// The first process has ended before anybody else does anything.
 #[test]
 fn a_server_whose_first_process_did_not_wait_is_protected() -> Result<()> {
