@@ -10,7 +10,6 @@ mod candidate;
 mod closed;
 mod error;
 mod fill;
-mod hearing;
 mod memory;
 mod objects;
 mod process;
@@ -18,6 +17,7 @@ mod sockets;
 mod threads;
 mod tree;
 mod wire;
+mod write_fault_listener;
 
 use crate::clock::now_ns;
 use crate::config::Config;
@@ -28,7 +28,6 @@ use announcements::DueObjects;
 use candidate::Candidate;
 pub use error::CaptureError;
 use fill::Fill;
-use hearing::Hearing;
 use objects::{Objects, ObjectsDelta};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -39,6 +38,7 @@ use unbroken_link::{Cause, JournalRoom, JournalWriter, Record};
 use unbroken_tracee::{Stopped, Tree};
 use unbroken_wire::flows::Activity;
 pub use wire::{Pause, Wire};
+use write_fault_listener::WriteFaultListener;
 
 /// The way to one standby, and what is followed for it. A range of memory has room for one tracker:
 /// the next fill installs its own when these are gone.
@@ -167,8 +167,8 @@ impl Capture {
             .survey(sources, &wire.sent(), closings, &mut self.delta)?;
         drop(sockets);
         self.announcements.set_recording(true);
-        let hearing = || Hearing::new(self.service_core, self.verify);
-        let processes = FollowedTree::follow(&mut stopped, &candidates, hearing)?;
+        let listener = || WriteFaultListener::new(self.service_core, self.verify);
+        let processes = FollowedTree::follow(&mut stopped, &candidates, listener)?;
         stopped.resume()?;
         for candidate in &candidates {
             let birth = Record::Birth(candidate.birth);

@@ -3,9 +3,9 @@
 use super::CaptureError;
 use super::announcements::DueObjects;
 use super::candidate::Candidate;
-use super::hearing::Hearing;
 use super::memory::Memory;
 use super::process::Followed;
+use super::write_fault_listener::WriteFaultListener;
 use crate::stage::announcement::Announcement;
 use crate::steps::StepClock;
 use unbroken_image::{PAGE_SIZE, Pid, ProcessDelta};
@@ -22,10 +22,10 @@ impl FollowedTree {
     pub fn follow(
         stopped: &mut Stopped<'_>,
         candidates: &[Candidate],
-        hearing: impl Fn() -> Hearing,
+        listener: impl Fn() -> WriteFaultListener,
     ) -> Result<FollowedTree, CaptureError> {
         let processes = candidates.iter().map(|candidate| {
-            let memory = Memory::install(stopped, candidate.leader, hearing())?;
+            let memory = Memory::install(stopped, candidate.leader, listener())?;
             Ok(Followed::new(*candidate, memory))
         });
         let processes = processes.collect::<Result<_, CaptureError>>()?;
