@@ -16,7 +16,7 @@ pub(super) struct Candidate {
 impl Candidate {
     /// All processes of the service, of which there may be one in this version.
     pub fn all(stopped: &mut Stopped<'_>) -> Result<Vec<Candidate>, CaptureError> {
-        // One that dies counts: whom it leaves behind finds another parent when it has ended.
+        // One that dies counts (KERNEL.md, Orphans find another parent late).
         let count = stopped.processes().count() + usize::from(stopped.any_dies());
         if count > 1 {
             return Err(CaptureError::Forked(count));

@@ -99,9 +99,8 @@ pub(super) fn empty_first(
 
 /// Makes an empty process. Its parent stands already, or is stage init.
 ///
-/// A process gets its session and its group from the one that forks it, and can only leave them for
-/// new ones of its own. Those of a daemon are mostly of a process that has ended (HAZARDS 66): that
-/// one is made for a moment, so that there is something to be forked from.
+/// The session of a daemon, and often its group, are of a process that has ended: that one is made
+/// for a moment, so that there is something to be forked from (KERNEL.md, Sessions and groups).
 pub(super) fn create_process(stopped: &mut Stopped<'_>, birth: Birth) -> Result<(), ReplicaError> {
     let mut maker = Maker::of_child_of(stopped, birth.parent)?;
     let mut of_the_dead = Vec::new();
