@@ -2,7 +2,7 @@
 //! every epoch.
 
 use super::CaptureError;
-use super::announcements::Due;
+use super::announcements::DueObjects;
 use super::closed::{self, Closed};
 use super::sockets::{Pass, Sockets};
 use crate::clock::now_ns;
@@ -154,9 +154,7 @@ impl Objects {
         self.of_threads.clear();
         self.moved_quietly.clear();
         self.changes.clear();
-        if let [source] = &*sources {
-            self.sockets.follow(source.pid, source.host_pid);
-        }
+        self.sockets.follow(&sources);
         self.mirror.survey(sources, &mut self.changes)?;
         // Until an epoch of this is committed the service is what there is: no socket of it may be
         // left in repair mode by a kill.
@@ -168,7 +166,7 @@ impl Objects {
     /// Reads what may have changed since the last capture. The caller holds `closings`' sockets.
     pub fn update(
         &mut self,
-        due: &Due,
+        due: &DueObjects,
         activity: &Activity,
         sent: &SentBytes,
         closings: &Closings,

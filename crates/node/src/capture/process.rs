@@ -2,65 +2,69 @@
 
 use super::CaptureError;
 use super::announcements::Due;
+use super::candidate::Candidate;
 use super::memory::Memory;
 use super::state::StateMirror;
 use super::threads::Threads;
 use crate::steps::{EpochStep, StepClock};
 use unbroken_image::{Pid, ProcessDelta};
-use unbroken_tracee::{HostPid, ProcessReading, Stopped};
+use unbroken_tracee::{ProcessReading, Stopped};
 
 /// One process of the service while it is replicated.
 pub(super) struct Followed {
-    pub pid: Pid,
-    pub host_pid: HostPid,
+    pub candidate: Candidate,
     pub memory: Memory,
     pub threads: Threads,
+    pub due: Due,
     pub state: StateMirror,
     reading: ProcessReading,
 }
 
 impl Followed {
-    pub fn new(pid: Pid, host_pid: HostPid, memory: Memory) -> Followed {
+    pub fn new(candidate: Candidate, memory: Memory) -> Followed {
         Followed {
-            pid,
-            host_pid,
+            candidate,
             memory,
             threads: Threads::default(),
+            due: Due::default(),
             state: StateMirror::default(),
             reading: ProcessReading::default(),
         }
+    }
+
+    pub fn pid(&self) -> Pid {
+        self.candidate.birth.pid
     }
 
     /// What changed in it, without its descriptors and the content of its pages.
     pub fn read(
         &mut self,
         stopped: &mut Stopped<'_>,
-        due: &mut Due,
         is_new: bool,
         clock: &mut StepClock,
     ) -> Result<ProcessDelta, CaptureError> {
-        let surveyed = self.state.survey(stopped, self.pid, due, is_new)?;
-        stopped.read_process(self.pid, &mut self.reading)?;
+        let birth = self.candidate.birth;
+        let surveyed = self.state.survey(stopped, birth.pid, &self.due, is_new)?;
+        stopped.read_process(birth.pid, &mut self.reading)?;
         let state = self.state.changed(surveyed, &self.reading.shared_pending);
         let awaited = self.state.awaited();
         let mut threads = Vec::new();
         self.threads
             .capture(&mut self.reading, awaited, &mut threads)?;
-        due.threads_ended = self.threads.have_ended();
         clock.done(EpochStep::Registers);
         let memory = self
             .memory
-            .capture(stopped.process(self.pid)?, due, is_new)?;
+            .capture(stopped.process(birth.pid)?, &mut self.due, is_new)?;
         clock.done(EpochStep::Scan);
         let mut delta = ProcessDelta {
-            pid: self.pid,
-            parent: Pid(1),
+            pid: birth.pid,
+            parent: birth.parent,
             threads,
             memory,
             state,
             descriptors: Vec::new(),
         };
-        self.read_attributes(stopped, due, is_new, &mut delta)?;
+        self.read_attributes(stopped, is_new, &mut delta)?;
         clock.done(EpochStep::Registers);
         Ok(delta)
     }
@@ -70,10 +74,10 @@ impl Followed {
     fn read_attributes(
         &mut self,
         stopped: &mut Stopped<'_>,
-        due: &Due,
         is_new: bool,
         delta: &mut ProcessDelta,
     ) -> Result<(), CaptureError> {
+        let due = &self.due;
         for (thread, read) in delta.threads.iter_mut().zip(&self.reading.threads) {
             let host_tid = read.host_tid;
             let announced = due.all_threads || due.threads.contains(&host_tid.0.cast_unsigned());
@@ -88,7 +92,7 @@ impl Followed {
             }
         }
         if is_new || due.everything || due.settings || delta.memory.mappings.is_some() {
-            delta.memory.layout = Some(stopped.survey_memory_layout(self.pid)?);
+            delta.memory.layout = Some(stopped.survey_memory_layout(self.pid())?);
         }
         Ok(())
     }
