@@ -2,14 +2,13 @@
 
 mod common;
 
-use common::{Guest, python};
+use common::{Guest, let_go, python};
 use std::io::Write;
 use std::sync::mpsc;
 use std::time::Duration;
 use unbroken_image::{BlockedCall, Registers};
 use unbroken_sys::bpf::DeadlineProgram;
 use unbroken_sys::clock::monotonic_ns;
-use unbroken_sys::ptrace;
 use unbroken_tracee::{HostTid, ProcessReading, Stopped, Tree};
 
 const TIMEOUT_MS: u64 = 150;
@@ -425,8 +424,7 @@ fn no_call_notices_another_tracer() {
         for changes_at in [1, 6] {
             let returned = waiter.call(TIMEOUT_MS, |waiter, round| {
                 if round == changes_at {
-                    waiter.tree.stop().unwrap().stay();
-                    ptrace::detach(waiter.tid.0, 0).unwrap();
+                    let_go(waiter.tree.stop().unwrap());
                     waiter.tree = seize(waiter.tid);
                 } else {
                     waiter.stop_and_go();

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Guest, state_letter};
+use common::{Guest, let_go, state_letter};
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -273,7 +273,7 @@ fn following_tracer_guest() {
     }
 }
 
-/// Takes the blob of process `pid` over or installs it, and ends.
+/// Takes the blob of process `pid` over or installs it, and lets go.
 fn take_over(pid: i32) {
     // A tracer of its own thread, so that this one stays none.
     std::thread::scope(|scope| {
@@ -281,7 +281,8 @@ fn take_over(pid: i32) {
             let mut tree = Tree::seize(&[pid], false).unwrap();
             let mut stopped = tree.stop().unwrap();
             stopped.install_blob(HostTid(pid)).unwrap();
-            stopped.resume().unwrap();
+            // Not only by its end, which the scope does not wait for.
+            let_go(stopped);
         });
     });
 }

@@ -5,7 +5,8 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use unbroken_tracee::{Event, HostTid, Tree};
+use unbroken_sys::ptrace;
+use unbroken_tracee::{Event, HostTid, Stopped, Tree};
 
 /// A running guest; killed when dropped.
 pub struct Guest {
@@ -99,6 +100,16 @@ pub fn python(program: &str) -> Guest {
 pub fn state_letter(tid: HostTid) -> char {
     let stat = std::fs::read_to_string(format!("/proc/{tid}/stat")).unwrap();
     stat[stat.rfind(')').unwrap() + 2..].chars().next().unwrap()
+}
+
+/// Ends tracing, as the death of the tracer would.
+pub fn let_go(stopped: Stopped<'_>) {
+    let threads = stopped.processes().flat_map(|process| process.threads());
+    let tids: Vec<HostTid> = threads.map(|thread| thread.host_tid).collect();
+    stopped.stay();
+    for tid in tids {
+        ptrace::detach(tid.0, 0).unwrap();
+    }
 }
 
 /// Waits for a line of the guest with the tracer's thread free to pass its signals on.
