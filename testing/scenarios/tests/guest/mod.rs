@@ -191,7 +191,7 @@ impl Guest {
     /// to it, says `words`, and hears `ok` while the fill still waits.
     pub fn tell_while_a_fill_waits(&mut self, words: &str) -> Result<()> {
         /// Before the standby is given up, which would end the wait.
-        const SOON: Duration = Duration::from_secs(5);
+        const SOON: Duration = Duration::from_secs(8);
         let standby = self.stop_a_standby_in_its_fill()?;
         let status = self.service.status()?;
         let service = status.service_pids.first().copied().unwrap_or_default();
