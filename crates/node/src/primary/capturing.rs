@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::io;
 use unbroken_core::epoch::EpochNumber;
 use unbroken_core::pacing::{Pacing, PacingLimits};
-use unbroken_core::role::{Event, State};
+use unbroken_core::role::{Event, RoleState};
 use unbroken_link::Commits;
 use unbroken_wire::exchange::Mark;
 use unbroken_wire::flows::Activity;
@@ -103,8 +103,8 @@ impl Capturing {
 impl Primary {
     fn captures_wanted(&self) -> bool {
         match self.role.state() {
-            State::Protected => true,
-            State::Syncing => self.capturing.sealing,
+            RoleState::Protected => true,
+            RoleState::Syncing => self.capturing.sealing,
             _ => false,
         }
     }
@@ -275,7 +275,7 @@ impl Primary {
 
     fn committed(&mut self, epoch: &Published) -> io::Result<()> {
         let now = now_ns();
-        self.capturing.pacing.committed(now);
+        self.capturing.pacing.committed();
         // The output of one that completes a fill goes when the standby stands.
         if !epoch.completes_fill {
             if !self.release_committed()? {

@@ -31,7 +31,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use traffic::Traffic;
 use unbroken_core::retry::Retry;
-use unbroken_core::role::{Action, Event, Reason, Role, State};
+use unbroken_core::role::{Action, Event, Reason, Role, RoleState};
 use unbroken_tracee::Bell;
 use unbroken_wire::exchange::Input;
 
@@ -209,16 +209,15 @@ impl Primary {
                     self.tend_standby()?;
                 }
                 Action::StopStandby => self.stop_standby(),
+                // The kernel is the arbiter: a standby that has ended goes on with nothing.
+                Action::AskLeave => {
+                    self.end_linked_standby();
+                    self.apply(Event::LeaveGranted)?;
+                }
                 Action::PassOutput => self.traffic.pass(&self.role),
+                Action::HandOver => self.hand_over(),
+                Action::Retire => self.ending.retire(),
                 Action::Fail(failure) => self.ending.fail(failure),
-                // The gate holds whenever the role gives no permit; the rest is the tracer's or a
-                // standby's to do.
-                Action::HoldOutput
-                | Action::OrderTakeover(_)
-                | Action::Retire
-                | Action::End
-                | Action::GoLive { .. }
-                | Action::Adopt { .. } => {}
             }
         }
         Ok(())
@@ -226,14 +225,14 @@ impl Primary {
 
     fn show_state(&self) {
         let (state, reason) = match self.role.state() {
-            State::Starting => (BoardState::Starting, String::new()),
-            State::Unprotected(reason) => (BoardState::Unprotected, self.reason_text(reason)),
-            State::Syncing | State::Sealing => (
+            RoleState::Starting => (BoardState::Starting, String::new()),
+            RoleState::Unprotected(reason) => (BoardState::Unprotected, self.reason_text(reason)),
+            RoleState::Syncing | RoleState::Sealing => (
                 BoardState::Syncing,
                 self.hindrance.clone().unwrap_or_default(),
             ),
-            State::Protected => (BoardState::Protected, String::new()),
-            State::Retired => (BoardState::TakingOver, String::new()),
+            RoleState::Protected => (BoardState::Protected, String::new()),
+            RoleState::Retired => (BoardState::TakingOver, String::new()),
             _ => return,
         };
         self.common.board.set_term(self.role.term());
@@ -259,7 +258,7 @@ impl Primary {
     fn take_report(&mut self, report: Report) -> io::Result<()> {
         match report {
             Report::ReadyToSeal(fill) => {
-                if fill == self.fill && self.role.state() == State::Syncing {
+                if fill == self.fill && self.role.state() == RoleState::Syncing {
                     self.capturing.seal_next(now_ns());
                 }
             }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Child;
-use unbroken_core::role::{Event, Reason, State};
+use unbroken_core::role::{Event, Reason, RoleState};
 use unbroken_link::{InputLogWriter, LocalLink};
 
 /// How long output may wait for a standby that is about to be complete.
@@ -72,18 +72,20 @@ impl Primary {
     /// It is started at once all the same, unless standbys end before they are ready: whatever
     /// becomes of this node, it holds on to the service.
     pub(super) fn want_standby(&mut self) {
-        if self
-            .standby
-            .as_ref()
-            .is_some_and(|standby| standby.phase == Phase::Linked)
-        {
-            self.standby = None;
-            self.forget_standby();
-        }
+        self.end_linked_standby();
         let now = now_ns();
         let due = now + self.retry.next_wait_ns();
         self.standby_wanted_ns = Some(due);
         self.standby_start_ns = Some(if self.last_was_ready { now } else { due });
+    }
+
+    /// Ends a standby to which something has been sent; it has ended when this returns.
+    pub(super) fn end_linked_standby(&mut self) {
+        let standby = self.standby.as_ref();
+        if standby.is_some_and(|standby| standby.phase == Phase::Linked) {
+            self.standby = None;
+            self.forget_standby();
+        }
     }
 
     /// When [`Primary::tend_standby`] has something to do.
@@ -100,8 +102,9 @@ impl Primary {
     /// Not while a capture is under way: it is of the standby before, and the tracer, which looks at
     /// commands first, would make its epoch for this one.
     fn may_fill(&self) -> bool {
+        let state = self.role.state();
         self.capturing.seen() == Step::Idle
-            && matches!(self.role.state(), State::Unprotected(reason) if reason != Reason::Forked)
+            && matches!(state, RoleState::Unprotected(reason) if reason != Reason::Forked)
     }
 
     /// Starts the standby that is wanted, and begins to fill it.
@@ -262,7 +265,7 @@ impl Primary {
     }
 
     fn standby_is_warm(&mut self) -> io::Result<()> {
-        if self.role.state() != State::Sealing {
+        if self.role.state() != RoleState::Sealing {
             return Ok(());
         }
         if let Some(standby) = &mut self.standby {

@@ -17,7 +17,7 @@ use std::io::{self, ErrorKind::BrokenPipe, ErrorKind::ConnectionReset};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
-use unbroken_core::role::{Event, Role, State};
+use unbroken_core::role::{Event, Role, RoleState};
 use unbroken_image::{Epoch, decode};
 use unbroken_link::{Cause, InputLogReader, JournalReader, LinkError, LocalLink, Record};
 use unbroken_sys::affinity;
@@ -118,7 +118,7 @@ impl Follower {
         match end {
             End::Retired => Ok((Outcome::Void, None)),
             End::TakeOver(cause) => following.take_over(cause, line),
-            End::PrimaryDied if following.role.state() == State::Warm => {
+            End::PrimaryDied if following.role.state() == RoleState::Warm => {
                 following.take_over(Cause::PrimaryDied, line)
             }
             End::PrimaryDied => following.adopt(line),
@@ -210,7 +210,7 @@ impl Following {
     ) -> Result<Option<End>, FollowError> {
         match record {
             part @ (Record::Birth(_) | Record::Memory { .. })
-                if self.role.state() == State::Filling =>
+                if self.role.state() == RoleState::Filling =>
             {
                 self.take_part(&part, bulk)?;
             }

@@ -28,8 +28,8 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use unbroken_core::give_up::Death;
-use unbroken_core::role::{Action, Event, State};
+use unbroken_core::give_up::Fault;
+use unbroken_core::role::{Event, RoleState};
 use unbroken_image::Object;
 use unbroken_link::Cause;
 use unbroken_objects::tcp::{Heard, View};
@@ -52,13 +52,17 @@ impl Following {
         // Whoever of the old service still stands must not write to files any more. It fails only
         // when nobody does.
         let _ = pidfd_send_signal(&self.predecessor.stage, Signal::KILL);
-        let actions = self.role.apply(event_of(&cause), started_ns);
-        if let State::Failed(failure) = self.role.state() {
+        self.role.apply(event_of(&cause), started_ns);
+        if let RoleState::Failed(failure) = self.role.state() {
             return Ok((Outcome::Failed { failure, cause }, None));
         }
+        // On one machine there is nobody to ask: what brought this node here came from the kernel,
+        // or from the primary itself, which releases nothing any more.
+        self.role.apply(Event::LeaveGranted, started_ns);
         log!(
-            "taking over from epoch {}: {cause:?}, {actions:?}",
-            self.image.sequence
+            "taking over from epoch {} in term {}: {cause:?}",
+            self.image.sequence,
+            self.role.term()
         );
         let mut laps = Laps::new(started_ns);
         laps.done("begin");
@@ -113,7 +117,7 @@ impl Following {
         laps.done("resume");
         let took_ns = now_ns() - started_ns;
         log!("the replica lives after {} us: {laps}", took_ns / 1000);
-        let mut later = self.role.apply(Event::TakeoverDone, now_ns());
+        let actions = self.role.apply(Event::TakeoverDone, now_ns());
         let Restored {
             outputs,
             descriptors,
@@ -147,8 +151,6 @@ impl Following {
             }
             drop((descriptors, stage, predecessor));
         });
-        let mut actions: Vec<Action> = actions;
-        actions.append(&mut later);
         let outcome = Outcome::Live {
             ends: Box::new(ends),
             role: self.role,
@@ -167,7 +169,7 @@ impl Following {
         let actions = self
             .role
             .apply(Event::PrimaryDied { service_alive }, now_ns());
-        if let State::Failed(failure) = self.role.state() {
+        if let RoleState::Failed(failure) = self.role.state() {
             return Ok((
                 Outcome::Failed {
                     failure,
@@ -386,8 +388,8 @@ fn event_of(cause: &Cause) -> Event {
             service_alive: false,
         },
         Cause::Switchover(_) => Event::TakeoverOrdered(None),
-        Cause::Killed(_) => Event::TakeoverOrdered(Some(Death::Killed)),
-        Cause::Crashed(_) => Event::TakeoverOrdered(Some(Death::Crashed)),
+        Cause::Killed(_) => Event::TakeoverOrdered(Some(Fault::External)),
+        Cause::Crashed(_) => Event::TakeoverOrdered(Some(Fault::Own)),
     }
 }
 
