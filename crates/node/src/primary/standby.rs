@@ -14,6 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::Child;
 use unbroken_core::role::{Event, Reason, RoleState};
 use unbroken_link::{InputLogWriter, LocalLink};
+use unbroken_sys::channel::Channel;
 
 /// How long output may wait for a standby that is about to be complete.
 const WARM_PATIENCE_NS: u64 = 10_000_000_000;
@@ -31,7 +32,7 @@ pub enum Notice {
 
 pub(super) struct Standby {
     process: Child,
-    channel: OwnedFd,
+    channel: Channel,
     link: LocalLink,
     input_log: Option<InputLogWriter>,
     phase: Phase,
@@ -241,19 +242,18 @@ impl Primary {
         let Some(standby) = &mut self.standby else {
             return Ok(());
         };
-        let heard = channel::receive::<Notice>(standby.channel.as_fd());
-        match heard {
-            Ok(Some((Notice::Empty, _))) => {
+        match channel::receive::<Notice>(&standby.channel) {
+            Ok((Notice::Empty, ..)) => {
                 standby.phase = Phase::Empty;
                 self.last_was_ready = true;
                 self.tend_standby()
             }
-            Ok(Some((Notice::Warm, _))) => self.standby_is_warm(),
-            Ok(Some((Notice::Refused(why), _))) => {
+            Ok((Notice::Warm, ..)) => self.standby_is_warm(),
+            Ok((Notice::Refused(why), ..)) => {
                 log!("the standby refused: {why}");
                 self.unfit(why)
             }
-            Ok(None) => {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 log!("the standby is gone");
                 self.replace_standby()
             }

@@ -14,7 +14,7 @@ use crate::stage::launch::{Init, Role as InitRole};
 use crate::stage::{Stage, StageConfig};
 use crate::standby::image::ServiceImage;
 use std::io::{self, ErrorKind::BrokenPipe, ErrorKind::ConnectionReset};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use unbroken_core::role::{Event, Role, RoleState};
@@ -22,6 +22,7 @@ use unbroken_image::{Epoch, decode};
 use unbroken_link::{Cause, InputLogReader, JournalReader, LinkError, LocalLink, Record};
 use unbroken_sys::affinity;
 use unbroken_sys::bpf::DeadlineProgram;
+use unbroken_sys::channel::Channel;
 use unbroken_tracee::replica::{Replica, ReplicaError, Stub};
 use unbroken_wire::flows::{ConnectionChange, Connections, FlowLimits, Flows, TableChange};
 
@@ -53,7 +54,7 @@ pub struct Follower {
     pub host_tun: OwnedFd,
     pub predecessor: Predecessor,
     /// To the primary.
-    pub tell: OwnedFd,
+    pub tell: Arc<Channel>,
     pub watch: Arc<Watch>,
     pub line: Arc<Line>,
 }
@@ -103,7 +104,7 @@ impl Follower {
 
     fn follow(self) -> Result<(Outcome, Option<Tracer>), FollowError> {
         let watch = self.watch.clone();
-        let (tell, line) = (self.tell.try_clone()?, self.line.clone());
+        let (tell, line) = (self.tell.clone(), self.line.clone());
         let term = self.role.term();
         let mut reader = self.link.journal_reader(term)?;
         let mut following = Following::prepare(self)?;
@@ -129,8 +130,8 @@ impl Follower {
 /// Tells the primary. One that is gone hears nothing, which is no reason to give up: its pidfd says
 /// so, and the service is this node's to hold then. One that lives and does not hear would wait for
 /// ever.
-fn say(tell: &OwnedFd, notice: &Notice) -> io::Result<()> {
-    match channel::send(tell.as_fd(), notice, &[]) {
+fn say(tell: &Channel, notice: &Notice) -> io::Result<()> {
+    match channel::send(tell, notice, &[]) {
         Err(error) if matches!(error.kind(), BrokenPipe | ConnectionReset) => {
             log!("{notice:?} was not heard: {error}");
             Ok(())
@@ -178,7 +179,7 @@ impl Following {
         &mut self,
         reader: &mut JournalReader,
         watch: &Watch,
-        tell: &OwnedFd,
+        tell: &Channel,
     ) -> Result<End, FollowError> {
         loop {
             // Read before the journal: what was published before the primary died is applied.
@@ -206,7 +207,7 @@ impl Following {
         &mut self,
         record: Record,
         bulk: &[u8],
-        tell: &OwnedFd,
+        tell: &Channel,
     ) -> Result<Option<End>, FollowError> {
         match record {
             part @ (Record::Birth(_) | Record::Memory { .. })
@@ -240,7 +241,7 @@ impl Following {
         epoch: Epoch,
         bulk: &[u8],
         connections: Connections,
-        tell: &OwnedFd,
+        tell: &Channel,
     ) -> Result<(), FollowError> {
         for (part, bulk) in std::mem::take(&mut self.parts) {
             self.take_part(&part, &bulk)?;

@@ -18,7 +18,7 @@ use crate::title;
 use follow::Follower;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use unbroken_core::give_up::{GiveUp, GiveUpLimits};
@@ -83,7 +83,7 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
         role,
         link: link.clone(),
         predecessor: predecessor_of(&mut bundle)?,
-        tell: bundle.channel.try_clone()?,
+        tell: Arc::new(bundle.channel.as_fd().try_clone_to_owned()?.into()),
         watch: watch.clone(),
         line: line.clone(),
     };
