@@ -258,19 +258,21 @@ impl Primary {
             at_ns: captured.clock.last_ns(),
             completes_fill,
         });
-        self.take_commits()
+        Ok(())
     }
 
-    /// Lets the output of epochs go that have become safe.
-    fn take_commits(&mut self) -> io::Result<()> {
+    /// Lets the output of epochs go that have become safe; true when there was one.
+    pub(super) fn take_commits(&mut self) -> io::Result<bool> {
+        let mut any = false;
         while let Some(committed) = self.capturing.commits.next_commit() {
+            any = true;
             let safe = committed.epoch();
             self.traffic.commit(committed);
             while let Some(epoch) = self.capturing.take_published(safe) {
                 self.committed(&epoch)?;
             }
         }
-        Ok(())
+        Ok(any)
     }
 
     fn committed(&mut self, epoch: &Published) -> io::Result<()> {

@@ -174,6 +174,7 @@ impl Primary {
         self.act(actions)?;
         while !self.is_over() {
             let mut busy = self.follow_capture()?;
+            busy |= self.take_commits()?;
             busy |= self.carry()?;
             self.start_capture_if_due();
             while let Some(report) = self.line.next_report() {
