@@ -113,8 +113,6 @@ pub enum Event {
     TakeoverOrdered(Option<Fault>),
     /// The replica runs.
     TakeoverDone,
-    /// The replica could not be brought to life.
-    TakeoverFailed,
     /// The tree is no longer one that can be replicated.
     Forked,
     /// The tree can be replicated again.
@@ -319,7 +317,6 @@ impl Role {
                 self.give_up.went_live(now_ns);
                 self.unprotected(Reason::NoStandbyYet)
             }
-            (TakingOver, Event::TakeoverFailed) => self.fail(Failure::TakeoverFailed),
             _ => Vec::new(),
         }
     }

@@ -182,7 +182,6 @@ fn any_event() -> impl Strategy<Value = Event> {
         any::<bool>().prop_map(|service_alive| Event::PrimaryDied { service_alive }),
         Just(Event::TakeoverOrdered(None)),
         Just(Event::TakeoverDone),
-        Just(Event::TakeoverFailed),
         Just(Event::Forked),
         Just(Event::SingleAgain),
         Just(Event::Unfit),

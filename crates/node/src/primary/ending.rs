@@ -247,10 +247,17 @@ fn cause_of(end: End) -> Cause {
 }
 
 /// A node that never became a primary reports that the service is lost, and cleans up.
-pub fn close_failed(common: &Common, failure: Failure, death: Death) -> io::Result<()> {
-    common
-        .board
-        .set_state(BoardState::Failed, &failure_text(failure, death));
+pub fn close_failed(
+    common: &Common,
+    failure: Failure,
+    death: Death,
+    why: Option<&str>,
+) -> io::Result<()> {
+    let mut text = failure_text(failure, death);
+    if let Some(why) = why {
+        text = format!("{text}: {why}");
+    }
+    common.board.set_state(BoardState::Failed, &text);
     common.board.set_exit(exit_code_of(death));
     common.directory.remove()?;
     common.ring_front();

@@ -118,9 +118,9 @@ impl Follower {
         };
         match end {
             End::Retired => Ok((Outcome::Void, None)),
-            End::TakeOver(cause) => following.take_over(cause, line),
+            End::TakeOver(cause) => Ok(following.take_over(cause, line)),
             End::PrimaryDied if following.role.state() == RoleState::Warm => {
-                following.take_over(Cause::PrimaryDied, line)
+                Ok(following.take_over(Cause::PrimaryDied, line))
             }
             End::PrimaryDied => following.adopt(line),
         }

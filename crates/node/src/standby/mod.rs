@@ -51,7 +51,12 @@ pub enum Outcome {
         cause: Cause,
     },
     /// The service is lost.
-    Failed { failure: Failure, cause: Cause },
+    Failed {
+        failure: Failure,
+        cause: Cause,
+        /// What was tried in vain.
+        why: Option<String>,
+    },
     /// The replica is of no use any more.
     Void,
 }
@@ -121,12 +126,16 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
             title::show(&common.config.name, "primary");
             Primary::new(common, *ends, role, line, bell)?.run(actions)
         }
-        Outcome::Failed { failure, cause } => {
+        Outcome::Failed {
+            failure,
+            cause,
+            why,
+        } => {
             let death = match cause {
                 Cause::Killed(signal) | Cause::Crashed(signal) => Death::Killed(signal),
                 Cause::PrimaryDied | Cause::Switchover(_) => Death::Killed(libc::SIGKILL),
             };
-            crate::primary::close_failed(&common, failure, death)
+            crate::primary::close_failed(&common, failure, death, why.as_deref())
         }
         Outcome::Void => {
             log!("the replica is void");

@@ -29,7 +29,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use unbroken_core::give_up::Fault;
-use unbroken_core::role::{Event, RoleState};
+use unbroken_core::role::{Event, Failure, RoleState};
 use unbroken_image::Object;
 use unbroken_link::Cause;
 use unbroken_objects::tcp::{Heard, View};
@@ -42,8 +42,23 @@ use unbroken_wire::flows::{FlowLimits, Flows, LatePacket, TableChange};
 use unbroken_wire::tun::{ClientSide, ServiceSide};
 
 impl Following {
+    /// Has the service go on here, or says that it is lost.
+    pub fn take_over(self, cause: Cause, line: Arc<Line>) -> (Outcome, Option<Tracer>) {
+        let lost = |error: FollowError| {
+            log!("the takeover failed: {error}");
+            let (failure, why) = (Failure::TakeoverFailed, Some(error.to_string()));
+            Outcome::Failed {
+                failure,
+                cause: cause.clone(),
+                why,
+            }
+        };
+        self.bring_to_life(cause.clone(), line)
+            .unwrap_or_else(|error| (lost(error), None))
+    }
+
     /// Brings the replica to life as the last epoch has it.
-    pub fn take_over(
+    fn bring_to_life(
         mut self,
         cause: Cause,
         line: Arc<Line>,
@@ -54,7 +69,15 @@ impl Following {
         let _ = pidfd_send_signal(&self.predecessor.stage, Signal::KILL);
         self.role.apply(event_of(&cause), started_ns);
         if let RoleState::Failed(failure) = self.role.state() {
-            return Ok((Outcome::Failed { failure, cause }, None));
+            let why = None;
+            return Ok((
+                Outcome::Failed {
+                    failure,
+                    cause,
+                    why,
+                },
+                None,
+            ));
         }
         // On one machine there is nobody to ask: what brought this node here came from the kernel,
         // or from the primary itself, which releases nothing any more.
@@ -174,6 +197,7 @@ impl Following {
                 Outcome::Failed {
                     failure,
                     cause: Cause::PrimaryDied,
+                    why: None,
                 },
                 None,
             ));
