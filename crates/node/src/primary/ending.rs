@@ -5,7 +5,7 @@ use super::{Common, Primary};
 use crate::board::State as BoardState;
 use crate::clock::now_ns;
 use crate::log;
-use crate::primary::line::Command;
+use crate::primary::mailbox::Command;
 use rustix::process::{Pid, Signal, kill_process};
 use std::io;
 use unbroken_core::give_up::Fault;
@@ -72,13 +72,13 @@ impl Primary {
     }
 
     /// The first process of the service begins to die; the tracer holds it until this returns an
-    /// answer through the line.
+    /// answer through the mailbox.
     pub(super) fn service_dies(&mut self, end: End) -> io::Result<()> {
         log!("the service dies: {end:?}");
         let death = end.death;
         if self.is_own_end(death) {
             // Its last words need no commit: nothing will go on from here.
-            self.line.command(Command::Retire, &self.bell);
+            self.mailbox.command(Command::Retire, &self.bell);
             self.apply(Event::ServiceEnded)?;
             self.traffic.collect_output(true)?;
             self.traffic.pass(&self.role);
@@ -88,7 +88,7 @@ impl Primary {
         self.ending.cause = Some(cause_of(end));
         self.apply(Event::ServiceDied(fault_of(end)))?;
         if !self.ending.handed_over {
-            self.line.command(Command::Continue, &self.bell);
+            self.mailbox.command(Command::Continue, &self.bell);
         }
         Ok(())
     }
@@ -97,7 +97,7 @@ impl Primary {
     pub(super) fn hand_over(&mut self) {
         self.ending.handed_over = true;
         let cause = self.ending.cause.take().unwrap_or(Cause::PrimaryDied);
-        self.line.command(Command::HandOver(cause), &self.bell);
+        self.mailbox.command(Command::HandOver(cause), &self.bell);
     }
 
     /// No process of the service is left.

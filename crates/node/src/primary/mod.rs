@@ -7,7 +7,7 @@ mod capturing;
 mod ending;
 mod idleness;
 pub mod launch;
-pub mod line;
+pub mod mailbox;
 mod standby;
 pub mod tracer;
 mod traffic;
@@ -23,7 +23,7 @@ use crate::stage::launch::Init;
 use capturing::Capturing;
 use ending::Ending;
 pub use ending::close_failed;
-use line::{FillNumber, Line, Report};
+use mailbox::{FillNumber, Mailbox, Report};
 use rustix::event::{Timespec, epoll};
 pub use standby::Notice;
 use std::io;
@@ -81,7 +81,7 @@ pub struct Primary {
     notify: Arc<OwnedFd>,
     host_pid: i32,
     role: Role,
-    line: Arc<Line>,
+    mailbox: Arc<Mailbox>,
     bell: Bell,
     traffic: Traffic,
     capturing: Capturing,
@@ -120,7 +120,7 @@ impl Primary {
         common: Common,
         service: ServiceEnds,
         role: Role,
-        line: Arc<Line>,
+        mailbox: Arc<Mailbox>,
         bell: Bell,
     ) -> io::Result<Primary> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -133,11 +133,11 @@ impl Primary {
             host_pid,
             input,
         } = service;
-        let traffic = Traffic::new(&common, tun, outputs, input, &line, role.term())?;
+        let traffic = Traffic::new(&common, tun, outputs, input, &mailbox, role.term())?;
         for source in traffic.sources() {
             watch(&epoll, source, Source::Traffic)?;
         }
-        watch(&epoll, line.main_bell(), Source::MainBell)?;
+        watch(&epoll, mailbox.main_bell(), Source::MainBell)?;
         watch(&epoll, common.control.as_fd(), Source::Control)?;
         watch(&epoll, stage.as_fd(), Source::StageEnd)?;
         Ok(Primary {
@@ -158,7 +158,7 @@ impl Primary {
             hindrance: None,
             common,
             role,
-            line,
+            mailbox,
             bell,
             epoll,
         })
@@ -177,7 +177,7 @@ impl Primary {
             busy |= self.take_commits()?;
             busy |= self.carry()?;
             self.start_capture_if_due();
-            while let Some(report) = self.line.next_report() {
+            while let Some(report) = self.mailbox.next_report() {
                 busy = true;
                 self.take_report(report)?;
             }
@@ -312,7 +312,11 @@ impl Primary {
     /// Sleeps until something is to do, the tracer has made a step, or the next capture is due.
     /// Watching a capture awake would take the spare core from the standby.
     fn rest(&mut self) -> io::Result<()> {
-        if !self.line.handshake.main_falls_asleep(self.capturing.seen()) {
+        if !self
+            .mailbox
+            .handshake
+            .main_falls_asleep(self.capturing.seen())
+        {
             return Ok(());
         }
         let timeout = self.sleep_limit();
@@ -325,11 +329,11 @@ impl Primary {
             Err(rustix::io::Errno::INTR) => 0,
             Err(error) => return Err(error.into()),
         };
-        self.line.handshake.main_is_awake();
+        self.mailbox.handshake.main_is_awake();
         for event in &events[..count] {
             let tag = event.data.u64();
             if tag == Source::MainBell as u64 {
-                self.line.answer();
+                self.mailbox.answer();
             } else if tag == Source::Control as u64 {
                 self.take_requests()?;
             } else if tag == Source::StandbyChannel as u64 {

@@ -6,7 +6,7 @@ use crate::channel;
 use crate::clock::now_ns;
 use crate::handshake::Step;
 use crate::log;
-use crate::primary::line::Command;
+use crate::primary::mailbox::Command;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -134,7 +134,7 @@ impl Primary {
         standby.phase = Phase::Linked;
         self.fill.0 += 1;
         let command = Command::Fill(journal, self.fill);
-        self.line.command(command, &self.bell);
+        self.mailbox.command(command, &self.bell);
         self.apply(Event::FillBegun)
     }
 
@@ -200,7 +200,7 @@ impl Primary {
 
     /// Nothing of a link to a standby is used any more.
     fn forget_standby(&mut self) {
-        self.line.command(Command::Unlink, &self.bell);
+        self.mailbox.command(Command::Unlink, &self.bell);
         self.traffic.end_log();
         self.capturing.forget_fill();
         self.common.board.set_standby_pid(0);

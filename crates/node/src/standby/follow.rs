@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::kernel_program::KernelProgram;
 use crate::log;
 use crate::primary::Notice;
-use crate::primary::line::Line;
+use crate::primary::mailbox::Mailbox;
 use crate::primary::tracer::Tracer;
 use crate::stage::launch::{Init, Role as InitRole};
 use crate::stage::{Stage, StageConfig};
@@ -56,7 +56,7 @@ pub struct Follower {
     /// To the primary.
     pub tell: Arc<Channel>,
     pub watch: Arc<Watch>,
-    pub line: Arc<Line>,
+    pub mailbox: Arc<Mailbox>,
 }
 
 /// A replica that follows.
@@ -104,7 +104,7 @@ impl Follower {
 
     fn follow(self) -> Result<(Outcome, Option<Tracer>), FollowError> {
         let watch = self.watch.clone();
-        let (tell, line) = (self.tell.clone(), self.line.clone());
+        let (tell, mailbox) = (self.tell.clone(), self.mailbox.clone());
         let term = self.role.term();
         let mut reader = self.link.journal_reader(term)?;
         let mut following = Following::prepare(self)?;
@@ -118,11 +118,11 @@ impl Follower {
         };
         match end {
             End::Retired => Ok((Outcome::Void, None)),
-            End::TakeOver(cause) => Ok(following.take_over(cause, line)),
+            End::TakeOver(cause) => Ok(following.take_over(cause, mailbox)),
             End::PrimaryDied if following.role.state() == RoleState::Warm => {
-                Ok(following.take_over(Cause::PrimaryDied, line))
+                Ok(following.take_over(Cause::PrimaryDied, mailbox))
             }
-            End::PrimaryDied => following.adopt(line),
+            End::PrimaryDied => following.adopt(mailbox),
         }
     }
 }

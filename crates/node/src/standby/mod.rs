@@ -11,7 +11,7 @@ pub mod image;
 use crate::board::State;
 use crate::bundle::{Bundle, Purpose, Start};
 use crate::log;
-use crate::primary::line::Line;
+use crate::primary::mailbox::Mailbox;
 use crate::primary::{Common, Primary, ServiceEnds};
 use crate::stage::launch::Init;
 use crate::title;
@@ -81,7 +81,7 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
         primary_died: AtomicBool::new(false),
         bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
     });
-    let line = Line::new()?;
+    let mailbox = Mailbox::new()?;
     let follower = Follower {
         config: common.config.clone(),
         host_tun: common.host_tun.try_clone()?,
@@ -90,7 +90,7 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
         predecessor: predecessor_of(&mut bundle)?,
         tell: Arc::new(bundle.channel.as_fd().try_clone_to_owned()?.into()),
         watch: watch.clone(),
-        line: line.clone(),
+        mailbox: mailbox.clone(),
     };
     let (sender, outcomes) = mpsc::channel();
     let tracer = std::thread::Builder::new()
@@ -124,7 +124,7 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
             }
             drop(bundle);
             title::show(&common.config.name, "primary");
-            Primary::new(common, *ends, role, line, bell)?.run(actions)
+            Primary::new(common, *ends, role, mailbox, bell)?.run(actions)
         }
         Outcome::Failed {
             failure,

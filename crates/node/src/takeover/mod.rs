@@ -14,7 +14,7 @@ use crate::kernel_program::KernelProgram;
 use crate::log;
 use crate::primary::ServiceEnds;
 use crate::primary::launch::start_notifier;
-use crate::primary::line::Line;
+use crate::primary::mailbox::Mailbox;
 use crate::primary::tracer::Tracer;
 use crate::stage::notifier::Announcements;
 use crate::standby::follow::{FollowError, Following};
@@ -43,7 +43,7 @@ use unbroken_wire::tun::{ClientSide, ServiceSide};
 
 impl Following {
     /// Has the service go on here, or says that it is lost.
-    pub fn take_over(self, cause: Cause, line: Arc<Line>) -> (Outcome, Option<Tracer>) {
+    pub fn take_over(self, cause: Cause, mailbox: Arc<Mailbox>) -> (Outcome, Option<Tracer>) {
         let lost = |error: FollowError| {
             log!("the takeover failed: {error}");
             let (failure, why) = (Failure::TakeoverFailed, Some(error.to_string()));
@@ -53,7 +53,7 @@ impl Following {
                 why,
             }
         };
-        self.bring_to_life(cause.clone(), line)
+        self.bring_to_life(cause.clone(), mailbox)
             .unwrap_or_else(|error| (lost(error), None))
     }
 
@@ -61,7 +61,7 @@ impl Following {
     fn bring_to_life(
         mut self,
         cause: Cause,
-        line: Arc<Line>,
+        mailbox: Arc<Mailbox>,
     ) -> Result<(Outcome, Option<Tracer>), FollowError> {
         let started_ns = now_ns();
         // Whoever of the old service still stands must not write to files any more. It fails only
@@ -182,12 +182,21 @@ impl Following {
             took_ns: Some(took_ns),
             cause,
         };
-        let tracer = Tracer::new(tree, line, capture, self.deadlines, self.config.spare_core);
+        let tracer = Tracer::new(
+            tree,
+            mailbox,
+            capture,
+            self.deadlines,
+            self.config.spare_core,
+        );
         Ok((outcome, Some(tracer)))
     }
 
     /// Takes hold of the service, which outlived its primary: nothing of the replica is used.
-    pub fn adopt(mut self, line: Arc<Line>) -> Result<(Outcome, Option<Tracer>), FollowError> {
+    pub fn adopt(
+        mut self,
+        mailbox: Arc<Mailbox>,
+    ) -> Result<(Outcome, Option<Tracer>), FollowError> {
         let service_alive = !has_ended(&self.predecessor.stage)?;
         let actions = self
             .role
@@ -262,7 +271,7 @@ impl Following {
         deadlines.ask_for(self.config.spare_core, move || {
             DeadlineProgram::load(of_stage)
         });
-        let tracer = Tracer::new(tree, line, capture, deadlines, self.config.spare_core);
+        let tracer = Tracer::new(tree, mailbox, capture, deadlines, self.config.spare_core);
         Ok((outcome, Some(tracer)))
     }
 
