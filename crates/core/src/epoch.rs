@@ -50,7 +50,7 @@ impl Publication {
     }
 
     /// For the link alone, which knows that the standby has the epoch whoever dies.
-    pub fn committed(self) -> Committed {
+    pub fn into_committed(self) -> Committed {
         Committed { epoch: self.epoch }
     }
 }

@@ -1,13 +1,13 @@
 //! When another takeover would only die of the same input.
 
-/// How the service came to its end, as far as that tells a fault around it from a fault in it.
+/// Whose fault the service's death is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Death {
-    /// From outside: SIGKILL, the out-of-memory killer, the death of a process of ours.
-    Killed,
-    /// By its own doing: SIGSEGV, SIGABRT and their like. The replica, which has the same state
+pub enum Fault {
+    /// Not its own: SIGKILL, the out-of-memory killer, the death of a process of ours.
+    External,
+    /// Its own: SIGSEGV, SIGABRT and their like. The replica, which has the same state
     /// and gets the same input, may well do the same.
-    Crashed,
+    Own,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,13 +65,13 @@ impl GiveUp {
     }
 
     /// Counts a death; true when no further takeover should be tried.
-    pub fn died(&mut self, death: Death, now_ns: u64) -> bool {
+    pub fn died(&mut self, fault: Fault, now_ns: u64) -> bool {
         let lived_ns = now_ns.saturating_sub(self.live_since_ns);
-        match death {
-            Death::Killed => {}
-            Death::Crashed if lived_ns <= self.limits.soon_ns => self.early_deaths += 1,
+        match fault {
+            Fault::External => {}
+            Fault::Own if lived_ns <= self.limits.soon_ns => self.early_deaths += 1,
             // A crash after a good while: the first of a new row.
-            Death::Crashed => self.early_deaths = 1,
+            Fault::Own => self.early_deaths = 1,
         }
         self.early_deaths >= self.limits.deaths
     }
@@ -87,15 +87,15 @@ mod tests {
     fn three_crashes_each_soon_after_going_live_are_enough() {
         let mut give_up = GiveUp::new(GiveUpLimits::default());
         give_up.went_live(0);
-        assert!(!give_up.died(Death::Crashed, 100 * SECOND_NS));
+        assert!(!give_up.died(Fault::Own, 100 * SECOND_NS));
         give_up.went_live(101 * SECOND_NS);
-        assert!(!give_up.died(Death::Crashed, 102 * SECOND_NS));
+        assert!(!give_up.died(Fault::Own, 102 * SECOND_NS));
         let mut next = GiveUp::continued(
             GiveUpLimits::default(),
             give_up.early_deaths(),
             103 * SECOND_NS,
         );
-        assert!(next.died(Death::Crashed, 104 * SECOND_NS));
+        assert!(next.died(Fault::Own, 104 * SECOND_NS));
     }
 
     #[test]
@@ -103,14 +103,14 @@ mod tests {
         let mut give_up = GiveUp::new(GiveUpLimits::default());
         for second in 0..100 {
             give_up.went_live(second * SECOND_NS);
-            assert!(!give_up.died(Death::Killed, second * SECOND_NS + 1));
+            assert!(!give_up.died(Fault::External, second * SECOND_NS + 1));
         }
     }
 
     #[test]
     fn a_crash_after_a_good_while_starts_a_new_row() {
         let mut give_up = GiveUp::continued(GiveUpLimits::default(), 2, 0);
-        assert!(!give_up.died(Death::Crashed, 6 * SECOND_NS));
+        assert!(!give_up.died(Fault::Own, 6 * SECOND_NS));
         assert_eq!(give_up.early_deaths(), 1);
     }
 }

@@ -128,7 +128,7 @@ impl Pacing {
     }
 
     /// The oldest epoch under way is safe.
-    pub fn committed(&mut self, _now_ns: u64) {
+    pub fn committed(&mut self) {
         self.under_way = self.under_way.saturating_sub(1);
     }
 
@@ -178,7 +178,7 @@ mod tests {
         pacing.output_waits(5);
         pacing.epoch_started(5);
         pacing.resumed(60, 50, true);
-        pacing.committed(70);
+        pacing.committed();
         assert_eq!(pacing.next_start(), None);
     }
 
@@ -200,7 +200,7 @@ mod tests {
         assert_eq!(pacing.next_start(), Some(200));
         pacing.epoch_started(500);
         pacing.resumed(510, 10, false);
-        pacing.committed(520);
+        pacing.committed();
         assert_eq!(pacing.next_start(), None);
     }
 
@@ -211,7 +211,7 @@ mod tests {
         pacing.resumed(1050, 50, true);
         pacing.output_waits(1060);
         assert_eq!(pacing.next_start(), None);
-        pacing.committed(1070);
+        pacing.committed();
         assert_eq!(pacing.next_start(), Some(1050 + 200));
     }
 
@@ -221,7 +221,7 @@ mod tests {
         pacing.epoch_started(1000);
         pacing.resumed(1050, 50, false);
         pacing.output_waits(1060);
-        pacing.committed(1070);
+        pacing.committed();
         assert_eq!(pacing.next_start(), Some(1060));
     }
 
@@ -230,7 +230,7 @@ mod tests {
         let mut pacing = Pacing::new(PacingLimits::default());
         pacing.epoch_started(1000);
         pacing.resumed(1050, 50, true);
-        pacing.committed(1060);
+        pacing.committed();
         assert!(!pacing.asks_whether_it_waits(1065), "no output, no hurry");
         pacing.output_waits(1070);
         assert!(pacing.asks_whether_it_waits(1075));
@@ -238,7 +238,7 @@ mod tests {
         assert_eq!(pacing.next_start(), Some(1070));
         pacing.epoch_started(1080);
         pacing.resumed(1130, 50, true);
-        pacing.committed(1140);
+        pacing.committed();
         pacing.output_waits(1140);
         assert!(!pacing.asks_whether_it_waits(1140), "it worked after all");
         assert_eq!(pacing.next_start(), Some(1250 + 50 + 200), "both rests");
@@ -251,7 +251,7 @@ mod tests {
         let pause_ns = 20_000 * MILLISECOND_NS;
         pacing.epoch_started(0);
         pacing.resumed(pause_ns, pause_ns, true);
-        pacing.committed(pause_ns);
+        pacing.committed();
         pacing.output_waits(pause_ns);
         assert_eq!(pacing.next_start(), Some(pause_ns + limits.rest_max_ns));
     }
@@ -358,7 +358,7 @@ mod tests {
                 }
                 pacing.resumed(now_ns, step.pause_ns, step.was_working);
                 now_ns += step.commit_after_ns;
-                pacing.committed(now_ns);
+                pacing.committed();
             }
         }
     }

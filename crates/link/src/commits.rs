@@ -22,6 +22,6 @@ impl Commits {
 
     /// The newest commit that has not been told.
     pub fn next_commit(&mut self) -> Option<Committed> {
-        self.published.take().map(Publication::committed)
+        self.published.take().map(Publication::into_committed)
     }
 }

@@ -7,9 +7,10 @@ use crate::title;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
+use unbroken_sys::channel::Channel;
 
 /// What a node is started to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,7 +70,7 @@ pub struct Bundle {
     pub start: Start,
     descriptors: BTreeMap<Purpose, OwnedFd>,
     /// To whoever started this node.
-    pub channel: OwnedFd,
+    pub channel: Channel,
 }
 
 impl Bundle {
@@ -88,9 +89,8 @@ impl Bundle {
     }
 
     /// Receives the bundle that `spawn` sent over `channel`.
-    pub fn receive(channel: OwnedFd) -> io::Result<Bundle> {
-        let (message, descriptors) = channel::receive::<Message>(channel.as_fd())?
-            .ok_or_else(|| io::Error::other("the starting process is gone"))?;
+    pub fn receive(channel: Channel) -> io::Result<Bundle> {
+        let (message, descriptors, _) = channel::receive::<Message>(&channel)?;
         if message.purposes.len() != descriptors.len() {
             return Err(io::Error::other(
                 "the starting process sent too few descriptors",
@@ -112,8 +112,8 @@ pub fn spawn(
     config: &Config,
     start: Start,
     descriptors: &[(Purpose, BorrowedFd<'_>)],
-) -> io::Result<(Child, OwnedFd)> {
-    let (ours, theirs) = channel::pair()?;
+) -> io::Result<(Child, Channel)> {
+    let (ours, theirs) = Channel::pair()?;
     let child = {
         // The child finds its end as its standard input: no number to agree on, nothing else of
         // ours is inherited, and what we hold is closed on exec.
@@ -121,7 +121,7 @@ pub fn spawn(
         command
             .arg0(title::with_room(&config.name))
             .arg("__node")
-            .stdin(theirs);
+            .stdin(OwnedFd::from(theirs));
         // The front alone speaks to the service manager; the service, which has this environment,
         // would report in our name.
         command.env_remove(crate::notify::ENVIRONMENT_VARIABLE);
@@ -137,6 +137,6 @@ pub fn spawn(
         .iter()
         .map(|&(_, descriptor)| descriptor)
         .collect();
-    channel::send(ours.as_fd(), &message, &borrowed)?;
+    channel::send(&ours, &message, &borrowed)?;
     Ok((child, ours))
 }

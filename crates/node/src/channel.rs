@@ -1,81 +1,44 @@
-//! Messages with descriptors between processes of ours, over a `SOCK_SEQPACKET` pair.
+//! Messages with descriptors between processes of ours.
 
-use rustix::cmsg_space;
-use rustix::io::Errno;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-};
 use serde::{Serialize, de::DeserializeOwned};
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use unbroken_image::{decode, encode_into};
+use unbroken_sys::channel::Channel;
 
-/// The longest message; a service's configuration with its environment fits well.
-const MESSAGE_BYTES_MAX: usize = 160 * 1024;
-const DESCRIPTORS_MAX: usize = 32;
-
-/// Both ends of a new channel; neither is inherited across exec.
-pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-    Ok(socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )?)
-}
+/// The longest message: a service's configuration with its environment fits well, and so does a
+/// user who is in 65,536 groups, the most there can be.
+const MESSAGE_BYTES_MAX: usize = 320 << 10;
 
 /// Sends one message and copies of `descriptors`.
 pub fn send<T: Serialize>(
-    channel: BorrowedFd<'_>,
+    channel: &Channel,
     message: &T,
     descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
-    let bytes = postcard::to_stdvec(message).map_err(io::Error::other)?;
-    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
-        return Err(io::Error::other("too many descriptors for one message"));
-    }
-    sendmsg(
-        channel,
-        &[IoSlice::new(&bytes)],
-        &mut control,
-        SendFlags::NOSIGNAL,
-    )?;
-    Ok(())
+    let mut bytes = Vec::new();
+    encode_into(message, &mut bytes);
+    channel.send(&bytes, descriptors)
 }
 
-/// Receives one message; `None` when the other side has closed the channel.
-///
-/// Blocks unless the channel is nonblocking.
+/// Receives one message, with its descriptors, and its sender if the channel asked for it.
+/// `UnexpectedEof` when the other end is gone.
 pub fn receive<T: DeserializeOwned>(
-    channel: BorrowedFd<'_>,
-) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    channel: &Channel,
+) -> io::Result<(T, Vec<OwnedFd>, Option<i32>)> {
     let mut bytes = vec![0; MESSAGE_BYTES_MAX];
-    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received = loop {
-        let mut parts = [IoSliceMut::new(&mut bytes)];
-        match recvmsg(channel, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
-            Ok(received) => break received,
-            Err(Errno::INTR) => {}
-            Err(Errno::CONNRESET) => return Ok(None),
-            Err(error) => return Err(error.into()),
+    let received = match channel.receive(&mut bytes) {
+        Ok(received) if received.length_bytes > 0 => received,
+        Ok(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
+        // It went and left something unread.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        Err(error) => return Err(error),
     };
-    if received.bytes == 0 {
-        return Ok(None);
-    }
-    let mut descriptors = Vec::new();
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            descriptors.extend(rights);
-        }
-    }
-    let message = postcard::from_bytes(&bytes[..received.bytes]).map_err(io::Error::other)?;
-    Ok(Some((message, descriptors)))
+    let message = decode("a message", &bytes[..received.length_bytes])
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    Ok((message, received.descriptors, received.sender_pid))
 }
 
 #[cfg(test)]
@@ -85,13 +48,11 @@ mod tests {
 
     #[test]
     fn descriptors_arrive_with_their_message() {
-        let (left, right) = pair().expect("pair");
+        let (left, right) = Channel::pair().expect("pair");
         let (read, write) = rustix::pipe::pipe().expect("pipe");
-        send(left.as_fd(), &7u32, &[write.as_fd()]).expect("send");
+        send(&left, &7u32, &[write.as_fd()]).expect("send");
         drop(write);
-        let (message, descriptors) = receive::<u32>(right.as_fd())
-            .expect("receive")
-            .expect("one");
+        let (message, descriptors, _) = receive::<u32>(&right).expect("receive");
         assert_eq!((message, descriptors.len()), (7, 1));
         rustix::io::write(&descriptors[0], b"x").expect("write");
         drop(descriptors);
@@ -100,13 +61,19 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_channel_is_an_end_not_an_error() {
-        let (left, right) = pair().expect("pair");
-        drop(left);
-        assert!(receive::<u32>(right.as_fd()).expect("receive").is_none());
+    fn an_end_that_is_gone_is_told_as_such_whatever_it_left_unread() {
+        for unread in [false, true] {
+            let (left, right) = Channel::pair().expect("pair");
+            if unread {
+                send(&right, &7u32, &[]).expect("send");
+            }
+            drop(left);
+            let error = receive::<u32>(&right).expect_err("nobody is there");
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        }
     }
 
-    /// What a node is sent by the one that starts it.
+    /// What a node is sent by the one that it started.
     #[test]
     fn fuzz_notices() {
         use crate::primary::Notice;
@@ -115,9 +82,13 @@ mod tests {
             Notice::Warm,
             Notice::Refused("a reason".to_owned()),
         ];
-        let samples = samples.map(|notice| postcard::to_stdvec(&notice).expect("encode"));
+        let samples = samples.map(|notice| {
+            let mut bytes = Vec::new();
+            encode_into(&notice, &mut bytes);
+            bytes
+        });
         unbroken_fuzz::bytes("notice", &samples, |bytes| {
-            let _ = postcard::from_bytes::<Notice>(bytes);
+            let _ = decode::<Notice>("a notice", bytes);
         });
     }
 }

@@ -6,7 +6,7 @@
 //! | `Requested` | tracer  | `Stopped`   | every thread of the service stands |
 //! | `Stopped`   | main    | `Drained`   | the output of the epoch has been read |
 //! | `Drained`   | tracer  | `Resumed`   | the service runs again |
-//! | `Resumed`   | tracer  | `Published` | the epoch is committed |
+//! | `Resumed`   | tracer  | `Published` | the epoch is published |
 //! | `Published` | main    | `Idle`      | the result has been taken |
 //! | `Requested`, `Stopped`, `Drained`, `Resumed` | tracer | `Failed` | there is no epoch this time |
 //! | `Failed`    | main    | `Idle`      | what the capture had taken is given back |

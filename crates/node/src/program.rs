@@ -30,7 +30,7 @@ fn run() -> io::Result<()> {
     let nothing = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     rustix::stdio::dup2_stdin(&nothing)?;
     drop(nothing);
-    let bundle = Bundle::receive(channel)?;
+    let bundle = Bundle::receive(channel.into())?;
     // Before a thread enters the stage, whose /proc does not know this process.
     fdinfo::initialise()?;
     let name = bundle.config.name.clone();

@@ -129,7 +129,7 @@ fn a_dropped_reservation_leaves_nothing() {
     let (mut producer, mut consumer) = (ring.producer().unwrap(), ring.consumer().unwrap());
     producer.reserve(1000).unwrap().fill(0xff);
     assert!(consumer.peek().unwrap().is_none());
-    assert!(!consumer.wait(Some(Duration::ZERO)).unwrap());
+    assert!(!consumer.wait_or(Some(Duration::ZERO), || false).unwrap());
     assert!(produce_one(&mut producer, 0, 500));
     assert!(consume_one(&mut consumer, 0, 500));
 }
@@ -148,7 +148,7 @@ fn sleepers_on_both_ends_are_woken() {
     });
     for number in 0..records {
         while !consume_one(&mut consumer, number, most) {
-            consumer.wait(None).unwrap();
+            consumer.wait_or(None, || false).unwrap();
         }
     }
     writer.join().unwrap();
@@ -203,7 +203,7 @@ fn a_producer_killed_at_any_moment_leaves_whole_records() {
         let mut number = 0;
         while number < enough {
             if !consume_one(&mut consumer, number, CHILD_MOST_BYTES) {
-                consumer.wait(None).unwrap();
+                consumer.wait_or(None, || false).unwrap();
             } else {
                 number += 1;
             }

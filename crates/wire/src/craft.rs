@@ -120,7 +120,7 @@ pub fn ack(tuple: Tuple, direction: Direction, numbers: SegmentNumbers) -> Craft
 }
 
 /// A client's SYN. `tuple.remote` is an address and port that no one uses: the answer, which
-/// proves that the listener has begun to hand out cookies, goes nowhere ([`answers_primer`]).
+/// proves that the listener has begun to hand out cookies, goes nowhere.
 pub fn syn(tuple: Tuple, sequence: u32) -> CraftedPacket {
     let options = TcpOptions {
         mss: Some(1460),
@@ -142,17 +142,6 @@ pub fn syn(tuple: Tuple, sequence: u32) -> CraftedPacket {
         payload,
     }
     .build()
-}
-
-/// Whether a packet of the service answers a SYN that [`syn`] made for `primer`: it must not reach
-/// a client.
-pub fn answers_primer(frame: &[u8], primer: Tuple) -> bool {
-    match crate::packet::Packet::parse(frame) {
-        crate::packet::Packet::Tcp(segment) => {
-            Tuple::new(segment.source, segment.destination) == primer
-        }
-        _ => false,
-    }
 }
 
 /// Whether a packet is a TCP reset.

@@ -26,7 +26,6 @@ pub struct FrameQueue {
     wrapped_at: Option<usize>,
     popped: u64,
     pushed: u64,
-    used_bytes: usize,
 }
 
 impl FrameQueue {
@@ -50,16 +49,6 @@ impl FrameQueue {
 
     pub fn is_empty(&self) -> bool {
         self.pushed == self.popped
-    }
-
-    /// Bytes of all frames in the queue, without what the queue itself needs.
-    pub fn used_bytes(&self) -> usize {
-        self.used_bytes
-    }
-
-    /// Bytes that the buffer holds in all.
-    pub fn capacity_bytes(&self) -> usize {
-        self.buffer.len()
     }
 
     /// Whether a frame of `most_bytes` would fit.
@@ -103,7 +92,6 @@ impl FrameQueue {
         }
         self.back = data + length_bytes;
         self.pushed += 1;
-        self.used_bytes += length_bytes;
         Ok(Some(&self.buffer[data..data + length_bytes]))
     }
 
@@ -121,7 +109,6 @@ impl FrameQueue {
             (self.front, self.wrapped_at) = (0, None);
         }
         self.popped += 1;
-        self.used_bytes -= length_bytes;
     }
 
     /// All frames, oldest first.
@@ -230,8 +217,6 @@ mod tests {
                     queue.iter().map(|f| (f.kind, f.stamp, f.bytes.to_vec())).collect();
                 prop_assert!(frames.iter().eq(model.iter()));
                 prop_assert_eq!(queue.pushed() - queue.popped(), model.len() as u64);
-                let used: usize = model.iter().map(|(_, _, bytes)| bytes.len()).sum();
-                prop_assert_eq!(queue.used_bytes(), used);
                 let first = queue.front().map(|f| f.stamp);
                 prop_assert_eq!(first, model.front().map(|(_, stamp, _)| *stamp));
             }

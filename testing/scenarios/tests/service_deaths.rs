@@ -4,9 +4,9 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use unbroken_clients::{bulk, churn, config, icecast, irc, redis};
-use unbroken_harness::{Ended, KillPlan, Launch, PATIENCE, Scratch, Service, Signal, Target};
+use unbroken_harness::{Ended, KillPlan, Launch, PATIENCE, Scratch, Service, Signal, Target, send};
 use unbroken_scenarios::{chat, clean, host, own_server, small_chat, survive};
 
 #[test]
@@ -193,6 +193,35 @@ fn a_bug_that_kills_every_replica_is_given_up() -> Result<()> {
     ensure!(!errors.trim().is_empty(), "no reason was given");
     println!("ended with {ended:?}: {errors}");
     service.assert_gone()
+}
+
+/// The replica was killed before it was needed, the second fault: the service is lost, and what was
+/// tried in vain is said.
+#[test]
+fn a_takeover_that_fails_says_why() -> Result<()> {
+    host()?;
+    let (mut service, _) = own_server("echo-server")?;
+    let standby = service.status()?.standby_pid;
+    let replica = |(pid, _): &(i32, String)| {
+        let grandparent = parent_of(*pid).and_then(parent_of);
+        grandparent.is_some_and(|grandparent| Some(grandparent) == standby)
+    };
+    let replica = service.processes().into_iter().find(replica);
+    let (replica, _) = replica.context("no replica")?;
+    send(replica, Signal::SIGKILL)?;
+    service.kill(Target::Service, Signal::SIGKILL)?;
+    let ended = service.wait_end()?;
+    ensure!(ended == Ended::Exit(78), "{ended:?}: {}", service.story());
+    let (_, errors) = service.printed();
+    let why = "could not be brought to life: ";
+    ensure!(errors.contains(why), "{errors}");
+    service.assert_gone()
+}
+
+fn parent_of(pid: i32) -> Option<i32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    parent.trim().parse().ok()
 }
 
 /// Two services on one host share nothing.

@@ -49,22 +49,69 @@ fn output_passes_until_the_fill_is_marked_and_then_waits_for_commits() {
 #[test]
 fn a_dead_standby_is_replaced_and_output_passes() {
     let mut role = after(primary(), &TO_PROTECTED);
+    assert_eq!(role.apply(Event::StandbyDied, 0), [Action::AskLeave]);
+    assert!(role.pass_permit().is_none() && role.release_permit().is_none());
+    let actions = role.apply(Event::LeaveGranted, 0);
+    assert_eq!(actions, [Action::StartStandby, Action::PassOutput]);
+    assert_eq!(role.state(), RoleState::Unprotected(Reason::StandbyDied));
+}
+
+/// It may have spoken already, or be about to.
+#[test]
+fn a_standby_that_may_be_complete_is_not_left_behind_without_leave() {
+    for events in [&TO_PROTECTED[..3], &TO_PROTECTED] {
+        for event in [Event::StandbyDied, Event::Forked, Event::Unfit] {
+            let mut role = after(primary(), events);
+            assert_eq!(role.apply(event, 0), [Action::AskLeave]);
+        }
+    }
+    let mut role = after(primary(), &TO_PROTECTED[..2]);
     let actions = role.apply(Event::StandbyDied, 0);
     assert_eq!(actions, [Action::StartStandby, Action::PassOutput]);
-    assert_eq!(role.state(), State::Unprotected(Reason::StandbyDied));
+}
+
+#[test]
+fn what_hinders_protection_meanwhile_is_the_reason_when_leave_comes() {
+    let mut role = after(primary(), &TO_PROTECTED);
+    for event in [Event::StandbyDied, Event::Forked, Event::Unfit] {
+        role.apply(event, 0);
+    }
+    role.apply(Event::LeaveGranted, 0);
+    assert_eq!(role.state(), RoleState::Unprotected(Reason::Forked));
+}
+
+#[test]
+fn whoever_is_refused_leave_says_nothing_more() {
+    let refused = Event::LeaveRefused { term: 5 };
+    for (role, cause) in [
+        (after(primary(), &TO_PROTECTED), Event::StandbyDied),
+        (
+            after(standby(), &[Event::StandbyReady]),
+            Event::PrimaryDied {
+                service_alive: true,
+            },
+        ),
+    ] {
+        let mut role = after(role, &[cause]);
+        assert_eq!(role.apply(refused, 0), [Action::Retire]);
+        assert_eq!((role.state(), role.term()), (RoleState::Retired, 5));
+        assert_eq!(role.apply(Event::LeaveGranted, 0), []);
+        assert!(role.pass_permit().is_none() && role.release_permit().is_none());
+    }
 }
 
 #[test]
 fn a_fork_stops_protection_until_the_tree_can_be_replicated_again() {
     let mut role = after(primary(), &TO_PROTECTED);
+    role.apply(Event::Forked, 0);
     assert_eq!(
-        role.apply(Event::Forked, 0),
+        role.apply(Event::LeaveGranted, 0),
         [Action::StartStandby, Action::PassOutput]
     );
     // One is there even now, but only to hold on to the service should this node die.
     assert_eq!(role.apply(Event::StandbyDied, 0), [Action::StartStandby]);
     assert_eq!(role.apply(Event::FillBegun, 0), []);
-    assert_eq!(role.state(), State::Unprotected(Reason::Forked));
+    assert_eq!(role.state(), RoleState::Unprotected(Reason::Forked));
     assert!(
         role.apply(Event::SingleAgain, 0)
             .contains(&Action::StartStandby)
@@ -74,16 +121,17 @@ fn a_fork_stops_protection_until_the_tree_can_be_replicated_again() {
 #[test]
 fn a_protected_death_retires_the_primary_and_the_warm_standby_goes_live_in_the_next_term() {
     let mut old = after(primary(), &TO_PROTECTED);
-    let actions = old.apply(Event::ServiceDied(Death::Crashed), 0);
-    let ordered = Action::OrderTakeover(Death::Crashed);
-    assert_eq!(actions, [Action::HoldOutput, ordered, Action::Retire]);
+    let actions = old.apply(Event::ServiceDied(Fault::Own), 0);
+    assert_eq!(actions, [Action::HandOver]);
 
     let mut new = after(standby(), &[Event::StandbyReady]);
-    let go_live = [Action::GoLive { term: 2 }];
     assert_eq!(
-        new.apply(Event::TakeoverOrdered(Some(Death::Crashed)), 0),
-        go_live
+        new.apply(Event::TakeoverOrdered(Some(Fault::Own)), 0),
+        [Action::AskLeave]
     );
+    assert_eq!((new.state(), new.term()), (RoleState::AskingToTakeOver, 1));
+    assert_eq!(new.apply(Event::LeaveGranted, 0), []);
+    assert_eq!((new.state(), new.term()), (RoleState::TakingOver, 2));
     assert!(new.pass_permit().is_none());
     let actions = new.apply(Event::TakeoverDone, 0);
     assert_eq!(actions, [Action::StartStandby, Action::PassOutput]);
@@ -99,7 +147,9 @@ fn a_standby_without_a_whole_state_adopts_what_lives_and_fails_otherwise() {
         },
         0,
     );
-    assert_eq!(actions[0], Action::Adopt { term: 2 });
+    assert_eq!(actions, [Action::StartStandby, Action::PassOutput]);
+    assert_eq!(role.state(), RoleState::Unprotected(Reason::Adopted));
+    assert_eq!(role.term(), 2);
     let mut role = standby();
     role.apply(
         Event::PrimaryDied {
@@ -107,7 +157,7 @@ fn a_standby_without_a_whole_state_adopts_what_lives_and_fails_otherwise() {
         },
         0,
     );
-    assert_eq!(role.state(), State::Failed(Failure::DiedUnprotected));
+    assert_eq!(role.state(), RoleState::Failed(Failure::DiedUnprotected));
 }
 
 #[test]
@@ -115,11 +165,8 @@ fn the_third_crash_in_a_row_is_the_last() {
     let give_up = GiveUp::continued(GiveUpLimits::default(), 2, 100 * SECOND_NS);
     let mut role = Role::standby(3, give_up);
     role.apply(Event::StandbyReady, 0);
-    role.apply(
-        Event::TakeoverOrdered(Some(Death::Crashed)),
-        101 * SECOND_NS,
-    );
-    assert_eq!(role.state(), State::Failed(Failure::GaveUp));
+    role.apply(Event::TakeoverOrdered(Some(Fault::Own)), 101 * SECOND_NS);
+    assert_eq!(role.state(), RoleState::Failed(Failure::GaveUp));
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
@@ -129,17 +176,17 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::FillMarked),
         Just(Event::StandbyReady),
         Just(Event::StandbyDied),
-        Just(Event::ServiceDied(Death::Killed)),
-        Just(Event::ServiceDied(Death::Crashed)),
+        Just(Event::ServiceDied(Fault::External)),
+        Just(Event::ServiceDied(Fault::Own)),
         Just(Event::ServiceEnded),
         any::<bool>().prop_map(|service_alive| Event::PrimaryDied { service_alive }),
         Just(Event::TakeoverOrdered(None)),
         Just(Event::TakeoverDone),
-        Just(Event::TakeoverFailed),
         Just(Event::Forked),
         Just(Event::SingleAgain),
         Just(Event::Unfit),
-        (0u64..6).prop_map(Event::TermSeen),
+        Just(Event::LeaveGranted),
+        (0u64..6).prop_map(|term| Event::LeaveRefused { term }),
     ]
 }
 
@@ -157,23 +204,33 @@ proptest! {
             let passes = role.pass_permit().is_some();
             let releases = role.release_permit().is_some();
             prop_assert!(!(passes && releases));
-            prop_assert_eq!(releases, role.state() == State::Protected);
+            prop_assert_eq!(releases, role.state() == RoleState::Protected);
             // Whoever may newly pass while it goes on is told so.
-            let over = |state| matches!(state, State::Ended | State::Failed(_));
-            let passed = over(state) || matches!(state, State::Unprotected(_) | State::Syncing);
+            let over = |state| matches!(state, RoleState::Ended | RoleState::Failed(_));
+            let passed = over(state) || matches!(state, RoleState::Unprotected(_) | RoleState::Syncing);
             if passes && !passed && !over(role.state()) {
                 prop_assert!(actions.contains(&Action::PassOutput));
             }
             // A node that is done stays done.
-            if matches!(state, State::Ended | State::Failed(_) | State::Retired) {
+            if matches!(state, RoleState::Ended | RoleState::Failed(_) | RoleState::Retired) {
                 prop_assert_eq!(role.state(), state);
                 prop_assert!(actions.is_empty());
             }
-            // A protected primary's output passes only after its standby is gone.
-            if state == State::Protected && passes {
-                let standby_goes = matches!(event, Event::StandbyDied | Event::Forked | Event::Unfit)
-                    && actions.contains(&Action::StartStandby);
-                prop_assert!(standby_goes || actions.contains(&Action::StopStandby));
+            // Output that waited for a standby passes only with leave, or when the service is over.
+            let shared = |state| {
+                matches!(
+                    state,
+                    RoleState::Sealing | RoleState::Protected | RoleState::AskingToGoAlone(_)
+                )
+            };
+            if shared(state) && passes {
+                prop_assert!(event == Event::LeaveGranted || actions.contains(&Action::StopStandby));
+            }
+            if state == RoleState::Warm && !over(role.state()) {
+                prop_assert!(matches!(
+                    role.state(),
+                    RoleState::Warm | RoleState::AskingToTakeOver
+                ));
             }
         }
     }

@@ -49,13 +49,10 @@ impl Drop for SeedOnPanic {
 }
 
 /// Runs one seed.
-fn run(seed: u64, late_commits: bool, failing_captures: bool) -> World {
+fn run(seed: u64, cause: impl FnOnce(&mut Troubles)) -> World {
     let _seed = SeedOnPanic(seed);
-    let troubles = Troubles {
-        random: Random(!seed),
-        late_commits,
-        failing_captures,
-    };
+    let mut troubles = Troubles::none(Random(!seed));
+    cause(&mut troubles);
     let mut world = World::new(seed, troubles);
     world.run();
     world
@@ -63,7 +60,7 @@ fn run(seed: u64, late_commits: bool, failing_captures: bool) -> World {
 
 /// Runs one seed with nothing but kills.
 fn run_plain(seed: u64) -> World {
-    run(seed, false, false)
+    run(seed, |_| {})
 }
 
 /// Runs many; how many epochs were on their way at once, at most.
@@ -116,11 +113,26 @@ fn every_seed_keeps_every_promise() {
 /// As with a standby elsewhere: several epochs are on their way at once.
 #[test]
 fn every_seed_keeps_every_promise_when_commits_come_late() {
-    assert!(run_all(|seed| run(seed, true, false)) > 1);
+    let run = |seed| run(seed, |troubles| troubles.late_commits = true);
+    assert!(run_all(run) > 1);
 }
 
 #[test]
 fn every_seed_keeps_every_promise_when_captures_fail() {
-    run_all(|seed| run(seed, false, true));
-    run_all(|seed| run(seed, true, true));
+    run_all(|seed| run(seed, |troubles| troubles.failing_captures = true));
+}
+
+#[test]
+fn every_seed_keeps_every_promise_when_leave_comes_late() {
+    run_all(|seed| run(seed, |troubles| troubles.late_leave = true));
+}
+
+#[test]
+fn every_seed_keeps_every_promise_through_all_troubles() {
+    let all = |troubles: &mut Troubles| {
+        troubles.late_commits = true;
+        troubles.failing_captures = true;
+        troubles.late_leave = true;
+    };
+    run_all(|seed| run(seed, all));
 }

@@ -5,14 +5,13 @@ use crate::service::{Service, State};
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use unbroken_core::epoch::Publication;
-use unbroken_core::give_up::{GiveUp, GiveUpLimits};
+use unbroken_core::give_up::{Fault, GiveUp, GiveUpLimits};
 use unbroken_core::pacing::{Pacing, PacingLimits};
-use unbroken_core::role::{Action, Event, Role, State as RoleState};
+use unbroken_core::role::{Action, Event, Role, RoleState};
 use unbroken_link::{
     Commits, InputLogReader, InputLogWriter, JournalReader, JournalWriter, LocalLink,
 };
 use unbroken_wire::Tuple;
-use unbroken_wire::craft::answers_primer;
 use unbroken_wire::exchange::{Arrival, Exchange, Input};
 use unbroken_wire::flows::{
     Activity, ConnectionChange, Connections, FlowLimits, Flows, LatePacket, NamedConnection,
@@ -33,11 +32,26 @@ pub struct Troubles {
     pub late_commits: bool,
     /// A capture may come to nothing after its mark.
     pub failing_captures: bool,
+    /// The arbiter takes its time before it lets a primary go on alone.
+    pub late_leave: bool,
 }
 
 impl Troubles {
+    pub fn none(random: Random) -> Self {
+        Self {
+            random,
+            late_commits: false,
+            failing_captures: false,
+            late_leave: false,
+        }
+    }
+
     fn hold_commit(&mut self) -> bool {
         self.late_commits && !self.random.one_in(4)
+    }
+
+    fn hold_leave(&mut self) -> bool {
+        self.late_leave && !self.random.one_in(4)
     }
 
     fn fail_capture(&mut self) -> bool {
@@ -176,13 +190,31 @@ impl Primary {
         }
     }
 
+    /// The standby is gone. Whoever may have been able to take over is certain not to before this
+    /// node has leave to go on alone.
     pub fn standby_died(&mut self, now_ns: u64) {
-        self.role.apply(Event::StandbyDied, now_ns);
+        let asks = self.role.apply(Event::StandbyDied, now_ns) == [Action::AskLeave];
+        assert_eq!(asks, self.role.pass_permit().is_none());
+        if asks && !self.troubles.late_leave {
+            self.role.apply(Event::LeaveGranted, now_ns);
+        }
         (self.journal, self.input_log, self.committed) = (None, None, None);
         (self.captured, self.commits) = (None, Commits::default());
         self.published.clear();
         self.pacing.reset();
         self.exchange.end_log();
+    }
+
+    /// Whether this node waits for leave to go on alone, and has not got it now.
+    pub fn asks_in_vain(&mut self, now_ns: u64) -> bool {
+        if !matches!(self.role.state(), RoleState::AskingToGoAlone(_)) {
+            return false;
+        }
+        if self.troubles.hold_leave() {
+            return true;
+        }
+        self.role.apply(Event::LeaveGranted, now_ns);
+        false
     }
 
     /// One step towards the next commit; false when it failed and another standby is wanted.
@@ -270,7 +302,7 @@ impl Primary {
         for (index, publication) in self.published.drain(..count) {
             self.commits.published(publication);
             self.committed = Some(index);
-            self.pacing.committed(now_ns);
+            self.pacing.committed();
         }
         self.role.apply(Event::StandbyReady, now_ns);
         while let Some(committed) = self.commits.next_commit() {
@@ -293,20 +325,25 @@ impl Primary {
         if let Some(permit) = self.role.pass_permit() {
             self.exchange.pass(permit);
         }
+        let waits = matches!(self.role.state(), RoleState::AskingToGoAlone(_));
         let protected = self.role.pass_permit().is_none();
         let mut released = self.exchange.released();
         let frame = released.peek()?.bytes().to_vec();
         released.pop(now_ns);
-        if protected && let Some(index) = self.committed {
+        // Asking: what leaves was released before.
+        if protected
+            && !waits
+            && let Some(index) = self.committed
+        {
             check_output(&frame, &archive[index].state);
         }
         Some(frame)
     }
 
     /// The service dies under a protected primary.
-    pub fn service_dies(&mut self, death: unbroken_core::give_up::Death, now_ns: u64) {
-        let actions = self.role.apply(Event::ServiceDied(death), now_ns);
-        assert!(actions.contains(&Action::Retire));
+    pub fn service_dies(&mut self, fault: Fault, now_ns: u64) {
+        let actions = self.role.apply(Event::ServiceDied(fault), now_ns);
+        assert_eq!(actions, [Action::HandOver]);
         assert!(self.role.pass_permit().is_none() && self.role.release_permit().is_none());
     }
 }
@@ -334,10 +371,6 @@ fn check_output(frame: &[u8], committed: &State) {
             "an acknowledgement left before its epoch"
         );
     }
-    assert!(!answers_primer(
-        frame,
-        Tuple::new(segment.destination, segment.source)
-    ));
 }
 
 /// Tells flows of a committed epoch.
@@ -421,13 +454,9 @@ impl Standby {
     pub fn take_over(mut self, event: Event, archive: &Archive, now_ns: u64) -> Primary {
         while self.step_epoch(archive, now_ns) {}
         while self.step_input(now_ns) {}
-        let actions = self.role.apply(event, now_ns);
-        assert_eq!(
-            actions,
-            [Action::GoLive {
-                term: self.role.term()
-            }]
-        );
+        assert_eq!(self.role.apply(event, now_ns), [Action::AskLeave]);
+        self.role.apply(Event::LeaveGranted, now_ns);
+        assert_eq!(self.role.state(), RoleState::TakingOver);
         let committed = &archive[self.applied.expect("killed without a standby")];
         let mut service =
             Service::restored(committed.state.clone(), |tuple| self.flows.client(tuple));

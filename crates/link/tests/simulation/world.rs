@@ -4,7 +4,7 @@ use crate::Random;
 use crate::client::Client;
 use crate::node::{Archive, Primary, Standby, Troubles};
 use std::collections::HashSet;
-use unbroken_core::give_up::Death;
+use unbroken_core::give_up::Fault;
 use unbroken_core::role::Event;
 use unbroken_wire::Tuple;
 use unbroken_wire::packet::Packet;
@@ -75,7 +75,9 @@ impl World {
             6 => self.step_epoch(),
             7 => self.send_one(),
             8 => self.standby_acts(),
-            9 if self.standby.is_none() => self.standby = Some(self.primary.fill(self.now_ns)),
+            9 if self.standby.is_none() && !self.primary.asks_in_vain(self.now_ns) => {
+                self.standby = Some(self.primary.fill(self.now_ns));
+            }
             10 if self.stormy && self.random.one_in(12) => self.somebody_dies(),
             11 if self.random.one_in(20) => self.time_passes(),
             _ => {}
@@ -149,8 +151,8 @@ impl World {
             service_alive: false,
         };
         if self.primary.is_protected() && self.random.one_in(3) {
-            self.primary.service_dies(Death::Killed, self.now_ns);
-            event = Event::TakeoverOrdered(Some(Death::Killed));
+            self.primary.service_dies(Fault::External, self.now_ns);
+            event = Event::TakeoverOrdered(Some(Fault::External));
         }
         self.primary = standby.take_over(event, &self.archive, self.now_ns);
         self.takeovers += 1;

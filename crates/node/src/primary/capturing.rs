@@ -2,7 +2,7 @@
 
 use super::Primary;
 use super::idleness::Idleness;
-use super::line::Report;
+use super::mailbox::Report;
 use crate::clock::now_ns;
 use crate::handshake::Step;
 use crate::steps::{EpochStep, StepClock};
@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::io;
 use unbroken_core::epoch::EpochNumber;
 use unbroken_core::pacing::{Pacing, PacingLimits};
-use unbroken_core::role::{Event, State};
+use unbroken_core::role::{Event, RoleState};
 use unbroken_link::Commits;
 use unbroken_wire::exchange::Mark;
 use unbroken_wire::flows::Activity;
@@ -103,8 +103,8 @@ impl Capturing {
 impl Primary {
     fn captures_wanted(&self) -> bool {
         match self.role.state() {
-            State::Protected => true,
-            State::Syncing => self.capturing.sealing,
+            RoleState::Protected => true,
+            RoleState::Syncing => self.capturing.sealing,
             _ => false,
         }
     }
@@ -135,7 +135,7 @@ impl Primary {
         }
         self.capturing.pacing.epoch_started(now);
         self.capturing.seen = Step::Requested;
-        self.line.handshake.request(now);
+        self.mailbox.handshake.request(now);
         self.bell.ring();
     }
 
@@ -171,7 +171,7 @@ impl Primary {
 
     /// Takes the next step of the capture under way, if the tracer has made one.
     pub(super) fn follow_capture(&mut self) -> io::Result<bool> {
-        let step = self.line.handshake.step();
+        let step = self.mailbox.handshake.step();
         if self.capturing.seen == Step::Idle || step == self.capturing.seen {
             return Ok(false);
         }
@@ -199,10 +199,10 @@ impl Primary {
         } else {
             self.traffic.mark(activity)
         };
-        self.line.swap_activity(&mut self.capturing.activity);
-        self.line.leave_connections(mark.connections);
+        self.mailbox.swap_activity(&mut self.capturing.activity);
+        self.mailbox.leave_connections(mark.connections);
         self.capturing.seen = Step::Drained;
-        self.line.handshake.drained(mark.input_position);
+        self.mailbox.handshake.drained(mark.input_position);
         Ok(())
     }
 
@@ -212,7 +212,7 @@ impl Primary {
         self.expect_warmth();
         if !mark.is_logged {
             // The tracer still makes its epoch; nobody shall stand on it.
-            self.line.report(Report::Broken(
+            self.mailbox.report(Report::Broken(
                 "what clients said before cannot be logged: connections that are not accepted \
                  yet have sent too much"
                     .to_owned(),
@@ -222,12 +222,12 @@ impl Primary {
     }
 
     fn resumed(&mut self) {
-        let pause = self.line.handshake.pause_ns();
+        let pause = self.mailbox.handshake.pause_ns();
         self.capturing.seen = Step::Resumed;
-        let was_working = self.line.handshake.was_working();
+        let was_working = self.mailbox.handshake.was_working();
         let pacing = &mut self.capturing.pacing;
         pacing.resumed(now_ns(), pause, was_working);
-        pacing.stop_is_due(self.line.handshake.stop_due_ns());
+        pacing.stop_is_due(self.mailbox.handshake.stop_due_ns());
         self.capturing.idleness.paused(pause);
         if !self.capturing.sealing {
             self.common.board.record_pause(pause);
@@ -235,7 +235,7 @@ impl Primary {
     }
 
     fn published(&mut self) -> io::Result<()> {
-        let Some(captured) = self.line.take_captured() else {
+        let Some(captured) = self.mailbox.take_captured() else {
             return self.capture_failed();
         };
         if self.capturing.seen != Step::Resumed {
@@ -243,7 +243,7 @@ impl Primary {
             self.resumed();
         }
         self.capturing.seen = Step::Idle;
-        self.line.handshake.finish();
+        self.mailbox.handshake.finish();
         let completes_fill = std::mem::take(&mut self.capturing.sealing);
         if !completes_fill {
             self.record_steps(&captured.clock);
@@ -258,24 +258,26 @@ impl Primary {
             at_ns: captured.clock.last_ns(),
             completes_fill,
         });
-        self.take_commits()
+        Ok(())
     }
 
-    /// Lets the output of epochs go that have become safe.
-    fn take_commits(&mut self) -> io::Result<()> {
+    /// Lets the output of epochs go that have become safe; true when there was one.
+    pub(super) fn take_commits(&mut self) -> io::Result<bool> {
+        let mut any = false;
         while let Some(committed) = self.capturing.commits.next_commit() {
+            any = true;
             let safe = committed.epoch();
             self.traffic.commit(committed);
             while let Some(epoch) = self.capturing.take_published(safe) {
                 self.committed(&epoch)?;
             }
         }
-        Ok(())
+        Ok(any)
     }
 
     fn committed(&mut self, epoch: &Published) -> io::Result<()> {
         let now = now_ns();
-        self.capturing.pacing.committed(now);
+        self.capturing.pacing.committed();
         // The output of one that completes a fill goes when the standby stands.
         if !epoch.completes_fill {
             if !self.release_committed()? {
@@ -322,7 +324,7 @@ impl Primary {
         if marked {
             self.traffic.unmark();
         }
-        self.line.handshake.finish();
+        self.mailbox.handshake.finish();
         self.capturing.pacing.abandoned(now_ns());
         Ok(())
     }

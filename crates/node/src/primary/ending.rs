@@ -5,12 +5,12 @@ use super::{Common, Primary};
 use crate::board::State as BoardState;
 use crate::clock::now_ns;
 use crate::log;
-use crate::primary::line::Command;
+use crate::primary::mailbox::Command;
 use rustix::process::{Pid, Signal, kill_process};
 use std::io;
-use unbroken_core::give_up::Death as Cause;
-use unbroken_core::role::{Event, Failure, State};
-use unbroken_link::{Asker, Cause as LinkCause};
+use unbroken_core::give_up::Fault;
+use unbroken_core::role::{Event, Failure, RoleState};
+use unbroken_link::{Asker, Cause};
 use unbroken_tracee::{Death, End};
 
 /// A service that was asked to stop has this long before it is killed.
@@ -27,13 +27,23 @@ pub(super) struct Ending {
     failure: Option<Failure>,
     /// The death that ends everything, and when the last packets have had their time.
     end: Option<(Death, u64)>,
+    /// Why the standby is to take over, should it have to.
+    cause: Option<Cause>,
     handed_over: bool,
+    /// Another node has gone on with the service.
+    retired: bool,
+    /// Nobody is left to send the standby anything.
+    tracer_is_gone: bool,
     switchover: Option<Asker>,
 }
 
 impl Ending {
     pub fn fail(&mut self, failure: Failure) {
         self.failure.get_or_insert(failure);
+    }
+
+    pub fn retire(&mut self) {
+        self.retired = true;
     }
 
     pub fn due_ns(&self) -> Option<u64> {
@@ -46,7 +56,9 @@ impl Ending {
 
 impl Primary {
     pub(super) fn is_over(&self) -> bool {
-        self.ending.handed_over || self.ending.end.is_some_and(|(_, until)| now_ns() >= until)
+        self.ending.handed_over
+            || self.ending.retired
+            || self.ending.end.is_some_and(|(_, until)| now_ns() >= until)
     }
 
     /// Whether the service meant to end: by exit, or by a signal that asks for it.
@@ -60,38 +72,41 @@ impl Primary {
     }
 
     /// The first process of the service begins to die; the tracer holds it until this returns an
-    /// answer through the line.
+    /// answer through the mailbox.
     pub(super) fn service_dies(&mut self, end: End) -> io::Result<()> {
         log!("the service dies: {end:?}");
         let death = end.death;
         if self.is_own_end(death) {
             // Its last words need no commit: nothing will go on from here.
-            self.line.command(Command::Retire, &self.bell);
+            self.mailbox.command(Command::Retire, &self.bell);
             self.apply(Event::ServiceEnded)?;
             self.traffic.collect_output(true)?;
             self.traffic.pass(&self.role);
             self.send_released()?;
             return Ok(());
         }
-        let state = self.role.state();
-        self.apply(Event::ServiceDied(core_cause(end)))?;
-        if state == State::Protected {
-            // From here on this thread releases nothing: the standby may say everything again.
-            self.ending.handed_over = true;
-            self.line
-                .command(Command::HandOver(record_cause(end)), &self.bell);
-        } else {
-            self.line.command(Command::Continue, &self.bell);
+        self.ending.cause = Some(cause_of(end));
+        self.apply(Event::ServiceDied(fault_of(end)))?;
+        if !self.ending.handed_over {
+            self.mailbox.command(Command::Continue, &self.bell);
         }
         Ok(())
+    }
+
+    /// From here on this thread releases nothing: the standby may say everything again.
+    pub(super) fn hand_over(&mut self) {
+        self.ending.handed_over = true;
+        let cause = self.ending.cause.take().unwrap_or(Cause::PrimaryDied);
+        self.mailbox.command(Command::HandOver(cause), &self.bell);
     }
 
     /// No process of the service is left.
     pub(super) fn service_gone(&mut self, end: End) -> io::Result<()> {
         let death = end.death;
+        self.ending.tracer_is_gone = true;
         if self.ending.end.is_none() && !self.ending.handed_over {
             if !self.is_own_end(death) {
-                self.apply(Event::ServiceDied(core_cause(end)))?;
+                self.apply(Event::ServiceDied(fault_of(end)))?;
             } else {
                 self.apply(Event::ServiceEnded)?;
             }
@@ -150,7 +165,7 @@ impl Primary {
 
     /// The user wants the standby to go on in this node's place.
     pub(super) fn switch_over(&mut self, asker: Asker) {
-        if self.role.state() != State::Protected {
+        if self.role.state() != RoleState::Protected {
             let refusal = "it has no standby that could take over now";
             self.common.control.answer(&asker, Err(refusal));
             return;
@@ -164,22 +179,23 @@ impl Primary {
         let Some(asker) = self.ending.switchover.take() else {
             return Ok(());
         };
-        if self.role.state() != State::Protected {
+        if self.role.state() != RoleState::Protected {
             self.common
                 .control
                 .answer(&asker, Err("the standby died meanwhile"));
             return Ok(());
         }
         self.send_released()?;
-        self.apply(Event::TakeoverOrdered(None))?;
-        self.ending.handed_over = true;
-        let cause = LinkCause::Switchover(asker);
-        self.line.command(Command::HandOver(cause), &self.bell);
-        Ok(())
+        self.ending.cause = Some(Cause::Switchover(asker));
+        self.apply(Event::TakeoverOrdered(None))
     }
 
-    /// The tracer ends this process as its last act.
+    /// The tracer ends this process as its last act. Without one the standby hears that this
+    /// process is gone.
     fn wait_for_tracer(&self) -> io::Result<()> {
+        if self.ending.tracer_is_gone {
+            std::process::exit(0);
+        }
         loop {
             std::thread::park();
         }
@@ -192,6 +208,9 @@ impl Primary {
         }
         kill_stage(&self.stage);
         self.stop_standby();
+        if self.ending.retired {
+            return Ok(());
+        }
         let (death, _) = self.ending.end.unwrap_or((Death::Exited(0), 0));
         let code = exit_code_of(death);
         let common = &self.common;
@@ -211,27 +230,34 @@ impl Primary {
     }
 }
 
-fn core_cause(end: End) -> Cause {
+fn fault_of(end: End) -> Fault {
     if end.crashed {
-        Cause::Crashed
+        Fault::Own
     } else {
-        Cause::Killed
+        Fault::External
     }
 }
 
-fn record_cause(end: End) -> LinkCause {
+fn cause_of(end: End) -> Cause {
     match end.death {
-        Death::Killed(signal) if end.crashed => LinkCause::Crashed(signal),
-        Death::Killed(signal) => LinkCause::Killed(signal),
-        Death::Exited(_) => LinkCause::Killed(libc::SIGKILL),
+        Death::Killed(signal) if end.crashed => Cause::Crashed(signal),
+        Death::Killed(signal) => Cause::Killed(signal),
+        Death::Exited(_) => Cause::Killed(libc::SIGKILL),
     }
 }
 
 /// A node that never became a primary reports that the service is lost, and cleans up.
-pub fn close_failed(common: &Common, failure: Failure, death: Death) -> io::Result<()> {
-    common
-        .board
-        .set_state(BoardState::Failed, &failure_text(failure, death));
+pub fn close_failed(
+    common: &Common,
+    failure: Failure,
+    death: Death,
+    why: Option<&str>,
+) -> io::Result<()> {
+    let mut text = failure_text(failure, death);
+    if let Some(why) = why {
+        text = format!("{text}: {why}");
+    }
+    common.board.set_state(BoardState::Failed, &text);
     common.board.set_exit(exit_code_of(death));
     common.directory.remove()?;
     common.ring_front();

@@ -1,6 +1,6 @@
 //! The first primary of a service: it starts it.
 
-use super::line::Line;
+use super::mailbox::Mailbox;
 use super::tracer::{Tracer, deadlines_unseen};
 use super::{Common, Primary, ServiceEnds};
 use crate::board::State as BoardState;
@@ -44,13 +44,13 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
     let common = Common::of(&mut bundle)?;
     log::open(common.directory.path(), "primary")?;
     affinity::bind(0, &[common.config.spare_core])?;
-    let line = Line::new()?;
+    let mailbox = Mailbox::new()?;
     let (sender, started) = mpsc::channel();
-    let (config, tracer_line) = (common.config.clone(), line.clone());
+    let (config, tracer_mailbox) = (common.config.clone(), mailbox.clone());
     std::thread::Builder::new()
         .name("tracer".to_owned())
         .spawn(move || {
-            match start(&config, &tracer_line) {
+            match start(&config, &tracer_mailbox) {
                 Ok((ends, bell, tracer)) => {
                     if sender.send(Ok((ends, bell))).is_ok() {
                         tracer.run();
@@ -67,7 +67,7 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
         Ok((ends, bell)) => {
             let mut role = Role::primary(GiveUp::new(GiveUpLimits::default()));
             let actions = role.apply(Event::Launched, crate::clock::now_ns());
-            Primary::new(common, ends, role, line, bell)?.run(actions)
+            Primary::new(common, ends, role, mailbox, bell)?.run(actions)
         }
         Err(error) => {
             log!("not started: {error}");
@@ -94,7 +94,10 @@ fn exit_code_of(error: &LaunchError) -> u8 {
 }
 
 /// On the tracer thread: the stage, the service under its filter and seized, the notifier.
-fn start(config: &Config, line: &Arc<Line>) -> Result<(ServiceEnds, Bell, Tracer), LaunchError> {
+fn start(
+    config: &Config,
+    mailbox: &Arc<Mailbox>,
+) -> Result<(ServiceEnds, Bell, Tracer), LaunchError> {
     let stage = Stage::create(StageConfig {
         addresses: config.addresses,
         mtu_bytes: config.mtu_bytes,
@@ -149,7 +152,7 @@ fn start(config: &Config, line: &Arc<Line>) -> Result<(ServiceEnds, Bell, Tracer
         bell,
         Tracer::new(
             tree,
-            line.clone(),
+            mailbox.clone(),
             capture,
             KernelProgram::Absent,
             config.spare_core,

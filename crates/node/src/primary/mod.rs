@@ -7,7 +7,7 @@ mod capturing;
 mod ending;
 mod idleness;
 pub mod launch;
-pub mod line;
+pub mod mailbox;
 mod standby;
 pub mod tracer;
 mod traffic;
@@ -23,7 +23,7 @@ use crate::stage::launch::Init;
 use capturing::Capturing;
 use ending::Ending;
 pub use ending::close_failed;
-use line::{FillNumber, Line, Report};
+use mailbox::{FillNumber, Mailbox, Report};
 use rustix::event::{Timespec, epoll};
 pub use standby::Notice;
 use std::io;
@@ -31,7 +31,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use traffic::Traffic;
 use unbroken_core::retry::Retry;
-use unbroken_core::role::{Action, Event, Reason, Role, State};
+use unbroken_core::role::{Action, Event, Reason, Role, RoleState};
 use unbroken_tracee::Bell;
 use unbroken_wire::exchange::Input;
 
@@ -81,7 +81,7 @@ pub struct Primary {
     notify: Arc<OwnedFd>,
     host_pid: i32,
     role: Role,
-    line: Arc<Line>,
+    mailbox: Arc<Mailbox>,
     bell: Bell,
     traffic: Traffic,
     capturing: Capturing,
@@ -120,7 +120,7 @@ impl Primary {
         common: Common,
         service: ServiceEnds,
         role: Role,
-        line: Arc<Line>,
+        mailbox: Arc<Mailbox>,
         bell: Bell,
     ) -> io::Result<Primary> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -133,11 +133,11 @@ impl Primary {
             host_pid,
             input,
         } = service;
-        let traffic = Traffic::new(&common, tun, outputs, input, &line, role.term())?;
+        let traffic = Traffic::new(&common, tun, outputs, input, &mailbox, role.term())?;
         for source in traffic.sources() {
             watch(&epoll, source, Source::Traffic)?;
         }
-        watch(&epoll, line.main_bell(), Source::MainBell)?;
+        watch(&epoll, mailbox.main_bell(), Source::MainBell)?;
         watch(&epoll, common.control.as_fd(), Source::Control)?;
         watch(&epoll, stage.as_fd(), Source::StageEnd)?;
         Ok(Primary {
@@ -158,7 +158,7 @@ impl Primary {
             hindrance: None,
             common,
             role,
-            line,
+            mailbox,
             bell,
             epoll,
         })
@@ -174,9 +174,10 @@ impl Primary {
         self.act(actions)?;
         while !self.is_over() {
             let mut busy = self.follow_capture()?;
+            busy |= self.take_commits()?;
             busy |= self.carry()?;
             self.start_capture_if_due();
-            while let Some(report) = self.line.next_report() {
+            while let Some(report) = self.mailbox.next_report() {
                 busy = true;
                 self.take_report(report)?;
             }
@@ -209,16 +210,15 @@ impl Primary {
                     self.tend_standby()?;
                 }
                 Action::StopStandby => self.stop_standby(),
+                // The kernel is the arbiter: a standby that has ended goes on with nothing.
+                Action::AskLeave => {
+                    self.end_linked_standby();
+                    self.apply(Event::LeaveGranted)?;
+                }
                 Action::PassOutput => self.traffic.pass(&self.role),
+                Action::HandOver => self.hand_over(),
+                Action::Retire => self.ending.retire(),
                 Action::Fail(failure) => self.ending.fail(failure),
-                // The gate holds whenever the role gives no permit; the rest is the tracer's or a
-                // standby's to do.
-                Action::HoldOutput
-                | Action::OrderTakeover(_)
-                | Action::Retire
-                | Action::End
-                | Action::GoLive { .. }
-                | Action::Adopt { .. } => {}
             }
         }
         Ok(())
@@ -226,14 +226,14 @@ impl Primary {
 
     fn show_state(&self) {
         let (state, reason) = match self.role.state() {
-            State::Starting => (BoardState::Starting, String::new()),
-            State::Unprotected(reason) => (BoardState::Unprotected, self.reason_text(reason)),
-            State::Syncing | State::Sealing => (
+            RoleState::Starting => (BoardState::Starting, String::new()),
+            RoleState::Unprotected(reason) => (BoardState::Unprotected, self.reason_text(reason)),
+            RoleState::Syncing | RoleState::Sealing => (
                 BoardState::Syncing,
                 self.hindrance.clone().unwrap_or_default(),
             ),
-            State::Protected => (BoardState::Protected, String::new()),
-            State::Retired => (BoardState::TakingOver, String::new()),
+            RoleState::Protected => (BoardState::Protected, String::new()),
+            RoleState::Retired => (BoardState::TakingOver, String::new()),
             _ => return,
         };
         self.common.board.set_term(self.role.term());
@@ -259,7 +259,7 @@ impl Primary {
     fn take_report(&mut self, report: Report) -> io::Result<()> {
         match report {
             Report::ReadyToSeal(fill) => {
-                if fill == self.fill && self.role.state() == State::Syncing {
+                if fill == self.fill && self.role.state() == RoleState::Syncing {
                     self.capturing.seal_next(now_ns());
                 }
             }
@@ -312,7 +312,11 @@ impl Primary {
     /// Sleeps until something is to do, the tracer has made a step, or the next capture is due.
     /// Watching a capture awake would take the spare core from the standby.
     fn rest(&mut self) -> io::Result<()> {
-        if !self.line.handshake.main_falls_asleep(self.capturing.seen()) {
+        if !self
+            .mailbox
+            .handshake
+            .main_falls_asleep(self.capturing.seen())
+        {
             return Ok(());
         }
         let timeout = self.sleep_limit();
@@ -325,11 +329,11 @@ impl Primary {
             Err(rustix::io::Errno::INTR) => 0,
             Err(error) => return Err(error.into()),
         };
-        self.line.handshake.main_is_awake();
+        self.mailbox.handshake.main_is_awake();
         for event in &events[..count] {
             let tag = event.data.u64();
             if tag == Source::MainBell as u64 {
-                self.line.answer();
+                self.mailbox.answer();
             } else if tag == Source::Control as u64 {
                 self.take_requests()?;
             } else if tag == Source::StandbyChannel as u64 {

@@ -6,14 +6,15 @@ use crate::channel;
 use crate::clock::now_ns;
 use crate::handshake::Step;
 use crate::log;
-use crate::primary::line::Command;
+use crate::primary::mailbox::Command;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Child;
-use unbroken_core::role::{Event, Reason, State};
+use unbroken_core::role::{Event, Reason, RoleState};
 use unbroken_link::{InputLogWriter, LocalLink};
+use unbroken_sys::channel::Channel;
 
 /// How long output may wait for a standby that is about to be complete.
 const WARM_PATIENCE_NS: u64 = 10_000_000_000;
@@ -31,7 +32,7 @@ pub enum Notice {
 
 pub(super) struct Standby {
     process: Child,
-    channel: OwnedFd,
+    channel: Channel,
     link: LocalLink,
     input_log: Option<InputLogWriter>,
     phase: Phase,
@@ -72,18 +73,20 @@ impl Primary {
     /// It is started at once all the same, unless standbys end before they are ready: whatever
     /// becomes of this node, it holds on to the service.
     pub(super) fn want_standby(&mut self) {
-        if self
-            .standby
-            .as_ref()
-            .is_some_and(|standby| standby.phase == Phase::Linked)
-        {
-            self.standby = None;
-            self.forget_standby();
-        }
+        self.end_linked_standby();
         let now = now_ns();
         let due = now + self.retry.next_wait_ns();
         self.standby_wanted_ns = Some(due);
         self.standby_start_ns = Some(if self.last_was_ready { now } else { due });
+    }
+
+    /// Ends a standby to which something has been sent; it has ended when this returns.
+    pub(super) fn end_linked_standby(&mut self) {
+        let standby = self.standby.as_ref();
+        if standby.is_some_and(|standby| standby.phase == Phase::Linked) {
+            self.standby = None;
+            self.forget_standby();
+        }
     }
 
     /// When [`Primary::tend_standby`] has something to do.
@@ -100,8 +103,9 @@ impl Primary {
     /// Not while a capture is under way: it is of the standby before, and the tracer, which looks at
     /// commands first, would make its epoch for this one.
     fn may_fill(&self) -> bool {
+        let state = self.role.state();
         self.capturing.seen() == Step::Idle
-            && matches!(self.role.state(), State::Unprotected(reason) if reason != Reason::Forked)
+            && matches!(state, RoleState::Unprotected(reason) if reason != Reason::Forked)
     }
 
     /// Starts the standby that is wanted, and begins to fill it.
@@ -130,7 +134,7 @@ impl Primary {
         standby.phase = Phase::Linked;
         self.fill.0 += 1;
         let command = Command::Fill(journal, self.fill);
-        self.line.command(command, &self.bell);
+        self.mailbox.command(command, &self.bell);
         self.apply(Event::FillBegun)
     }
 
@@ -196,7 +200,7 @@ impl Primary {
 
     /// Nothing of a link to a standby is used any more.
     fn forget_standby(&mut self) {
-        self.line.command(Command::Unlink, &self.bell);
+        self.mailbox.command(Command::Unlink, &self.bell);
         self.traffic.end_log();
         self.capturing.forget_fill();
         self.common.board.set_standby_pid(0);
@@ -238,19 +242,18 @@ impl Primary {
         let Some(standby) = &mut self.standby else {
             return Ok(());
         };
-        let heard = channel::receive::<Notice>(standby.channel.as_fd());
-        match heard {
-            Ok(Some((Notice::Empty, _))) => {
+        match channel::receive::<Notice>(&standby.channel) {
+            Ok((Notice::Empty, ..)) => {
                 standby.phase = Phase::Empty;
                 self.last_was_ready = true;
                 self.tend_standby()
             }
-            Ok(Some((Notice::Warm, _))) => self.standby_is_warm(),
-            Ok(Some((Notice::Refused(why), _))) => {
+            Ok((Notice::Warm, ..)) => self.standby_is_warm(),
+            Ok((Notice::Refused(why), ..)) => {
                 log!("the standby refused: {why}");
                 self.unfit(why)
             }
-            Ok(None) => {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 log!("the standby is gone");
                 self.replace_standby()
             }
@@ -262,7 +265,7 @@ impl Primary {
     }
 
     fn standby_is_warm(&mut self) -> io::Result<()> {
-        if self.role.state() != State::Sealing {
+        if self.role.state() != RoleState::Sealing {
             return Ok(());
         }
         if let Some(standby) = &mut self.standby {

@@ -1,7 +1,7 @@
 //! The tracer thread: the only one that may use ptrace on the service. It waits for what the
 //! service's processes do, captures when main asks, and fills standbys.
 
-use super::line::{Command, FillNumber, Line, Report};
+use super::mailbox::{Command, FillNumber, Mailbox, Report};
 use crate::capture::{Capture, CaptureError, Pause, Wire};
 use crate::handshake::Step;
 use crate::kernel_program::KernelProgram;
@@ -18,7 +18,7 @@ use unbroken_wire::sent::SentBytes;
 
 pub struct Tracer {
     tree: Tree,
-    line: Arc<Line>,
+    mailbox: Arc<Mailbox>,
     capture: Capture,
     /// Until the tree has it.
     deadlines: KernelProgram<DeadlineProgram>,
@@ -42,14 +42,14 @@ pub fn deadlines_unseen(error: &io::Error) {
 impl Tracer {
     pub fn new(
         tree: Tree,
-        line: Arc<Line>,
+        mailbox: Arc<Mailbox>,
         capture: Capture,
         deadlines: KernelProgram<DeadlineProgram>,
         spare_core: usize,
     ) -> Tracer {
         Tracer {
             tree,
-            line,
+            mailbox,
             capture,
             deadlines,
             socket_deadlines: KernelProgram::Unasked,
@@ -101,7 +101,7 @@ impl Tracer {
                     if !self.told && !self.last_dies() {
                         return;
                     }
-                    self.line.report(Report::Gone(self.last_end));
+                    self.mailbox.report(Report::Gone(self.last_end));
                     return;
                 }
             }
@@ -131,7 +131,7 @@ impl Tracer {
         if let Err(error) = self.watch_deadlines() {
             deadlines_unseen(&error);
         }
-        while let Some(command) = self.line.next_command() {
+        while let Some(command) = self.mailbox.next_command() {
             match command {
                 Command::Fill(journal, fill) => {
                     self.fill = fill;
@@ -144,7 +144,7 @@ impl Tracer {
                 Command::Retire | Command::Continue => {}
             }
         }
-        if self.line.handshake.step() == Step::Requested && !self.capture_epoch() {
+        if self.mailbox.handshake.step() == Step::Requested && !self.capture_epoch() {
             return false;
         }
         if self.capture.is_filling() {
@@ -174,7 +174,7 @@ impl Tracer {
     fn begin_fill(&mut self, journal: JournalWriter) {
         match self
             .capture
-            .begin_fill(&mut self.tree, &*self.line, journal)
+            .begin_fill(&mut self.tree, &*self.mailbox, journal)
         {
             Ok(()) => {}
             Err(error) => self.capture_failed(&error),
@@ -183,7 +183,7 @@ impl Tracer {
 
     fn fill_on(&mut self) {
         match self.capture.fill_on(&self.tree) {
-            Ok(true) => self.line.report(Report::ReadyToSeal(self.fill)),
+            Ok(true) => self.mailbox.report(Report::ReadyToSeal(self.fill)),
             Ok(false) => {}
             Err(error) => self.capture_failed(&error),
         }
@@ -191,10 +191,10 @@ impl Tracer {
 
     /// False when this thread is to end.
     fn capture_epoch(&mut self) -> bool {
-        let requested_at_ns = self.line.handshake.requested_at_ns();
+        let requested_at_ns = self.mailbox.handshake.requested_at_ns();
         let captured = self
             .capture
-            .epoch(&mut self.tree, &*self.line, requested_at_ns);
+            .epoch(&mut self.tree, &*self.mailbox, requested_at_ns);
         let error = match captured {
             Ok(captured) => {
                 self.published(captured);
@@ -203,8 +203,8 @@ impl Tracer {
             Err(error) => error,
         };
         // The service runs on: Stopped resumes it when it is dropped.
-        if self.line.handshake.failed() {
-            self.line.wake_main();
+        if self.mailbox.handshake.failed() {
+            self.mailbox.wake_main();
         }
         if let CaptureError::Killed = error {
             // Certain, and not to be heard again: that resume let it pass the stop in which a
@@ -221,9 +221,9 @@ impl Tracer {
     }
 
     fn published(&mut self, captured: Captured) {
-        self.line.leave_captured(captured);
-        if self.line.handshake.published() {
-            self.line.wake_main();
+        self.mailbox.leave_captured(captured);
+        if self.mailbox.handshake.published() {
+            self.mailbox.wake_main();
         }
         self.capture.settle();
     }
@@ -237,7 +237,7 @@ impl Tracer {
             CaptureError::StandbyGone => self.capture.unlink(),
             CaptureError::Unfit(why) => {
                 self.capture.unlink();
-                self.line.report(Report::Unfit(why.clone()));
+                self.mailbox.report(Report::Unfit(why.clone()));
             }
             CaptureError::Forked(_) => {
                 self.capture.unlink();
@@ -245,7 +245,7 @@ impl Tracer {
             }
             other => {
                 self.capture.unlink();
-                self.line.report(Report::Broken(other.to_string()));
+                self.mailbox.report(Report::Broken(other.to_string()));
             }
         }
     }
@@ -260,15 +260,15 @@ impl Tracer {
             .collect();
         // One that dies counts until it has ended: what it leaves behind finds another parent then.
         let count = self.tree.processes().len();
-        self.line.report(Report::Pids(pids));
+        self.mailbox.report(Report::Pids(pids));
         if count > 1 && !self.forked {
             self.forked = true;
             self.capture.unlink();
             let why = CaptureError::Forked(count).to_string();
-            self.line.report(Report::Forked(why));
+            self.mailbox.report(Report::Forked(why));
         } else if count == 1 && self.forked {
             self.forked = false;
-            self.line.report(Report::SingleAgain);
+            self.mailbox.report(Report::SingleAgain);
         }
     }
 
@@ -291,9 +291,9 @@ impl Tracer {
     /// means. False when this thread is to end.
     fn last_dies(&mut self) -> bool {
         self.told = true;
-        self.line.report(Report::Dying(self.last_end));
+        self.mailbox.report(Report::Dying(self.last_end));
         loop {
-            match self.line.await_command() {
+            match self.mailbox.await_command() {
                 Command::HandOver(cause) => return self.hand_over(cause),
                 Command::Retire => {
                     self.capture.retire();
@@ -317,12 +317,12 @@ impl Tracer {
 
     fn lost(&mut self, error: &TraceError) {
         log!("the tracer lost the service: {error}");
-        self.line.report(Report::Gone(self.last_end));
+        self.mailbox.report(Report::Gone(self.last_end));
     }
 }
 
 /// The wire is main's, and what it says of an epoch under way comes through the handshake.
-impl Wire for Line {
+impl Wire for Mailbox {
     fn stopped(&self) {
         if self.handshake.stopped() {
             self.wake_main();
@@ -336,7 +336,7 @@ impl Wire for Line {
     }
 
     fn sent(&self) -> MutexGuard<'_, SentBytes> {
-        Line::sent(self)
+        Mailbox::sent(self)
     }
 
     fn resumed(&self, pause: Pause) {
@@ -351,6 +351,6 @@ impl Wire for Line {
     }
 
     fn take_connections(&self) -> Connections {
-        Line::take_connections(self)
+        Mailbox::take_connections(self)
     }
 }

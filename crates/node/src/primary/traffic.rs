@@ -3,7 +3,7 @@
 use super::Common;
 use crate::clock::now_ns;
 use crate::log;
-use crate::primary::line::Line;
+use crate::primary::mailbox::Mailbox;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use unbroken_core::epoch::{Committed, EpochNumber};
@@ -40,7 +40,7 @@ impl Traffic {
         tun: OwnedFd,
         texts: [Option<OwnedFd>; 2],
         input: Input,
-        line: &Line,
+        mailbox: &Mailbox,
         term: u64,
     ) -> io::Result<Traffic> {
         Ok(Traffic {
@@ -51,7 +51,7 @@ impl Traffic {
                 common.outputs[0].try_clone()?,
                 common.outputs[1].try_clone()?,
             ],
-            exchange: Exchange::new(input, line.sent_bytes(), GATE_BYTES, term),
+            exchange: Exchange::new(input, mailbox.sent_bytes(), GATE_BYTES, term),
             buffer: vec![0; FRAME_BYTES_MAX],
         })
     }

@@ -4,8 +4,9 @@
 //! A process 1 that sets no handlers is deaf to every signal from inside and to all but SIGKILL
 //! and SIGSTOP from outside (pid_namespaces(7)), so there is nothing to ignore.
 
-use super::launch::{self, ChildAnswer, ChildRequest, Identity, InitMessage, Plan};
+use super::launch::{ChildAnswer, ChildRequest, Identity, InitMessage, Plan};
 use super::seccomp_filter;
+use crate::channel;
 use crate::title;
 use std::ffi::OsString;
 use std::fs::File;
@@ -34,7 +35,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ! {
         Err((step, error)) => {
             let errno = error.raw_os_error().unwrap_or(libc::EIO);
             // If the node is gone there is nobody to tell.
-            let _ = launch::send(
+            let _ = channel::send(
                 &control,
                 &InitMessage::Failed {
                     step: step.into(),
@@ -56,7 +57,7 @@ fn at(step: &'static str) -> impl FnOnce(io::Error) -> Failure {
 
 fn run(control: &Channel, command: &[OsString]) -> Result<(), Failure> {
     let (plan, mut descriptors, _) =
-        launch::receive::<Plan>(control).map_err(at("hear from the node"))?;
+        channel::receive::<Plan>(control).map_err(at("hear from the node"))?;
     let launch = descriptors
         .pop()
         .ok_or(("hear from the node", io::ErrorKind::InvalidData.into()))?;
@@ -116,13 +117,13 @@ fn reap_all(control: &Channel, first_pid: i32) -> Result<(), Failure> {
 
 fn tell(control: &Channel, message: InitMessage) {
     // With nobody to tell, the next wait finds the connection closed.
-    let _ = launch::send(control, &message, &[]);
+    let _ = channel::send(control, &message, &[]);
 }
 
 /// The first process: waits for the node at each step, and for ever as a stub.
 fn child(plan: &Plan, channel: Channel, null: &File, command: &[OsString]) -> ! {
     if let Ok(channel) = prepare(plan, channel, null)
-        && launch::send(&channel, &ChildAnswer::Hello, &[]).is_ok()
+        && channel::send(&channel, &ChildAnswer::Hello, &[]).is_ok()
     {
         serve(plan, &channel, command);
     }
@@ -146,10 +147,10 @@ fn prepare(plan: &Plan, channel: Channel, null: &File) -> io::Result<Channel> {
 
 /// Obeys requests until the node is gone or the process is another program.
 fn serve(plan: &Plan, channel: &Channel, command: &[OsString]) {
-    while let Ok((request, ..)) = launch::receive(channel) {
+    while let Ok((request, ..)) = channel::receive(channel) {
         let answered = match request {
             ChildRequest::InstallFilter => install_filter(channel),
-            ChildRequest::Execute => launch::send(channel, &execute(plan, command), &[]),
+            ChildRequest::Execute => channel::send(channel, &execute(plan, command), &[]),
         };
         if answered.is_err() {
             return;
@@ -162,10 +163,10 @@ fn install_filter(channel: &Channel) -> io::Result<()> {
         Ok(listener) => listener,
         Err(error) => {
             let errno = error.raw_os_error().unwrap_or(libc::EIO);
-            return launch::send(channel, &ChildAnswer::FilterFailed { errno }, &[]);
+            return channel::send(channel, &ChildAnswer::FilterFailed { errno }, &[]);
         }
     };
-    launch::send(channel, &ChildAnswer::FilterInstalled, &[listener.as_fd()])
+    channel::send(channel, &ChildAnswer::FilterInstalled, &[listener.as_fd()])
     // Closing the listener is the first call that waits for the notifier.
 }
 

@@ -2,6 +2,7 @@
 
 use super::Stage;
 use super::error::Error;
+use crate::channel::{receive, send};
 use crate::inherited::Inherited;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -9,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus, Stdio};
-use unbroken_image::{Pid, decode, encode_into};
+use unbroken_image::Pid;
 use unbroken_sys::channel::Channel;
 use unbroken_sys::clone;
 
@@ -304,31 +305,4 @@ impl Pending {
     fn answer(&self) -> Result<(ChildAnswer, Vec<OwnedFd>, Option<i32>), Error> {
         receive(&self.channel).map_err(|_| Error::InitGone)
     }
-}
-
-/// Larger than any message of ours: a user is in at most 65,536 groups, and 32 are usual.
-const MESSAGE_BYTES: usize = 64 << 10;
-
-pub(super) fn send<T: Serialize>(
-    channel: &Channel,
-    message: &T,
-    descriptors: &[BorrowedFd<'_>],
-) -> io::Result<()> {
-    let mut bytes = Vec::new();
-    encode_into(message, &mut bytes);
-    channel.send(&bytes, descriptors)
-}
-
-/// One message with its descriptors and sender. `UnexpectedEof` when the other end is gone.
-pub(super) fn receive<T: serde::de::DeserializeOwned>(
-    channel: &Channel,
-) -> io::Result<(T, Vec<OwnedFd>, Option<i32>)> {
-    let mut bytes = vec![0; MESSAGE_BYTES];
-    let received = channel.receive(&mut bytes)?;
-    if received.length_bytes == 0 {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    let message = decode("message of stage init", &bytes[..received.length_bytes])
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    Ok((message, received.descriptors, received.sender_pid))
 }

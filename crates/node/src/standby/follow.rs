@@ -8,20 +8,21 @@ use crate::config::Config;
 use crate::kernel_program::KernelProgram;
 use crate::log;
 use crate::primary::Notice;
-use crate::primary::line::Line;
+use crate::primary::mailbox::Mailbox;
 use crate::primary::tracer::Tracer;
 use crate::stage::launch::{Init, Role as InitRole};
 use crate::stage::{Stage, StageConfig};
 use crate::standby::image::ServiceImage;
 use std::io::{self, ErrorKind::BrokenPipe, ErrorKind::ConnectionReset};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
-use unbroken_core::role::{Event, Role, State};
+use unbroken_core::role::{Event, Role, RoleState};
 use unbroken_image::{Epoch, decode};
 use unbroken_link::{Cause, InputLogReader, JournalReader, LinkError, LocalLink, Record};
 use unbroken_sys::affinity;
 use unbroken_sys::bpf::DeadlineProgram;
+use unbroken_sys::channel::Channel;
 use unbroken_tracee::replica::{Replica, ReplicaError, Stub};
 use unbroken_wire::flows::{ConnectionChange, Connections, FlowLimits, Flows, TableChange};
 
@@ -53,9 +54,9 @@ pub struct Follower {
     pub host_tun: OwnedFd,
     pub predecessor: Predecessor,
     /// To the primary.
-    pub tell: OwnedFd,
+    pub tell: Arc<Channel>,
     pub watch: Arc<Watch>,
-    pub line: Arc<Line>,
+    pub mailbox: Arc<Mailbox>,
 }
 
 /// A replica that follows.
@@ -103,7 +104,7 @@ impl Follower {
 
     fn follow(self) -> Result<(Outcome, Option<Tracer>), FollowError> {
         let watch = self.watch.clone();
-        let (tell, line) = (self.tell.try_clone()?, self.line.clone());
+        let (tell, mailbox) = (self.tell.clone(), self.mailbox.clone());
         let term = self.role.term();
         let mut reader = self.link.journal_reader(term)?;
         let mut following = Following::prepare(self)?;
@@ -117,11 +118,11 @@ impl Follower {
         };
         match end {
             End::Retired => Ok((Outcome::Void, None)),
-            End::TakeOver(cause) => following.take_over(cause, line),
-            End::PrimaryDied if following.role.state() == State::Warm => {
-                following.take_over(Cause::PrimaryDied, line)
+            End::TakeOver(cause) => Ok(following.take_over(cause, mailbox)),
+            End::PrimaryDied if following.role.state() == RoleState::Warm => {
+                Ok(following.take_over(Cause::PrimaryDied, mailbox))
             }
-            End::PrimaryDied => following.adopt(line),
+            End::PrimaryDied => following.adopt(mailbox),
         }
     }
 }
@@ -129,8 +130,8 @@ impl Follower {
 /// Tells the primary. One that is gone hears nothing, which is no reason to give up: its pidfd says
 /// so, and the service is this node's to hold then. One that lives and does not hear would wait for
 /// ever.
-fn say(tell: &OwnedFd, notice: &Notice) -> io::Result<()> {
-    match channel::send(tell.as_fd(), notice, &[]) {
+fn say(tell: &Channel, notice: &Notice) -> io::Result<()> {
+    match channel::send(tell, notice, &[]) {
         Err(error) if matches!(error.kind(), BrokenPipe | ConnectionReset) => {
             log!("{notice:?} was not heard: {error}");
             Ok(())
@@ -178,7 +179,7 @@ impl Following {
         &mut self,
         reader: &mut JournalReader,
         watch: &Watch,
-        tell: &OwnedFd,
+        tell: &Channel,
     ) -> Result<End, FollowError> {
         loop {
             // Read before the journal: what was published before the primary died is applied.
@@ -206,11 +207,11 @@ impl Following {
         &mut self,
         record: Record,
         bulk: &[u8],
-        tell: &OwnedFd,
+        tell: &Channel,
     ) -> Result<Option<End>, FollowError> {
         match record {
             part @ (Record::Birth(_) | Record::Memory { .. })
-                if self.role.state() == State::Filling =>
+                if self.role.state() == RoleState::Filling =>
             {
                 self.take_part(&part, bulk)?;
             }
@@ -240,7 +241,7 @@ impl Following {
         epoch: Epoch,
         bulk: &[u8],
         connections: Connections,
-        tell: &OwnedFd,
+        tell: &Channel,
     ) -> Result<(), FollowError> {
         for (part, bulk) in std::mem::take(&mut self.parts) {
             self.take_part(&part, &bulk)?;

@@ -11,14 +11,14 @@ pub mod image;
 use crate::board::State;
 use crate::bundle::{Bundle, Purpose, Start};
 use crate::log;
-use crate::primary::line::Line;
+use crate::primary::mailbox::Mailbox;
 use crate::primary::{Common, Primary, ServiceEnds};
 use crate::stage::launch::Init;
 use crate::title;
 use follow::Follower;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use unbroken_core::give_up::{GiveUp, GiveUpLimits};
@@ -51,7 +51,12 @@ pub enum Outcome {
         cause: Cause,
     },
     /// The service is lost.
-    Failed { failure: Failure, cause: Cause },
+    Failed {
+        failure: Failure,
+        cause: Cause,
+        /// What was tried in vain.
+        why: Option<String>,
+    },
     /// The replica is of no use any more.
     Void,
 }
@@ -76,16 +81,16 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
         primary_died: AtomicBool::new(false),
         bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
     });
-    let line = Line::new()?;
+    let mailbox = Mailbox::new()?;
     let follower = Follower {
         config: common.config.clone(),
         host_tun: common.host_tun.try_clone()?,
         role,
         link: link.clone(),
         predecessor: predecessor_of(&mut bundle)?,
-        tell: bundle.channel.try_clone()?,
+        tell: Arc::new(bundle.channel.as_fd().try_clone_to_owned()?.into()),
         watch: watch.clone(),
-        line: line.clone(),
+        mailbox: mailbox.clone(),
     };
     let (sender, outcomes) = mpsc::channel();
     let tracer = std::thread::Builder::new()
@@ -119,14 +124,18 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
             }
             drop(bundle);
             title::show(&common.config.name, "primary");
-            Primary::new(common, *ends, role, line, bell)?.run(actions)
+            Primary::new(common, *ends, role, mailbox, bell)?.run(actions)
         }
-        Outcome::Failed { failure, cause } => {
+        Outcome::Failed {
+            failure,
+            cause,
+            why,
+        } => {
             let death = match cause {
                 Cause::Killed(signal) | Cause::Crashed(signal) => Death::Killed(signal),
                 Cause::PrimaryDied | Cause::Switchover(_) => Death::Killed(libc::SIGKILL),
             };
-            crate::primary::close_failed(&common, failure, death)
+            crate::primary::close_failed(&common, failure, death, why.as_deref())
         }
         Outcome::Void => {
             log!("the replica is void");

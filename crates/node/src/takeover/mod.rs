@@ -14,7 +14,7 @@ use crate::kernel_program::KernelProgram;
 use crate::log;
 use crate::primary::ServiceEnds;
 use crate::primary::launch::start_notifier;
-use crate::primary::line::Line;
+use crate::primary::mailbox::Mailbox;
 use crate::primary::tracer::Tracer;
 use crate::stage::notifier::Announcements;
 use crate::standby::follow::{FollowError, Following};
@@ -28,8 +28,8 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use unbroken_core::give_up::Death;
-use unbroken_core::role::{Action, Event, State};
+use unbroken_core::give_up::Fault;
+use unbroken_core::role::{Event, Failure, RoleState};
 use unbroken_image::Object;
 use unbroken_link::Cause;
 use unbroken_objects::tcp::{Heard, View};
@@ -42,23 +42,50 @@ use unbroken_wire::flows::{FlowLimits, Flows, LatePacket, TableChange};
 use unbroken_wire::tun::{ClientSide, ServiceSide};
 
 impl Following {
+    /// Has the service go on here, or says that it is lost.
+    pub fn take_over(self, cause: Cause, mailbox: Arc<Mailbox>) -> (Outcome, Option<Tracer>) {
+        let lost = |error: FollowError| {
+            log!("the takeover failed: {error}");
+            let (failure, why) = (Failure::TakeoverFailed, Some(error.to_string()));
+            Outcome::Failed {
+                failure,
+                cause: cause.clone(),
+                why,
+            }
+        };
+        self.bring_to_life(cause.clone(), mailbox)
+            .unwrap_or_else(|error| (lost(error), None))
+    }
+
     /// Brings the replica to life as the last epoch has it.
-    pub fn take_over(
+    fn bring_to_life(
         mut self,
         cause: Cause,
-        line: Arc<Line>,
+        mailbox: Arc<Mailbox>,
     ) -> Result<(Outcome, Option<Tracer>), FollowError> {
         let started_ns = now_ns();
         // Whoever of the old service still stands must not write to files any more. It fails only
         // when nobody does.
         let _ = pidfd_send_signal(&self.predecessor.stage, Signal::KILL);
-        let actions = self.role.apply(event_of(&cause), started_ns);
-        if let State::Failed(failure) = self.role.state() {
-            return Ok((Outcome::Failed { failure, cause }, None));
+        self.role.apply(event_of(&cause), started_ns);
+        if let RoleState::Failed(failure) = self.role.state() {
+            let why = None;
+            return Ok((
+                Outcome::Failed {
+                    failure,
+                    cause,
+                    why,
+                },
+                None,
+            ));
         }
+        // On one machine there is nobody to ask: what brought this node here came from the kernel,
+        // or from the primary itself, which releases nothing any more.
+        self.role.apply(Event::LeaveGranted, started_ns);
         log!(
-            "taking over from epoch {}: {cause:?}, {actions:?}",
-            self.image.sequence
+            "taking over from epoch {} in term {}: {cause:?}",
+            self.image.sequence,
+            self.role.term()
         );
         let mut laps = Laps::new(started_ns);
         laps.done("begin");
@@ -113,7 +140,7 @@ impl Following {
         laps.done("resume");
         let took_ns = now_ns() - started_ns;
         log!("the replica lives after {} us: {laps}", took_ns / 1000);
-        let mut later = self.role.apply(Event::TakeoverDone, now_ns());
+        let actions = self.role.apply(Event::TakeoverDone, now_ns());
         let Restored {
             outputs,
             descriptors,
@@ -147,8 +174,6 @@ impl Following {
             }
             drop((descriptors, stage, predecessor));
         });
-        let mut actions: Vec<Action> = actions;
-        actions.append(&mut later);
         let outcome = Outcome::Live {
             ends: Box::new(ends),
             role: self.role,
@@ -157,21 +182,31 @@ impl Following {
             took_ns: Some(took_ns),
             cause,
         };
-        let tracer = Tracer::new(tree, line, capture, self.deadlines, self.config.spare_core);
+        let tracer = Tracer::new(
+            tree,
+            mailbox,
+            capture,
+            self.deadlines,
+            self.config.spare_core,
+        );
         Ok((outcome, Some(tracer)))
     }
 
     /// Takes hold of the service, which outlived its primary: nothing of the replica is used.
-    pub fn adopt(mut self, line: Arc<Line>) -> Result<(Outcome, Option<Tracer>), FollowError> {
+    pub fn adopt(
+        mut self,
+        mailbox: Arc<Mailbox>,
+    ) -> Result<(Outcome, Option<Tracer>), FollowError> {
         let service_alive = !has_ended(&self.predecessor.stage)?;
         let actions = self
             .role
             .apply(Event::PrimaryDied { service_alive }, now_ns());
-        if let State::Failed(failure) = self.role.state() {
+        if let RoleState::Failed(failure) = self.role.state() {
             return Ok((
                 Outcome::Failed {
                     failure,
                     cause: Cause::PrimaryDied,
+                    why: None,
                 },
                 None,
             ));
@@ -236,7 +271,7 @@ impl Following {
         deadlines.ask_for(self.config.spare_core, move || {
             DeadlineProgram::load(of_stage)
         });
-        let tracer = Tracer::new(tree, line, capture, deadlines, self.config.spare_core);
+        let tracer = Tracer::new(tree, mailbox, capture, deadlines, self.config.spare_core);
         Ok((outcome, Some(tracer)))
     }
 
@@ -386,8 +421,8 @@ fn event_of(cause: &Cause) -> Event {
             service_alive: false,
         },
         Cause::Switchover(_) => Event::TakeoverOrdered(None),
-        Cause::Killed(_) => Event::TakeoverOrdered(Some(Death::Killed)),
-        Cause::Crashed(_) => Event::TakeoverOrdered(Some(Death::Crashed)),
+        Cause::Killed(_) => Event::TakeoverOrdered(Some(Fault::External)),
+        Cause::Crashed(_) => Event::TakeoverOrdered(Some(Fault::Own)),
     }
 }
 

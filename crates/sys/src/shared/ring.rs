@@ -273,7 +273,7 @@ impl Producer {
         self.shared.consumed().load(Ordering::Acquire) == head
     }
 
-    /// Wakes a consumer that sleeps in [`Consumer::wait`]. Apart from publishing, because a wake
+    /// Wakes a consumer that sleeps in [`Consumer::wait_or`]. Apart from publishing, because a wake
     /// costs more than a record and need not happen while the service is stopped.
     pub fn wake_consumer(&self) -> io::Result<()> {
         self.shared.ring(DATA_BELL_AT, DATA_SLEEPERS_AT)
@@ -408,14 +408,9 @@ impl Consumer {
         self.shared.published().load(Ordering::Acquire) != consumed
     }
 
-    /// Sleeps until a record is there, at most `timeout`; returns whether one is. May come back
-    /// early with false.
-    pub fn wait(&self, timeout: Option<Duration>) -> io::Result<bool> {
-        self.wait_or(timeout, || false)
-    }
-
-    /// As [`Consumer::wait`], but also ends when `also` holds: whoever makes it so calls
-    /// [`RingMemory::wake_consumer`] afterwards. Returns whether there is a record or it holds.
+    /// Sleeps until a record is there or `also` holds, at most `timeout`; returns whether one of
+    /// them is so. May come back early with false. Whoever makes `also` hold calls
+    /// [`RingMemory::wake_consumer`] afterwards.
     pub fn wait_or(&self, timeout: Option<Duration>, also: impl Fn() -> bool) -> io::Result<bool> {
         let ready = || self.is_ready() || also();
         self.shared

@@ -95,11 +95,3 @@ fn bare_segments_go_the_way_that_was_asked() {
         assert_eq!(segment(&packet).options.mss, Some(1460));
     }
 }
-
-#[test]
-fn the_answer_to_a_primer_is_known() {
-    let answer = ack(tuple(false), Direction::ToClient, numbers(1, false));
-    assert!(answers_primer(answer.frame(), tuple(false)));
-    let other = Tuple::new(tuple(false).local(), "10.211.0.2:50001".parse().unwrap());
-    assert!(!answers_primer(answer.frame(), other));
-}

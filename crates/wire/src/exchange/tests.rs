@@ -118,7 +118,7 @@ fn each_of_several_epochs_under_way_lets_its_own_output_go() {
     let mut commits = publications.into_iter();
     for (skipped, text) in [(0, &b"a"[..]), (1, b"bc"), (0, b"d")] {
         let publication = commits.nth(skipped).unwrap();
-        exchange.commit(publication.committed(), 0);
+        exchange.commit(publication.into_committed(), 0);
         assert_eq!(heard(&mut exchange), b"", "it has no leave yet");
         exchange.release(role.release_permit().unwrap()).unwrap();
         assert_eq!(heard(&mut exchange), text);
@@ -131,7 +131,7 @@ fn an_epoch_that_was_not_made_leaves_all_to_the_next() {
     let mut activity = Activity::default();
     exchange.mark_fill(log(9), 1, &mut activity);
     let first = epochs.published();
-    exchange.commit(first.committed(), 0);
+    exchange.commit(first.into_committed(), 0);
     exchange.release(role.release_permit().unwrap()).unwrap();
     // A connection that the service closes has been accepted.
     assert_eq!(
@@ -152,7 +152,7 @@ fn an_epoch_that_was_not_made_leaves_all_to_the_next() {
     let kept = exchange.mark(&mut activity);
     assert_eq!(lost.connections.accepted.len(), 1);
     assert_eq!(kept.connections, lost.connections);
-    exchange.commit(epochs.published().committed(), 0);
+    exchange.commit(epochs.published().into_committed(), 0);
     exchange.release(role.release_permit().unwrap()).unwrap();
     assert_eq!(heard(&mut exchange), [b"a", &answer[..], b"b"].concat());
 }
@@ -207,6 +207,6 @@ fn an_epoch_tells_of_connections_when_it_is_committed() {
     let gone = Vec::new();
     exchange.published(publication.epoch(), ConnectionChange { stood, gone });
     assert!(exchange.flows.known().is_empty());
-    exchange.commit(publication.committed(), 0);
+    exchange.commit(publication.into_committed(), 0);
     assert_eq!(exchange.flows.known()[0].tuple, tuple());
 }

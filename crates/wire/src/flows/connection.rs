@@ -102,7 +102,7 @@ pub(super) fn is_near(a: u32, b: u32) -> bool {
 
 /// Where a connection stands with the committed epochs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(super) enum Phase {
     /// A SYN was seen, and the ACK that completes the handshake was not.
     Opening { since_ns: u64 },
     /// Complete, and in no committed descriptor table: its packets are kept (KERNEL.md,
@@ -127,7 +127,7 @@ pub(super) struct Kept {
 /// One connection between two ends, from its SYN to its last ACK.
 #[derive(Clone, Debug)]
 pub(super) struct Connection {
-    pub stage: Stage,
+    pub phase: Phase,
     /// The client's first sequence number, when its SYN was seen.
     pub opening: Option<u32>,
     /// The packet that said so, as long as packets are kept: for the next standby.
@@ -145,13 +145,13 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub fn new(stage: Stage, opening: Option<u32>) -> Self {
+    pub fn new(phase: Phase, opening: Option<u32>) -> Self {
         let client = ClientView {
             sequence_end: opening.map(|sequence| sequence.wrapping_add(1)),
             ..ClientView::default()
         };
         Self {
-            stage,
+            phase,
             opening,
             syn: None,
             client,
@@ -271,7 +271,7 @@ impl Flow {
         }
         // All that was heard is of connections that the client opened later: the log of a standby
         // begins at a mark, and the connection may not have said anything since.
-        let unheard = Connection::new(Stage::Standing, None);
+        let unheard = Connection::new(Phase::Standing, None);
         let mut later = std::mem::replace(&mut self.current, unheard);
         match &self.next {
             Some(_) => later.drop_kept(),
@@ -285,7 +285,7 @@ impl Flow {
     /// The newest that stands: one before it, still in the table, is dead.
     pub fn standing_or_current(&self) -> &Connection {
         match &self.next {
-            Some(next) if next.stage == Stage::Standing => next,
+            Some(next) if next.phase == Phase::Standing => next,
             _ => &self.current,
         }
     }

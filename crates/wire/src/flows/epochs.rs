@@ -1,6 +1,6 @@
 //! Committed epochs: which connections stand, which are gone, which input is in the state.
 
-use super::connection::{Connection, Flow, Stage};
+use super::connection::{Connection, Flow, Phase};
 use super::{Flows, NamedConnection};
 use crate::Tuple;
 use std::collections::HashSet;
@@ -50,7 +50,7 @@ impl Flows {
             .flows
             .iter()
             .filter(|(tuple, flow)| {
-                let known = flow.current.stage == Stage::Standing || flow.current.accepted;
+                let known = flow.current.phase == Phase::Standing || flow.current.accepted;
                 known && !listed.contains(*tuple)
             })
             .map(|(tuple, _)| *tuple)
@@ -86,21 +86,21 @@ impl Flows {
             .next
             .as_ref()
             .is_some_and(|next| next.may_own(named.client_sequence));
-        let waits = |stage| matches!(stage, Stage::Waiting | Stage::Unkept);
+        let waits = |phase| matches!(phase, Phase::Waiting | Phase::Unkept);
         if replaced {
             self.close(named.tuple, now_ns);
             self.close(named.tuple, now_ns);
-        } else if waits(flow.current.stage) && flow.current.may_own(named.client_sequence) {
+        } else if waits(flow.current.phase) && flow.current.may_own(named.client_sequence) {
             self.close(named.tuple, now_ns);
         }
     }
 
     fn stand(&mut self, named: NamedConnection) {
-        let new = || Flow::new(Connection::new(Stage::Standing, None));
+        let new = || Flow::new(Connection::new(Phase::Standing, None));
         let flow = self.flows.entry(named.tuple).or_insert_with(new);
         self.kept_bytes -= flow.turn_to(named.client_sequence);
         self.kept_bytes -= flow.current.drop_kept();
-        flow.current.stage = Stage::Standing;
+        flow.current.phase = Phase::Standing;
         flow.current.service_acknowledged = Some(named.client_sequence);
     }
 
@@ -110,7 +110,7 @@ impl Flows {
         };
         self.kept_bytes -= flow.current.drop_kept();
         if !flow.promote_next() {
-            flow.current.stage = Stage::Closed {
+            flow.current.phase = Phase::Closed {
                 since_ns: now_ns,
                 inherited: false,
             };

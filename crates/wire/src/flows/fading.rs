@@ -1,7 +1,7 @@
 //! Connections that nobody asks about any more.
 
 use super::Flows;
-use super::connection::Stage;
+use super::connection::Phase;
 
 /// Fewer entries than this are not worth going through.
 pub(super) const TIDY_AT_LEAST: usize = 1024;
@@ -18,23 +18,23 @@ impl Flows {
             let Some(flow) = self.flows.get_mut(&tuple) else {
                 continue;
             };
-            let half_open = Stage::Opening { since_ns };
+            let half_open = Phase::Opening { since_ns };
             if flow
                 .next
                 .as_ref()
-                .is_some_and(|next| next.stage == half_open)
+                .is_some_and(|next| next.phase == half_open)
             {
                 flow.next = None;
             }
-            let over = match flow.current.stage {
-                Stage::Closed {
+            let over = match flow.current.phase {
+                Phase::Closed {
                     since_ns: closed_ns,
                     ..
                 } => closed_ns == since_ns,
                 // No epoch will say that it is gone while the service is unprotected.
-                Stage::Standing => flow.current.is_over(),
-                Stage::Waiting | Stage::Unkept => flow.current.accepted && flow.current.is_over(),
-                stage @ Stage::Opening { .. } => stage == half_open,
+                Phase::Standing => flow.current.is_over(),
+                Phase::Waiting | Phase::Unkept => flow.current.accepted && flow.current.is_over(),
+                phase @ Phase::Opening { .. } => phase == half_open,
             };
             if over && !flow.promote_next() {
                 self.flows.remove(&tuple);

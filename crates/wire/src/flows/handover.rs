@@ -1,7 +1,7 @@
 //! What another node is told: the replica at a takeover, a new standby at its fill.
 
 use super::Flows;
-use super::connection::{ClientView, Connection, Flow, Stage};
+use super::connection::{ClientView, Connection, Flow, Phase};
 use crate::Tuple;
 use serde::{Deserialize, Serialize};
 
@@ -46,13 +46,13 @@ impl Flows {
     pub fn known(&self) -> Vec<KnownConnection> {
         let known = |(tuple, flow): (&Tuple, &Flow)| {
             let Connection {
-                stage,
+                phase,
                 accepted,
                 mut client,
                 ..
             } = flow.current;
             client.sequence_end = flow.current.client_end();
-            let stood = accepted || matches!(stage, Stage::Standing | Stage::Closed { .. });
+            let stood = accepted || matches!(phase, Phase::Standing | Phase::Closed { .. });
             // Where the client has opened another one, it has done with this one.
             let last = flow.next.is_none() && !client.reset;
             (stood && last).then_some(KnownConnection {
@@ -67,7 +67,7 @@ impl Flows {
     /// fill is committed here. It says which of them stand; the service has closed the others.
     pub fn adopt_known(&mut self, known: &[KnownConnection], now_ns: u64) {
         for KnownConnection { tuple, client } in known {
-            let new = || Flow::new(Connection::new(Stage::Waiting, None));
+            let new = || Flow::new(Connection::new(Phase::Waiting, None));
             let flow = self.flows.entry(*tuple).or_insert_with(new);
             // A SYN that was seen here is of a connection that its client opened since. Without
             // one, what was heard since the mark is of the old one.

@@ -2,7 +2,7 @@
 //! it is gone (KERNEL.md, Connections without a descriptor), and the first of the next one.
 
 use super::Flows;
-use super::connection::{Connection, Stage, is_near};
+use super::connection::{Connection, Phase, is_near};
 use crate::Tuple;
 use crate::craft::{self, CraftedPacket, Direction, SegmentNumbers};
 use crate::packet::{Packet, Segment, TcpFlags, Timestamps};
@@ -38,10 +38,10 @@ impl Flows {
             let last = flow.next.as_deref().unwrap_or(&flow.current);
             return reopening(last, tuple, &segment);
         }
-        let Connection { stage, client, .. } = &flow.current;
+        let Connection { phase, client, .. } = &flow.current;
         let inherited = matches!(
-            stage,
-            Stage::Closed {
+            phase,
+            Phase::Closed {
                 inherited: true,
                 ..
             }

@@ -28,7 +28,7 @@ pub use late::LatePacket;
 
 use crate::Tuple;
 use crate::frames::FrameQueue;
-use connection::{Connection, Flow, Stage};
+use connection::{Connection, Flow, Phase};
 use fading::TIDY_AT_LEAST;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
@@ -151,11 +151,11 @@ impl Flows {
     /// Whether packets are kept for a connection, as it stands in no committed table.
     pub fn is_waiting(&self, tuple: Tuple) -> bool {
         self.flows.get(&tuple).is_some_and(|flow| {
-            flow.current.stage == Stage::Waiting
+            flow.current.phase == Phase::Waiting
                 || flow
                     .next
                     .as_ref()
-                    .is_some_and(|next| next.stage == Stage::Waiting)
+                    .is_some_and(|next| next.phase == Phase::Waiting)
         })
     }
 
@@ -165,7 +165,7 @@ impl Flows {
     pub fn became_primary(&mut self, restored: &[Tuple]) {
         self.recent = None;
         for (tuple, flow) in &mut self.flows {
-            if let Stage::Closed { inherited, .. } = &mut flow.current.stage {
+            if let Phase::Closed { inherited, .. } = &mut flow.current.phase {
                 *inherited = !restored.contains(tuple);
             }
         }
@@ -176,7 +176,7 @@ impl Flows {
         self.losses
     }
 
-    /// Connections that are remembered, whatever their stage.
+    /// Connections that are remembered, whatever their phase.
     pub fn len(&self) -> usize {
         self.flows.len()
     }

@@ -1,6 +1,6 @@
 //! Packets both ways: whose they are, and which are kept.
 
-use super::connection::{Connection, Flow, Kept, Stage};
+use super::connection::{Connection, Flow, Kept, Phase};
 use super::{Flows, NamedConnection};
 use crate::Tuple;
 use crate::packet::{Packet, Segment, TcpFlags};
@@ -44,7 +44,7 @@ impl Flows {
         let Some(owner) = flow.owner_of_output(&segment) else {
             return;
         };
-        if matches!(owner.stage, Stage::Waiting | Stage::Unkept) && !owner.accepted {
+        if matches!(owner.phase, Phase::Waiting | Phase::Unkept) && !owner.accepted {
             owner.accepted = true;
             self.kept_bytes -= owner.drop_kept();
             // A reset that acknowledges nothing names the connection by what the client sent.
@@ -70,7 +70,7 @@ impl Flows {
     fn client_opens(&mut self, tuple: Tuple, sequence: u32, syn: Kept, now_ns: u64) {
         let opening = Connection {
             syn: Some(syn),
-            ..Connection::new(Stage::Opening { since_ns: now_ns }, Some(sequence))
+            ..Connection::new(Phase::Opening { since_ns: now_ns }, Some(sequence))
         };
         match self.flows.get_mut(&tuple) {
             None => {
@@ -78,9 +78,9 @@ impl Flows {
             }
             // A SYN that is sent again.
             Some(flow) if flow.current.opening == Some(sequence) => return,
-            Some(flow) => match flow.current.stage {
-                Stage::Opening { .. } | Stage::Closed { .. } => flow.current = opening,
-                Stage::Waiting | Stage::Unkept | Stage::Standing => {
+            Some(flow) => match flow.current.phase {
+                Phase::Opening { .. } | Phase::Closed { .. } => flow.current = opening,
+                Phase::Waiting | Phase::Unkept | Phase::Standing => {
                     let known = flow.next.as_ref().and_then(|next| next.opening);
                     if known == Some(sequence) {
                         return;
@@ -108,16 +108,16 @@ impl Flows {
             // Its SYN came before this log began.
             Entry::Vacant(entry) => {
                 self.fading.push_back((now_ns, tuple));
-                let stage = Stage::Opening { since_ns: now_ns };
-                entry.insert(Flow::new(Connection::new(stage, None)))
+                let phase = Phase::Opening { since_ns: now_ns };
+                entry.insert(Flow::new(Connection::new(phase, None)))
             }
         };
         let Some(owner) = flow.owner(segment.sequence) else {
             return;
         };
         let completes = segment.flags.has(TcpFlags::ACK) && !segment.is_reset();
-        if matches!(owner.stage, Stage::Opening { .. }) && completes {
-            owner.stage = Stage::Waiting;
+        if matches!(owner.phase, Phase::Opening { .. }) && completes {
+            owner.phase = Phase::Waiting;
             self.waiting.push_back(tuple);
         }
         let was_over = owner.is_over();
@@ -125,7 +125,7 @@ impl Flows {
         if owner.is_over() && !was_over {
             self.fading.push_back((now_ns, tuple));
         }
-        if owner.stage == Stage::Waiting && !owner.accepted {
+        if owner.phase == Phase::Waiting && !owner.accepted {
             owner.kept.push(Kept {
                 position,
                 frame: frame.into(),
@@ -144,9 +144,9 @@ impl Flows {
                 continue;
             };
             for connection in std::iter::once(&mut flow.current).chain(flow.next.as_deref_mut()) {
-                if connection.stage == Stage::Waiting {
+                if connection.phase == Phase::Waiting {
                     self.kept_bytes -= connection.drop_kept();
-                    connection.stage = Stage::Unkept;
+                    connection.phase = Phase::Unkept;
                     self.losses.waiting_connections += 1;
                 }
             }

@@ -17,7 +17,7 @@ fn role(protected: bool) -> Role {
 }
 
 fn commit(numbers: &mut EpochNumbers) -> Committed {
-    numbers.published().committed()
+    numbers.published().into_committed()
 }
 
 fn drain(gate: &mut Gate) -> Vec<Vec<u8>> {

@@ -1,4 +1,4 @@
-//! What the main thread and the tracer thread of one primary say to each other.
+//! What the main thread and the tracer thread of one primary leave for each other.
 //!
 //! The step-by-step of a capture is the [`Handshake`]; everything rarer is a message in one of two
 //! queues. A message to the tracer is followed by its bell, one to main by the eventfd.
@@ -58,7 +58,7 @@ pub enum Report {
 }
 
 /// Shared by both threads.
-pub struct Line {
+pub struct Mailbox {
     pub handshake: Handshake,
     commands: Mutex<VecDeque<Command>>,
     command_came: Condvar,
@@ -70,9 +70,9 @@ pub struct Line {
     main_bell: OwnedFd,
 }
 
-impl Line {
-    pub fn new() -> io::Result<Arc<Line>> {
-        Ok(Arc::new(Line {
+impl Mailbox {
+    pub fn new() -> io::Result<Arc<Mailbox>> {
+        Ok(Arc::new(Mailbox {
             handshake: Handshake::default(),
             commands: Mutex::default(),
             command_came: Condvar::new(),
