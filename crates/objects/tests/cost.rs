@@ -45,10 +45,6 @@ fn costs() {
     print_cost("first capture, quiet", ROUNDS, || {
         drop(tcp::capture(service.as_fd()).unwrap())
     });
-    let options = state.socket_options.clone();
-    print_cost("first capture, accepted", ROUNDS, || {
-        drop(tcp::capture_accepted(service.as_fd(), &options).unwrap());
-    });
     print_cost("  of it options", ROUNDS, || {
         drop(socket_options::capture(service.as_fd(), libc::AF_INET, libc::SOCK_STREAM).unwrap());
     });
@@ -87,11 +83,13 @@ fn costs() {
         let mut rest = states.iter();
         let mut prepared = Vec::with_capacity(states.len());
         print_cost("prepare", 1_000, || {
-            prepared.push(tcp::prepare(rest.next().unwrap(), tcp::View::default()).unwrap());
+            let state = rest.next().unwrap();
+            prepared.push((state, tcp::prepare(state, tcp::View::default()).unwrap()));
         });
         let mut live = Vec::with_capacity(states.len());
         print_cost("go live", 1_000, || {
-            live.push(prepared.pop().unwrap().go_live().unwrap())
+            let (state, prepared) = prepared.pop().unwrap();
+            live.push(prepared.go_live(state).unwrap())
         });
     });
 }

@@ -68,16 +68,16 @@ fn a_second_capture_sees_what_changed() {
     let net = Net::new();
     let service = net.service.run(|| UdpSocket::bind("127.0.0.1:0").unwrap());
     let mut state = udp::capture(service.as_fd()).unwrap();
-    assert!(!udp::capture_into(service.as_fd(), &mut state, false).unwrap());
+    assert!(!udp::capture_queue_into(service.as_fd(), &mut state).unwrap());
     service
         .send_to(b"to myself", service.local_addr().unwrap())
         .unwrap();
     service.peek(&mut [0]).unwrap();
-    assert!(udp::capture_into(service.as_fd(), &mut state, false).unwrap());
-    assert!(!udp::capture_into(service.as_fd(), &mut state, false).unwrap());
+    assert!(udp::capture_queue_into(service.as_fd(), &mut state).unwrap());
+    assert!(!udp::capture_queue_into(service.as_fd(), &mut state).unwrap());
     assert_eq!(udp::capture(service.as_fd()).unwrap(), state);
     service.recv(&mut [0]).unwrap();
-    assert!(udp::capture_into(service.as_fd(), &mut state, false).unwrap());
+    assert!(udp::capture_queue_into(service.as_fd(), &mut state).unwrap());
     assert!(state.queue.is_empty());
 }
 

@@ -4,10 +4,9 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
-use unbroken_image::ObjectId;
 use unbroken_image::object::{UnixAddress, UnixKind, UnixSocket};
-use unbroken_objects::socket::SocketError;
-use unbroken_objects::unix;
+use unbroken_image::{Object, ObjectId};
+use unbroken_objects::{Error, Phase, Restored, Scene, unix};
 use unbroken_sys::unix::Diag;
 use unbroken_sys::{socket, sockopt};
 
@@ -20,17 +19,17 @@ fn capture(fd: impl AsFd) -> UnixSocket {
 }
 
 fn restore(states: &[&UnixSocket]) -> Vec<OwnedFd> {
-    let named: Vec<_> = states
-        .iter()
-        .enumerate()
-        .map(|(index, state)| (ObjectId(index as u64), *state))
-        .collect();
-    let restored = unix::restore_all(&named).unwrap();
-    for (index, (id, _)) in restored.iter().enumerate() {
-        assert_eq!(id.0, index as u64);
-    }
-    assert_eq!(restored.len(), states.len());
-    restored.into_iter().map(|(_, fd)| fd).collect()
+    let descriptors = try_to_restore(states).unwrap();
+    assert_eq!(descriptors.len(), states.len());
+    descriptors
+}
+
+fn try_to_restore(states: &[&UnixSocket]) -> Result<Vec<OwnedFd>, Error> {
+    let named = states.iter().zip(0..);
+    let objects = named.map(|(state, id)| (ObjectId(id), Object::UnixSocket((*state).clone())));
+    let (objects, mut restored) = (objects.collect(), Restored::default());
+    unbroken_objects::restore(Phase::Make, &objects, &Scene::default(), &mut restored)?;
+    Ok(restored.descriptors.into_values().collect())
 }
 
 /// What must be the same, as inodes are not.
@@ -122,7 +121,7 @@ fn a_second_capture_sees_what_changed() {
     let mut state = unix::capture(one.as_fd(), &mut diag).unwrap();
     let mut look = |changed: bool| {
         assert_eq!(
-            unix::capture_into(one.as_fd(), &mut diag, &mut state, false).unwrap(),
+            unix::capture_into(one.as_fd(), &mut diag, &mut state).unwrap(),
             changed
         );
         assert_eq!(unix::capture(one.as_fd(), &mut diag).unwrap(), state);
@@ -271,10 +270,8 @@ fn an_abstract_listener() {
 fn a_connection_to_another_process_is_refused() {
     let (one, _other) = UnixStream::pair().unwrap();
     let state = capture(&one);
-    assert!(matches!(
-        unix::check([&state]),
-        Err(SocketError::Refused { .. })
-    ));
+    let result = try_to_restore(&[&state]);
+    assert!(matches!(result, Err(Error::Refused { .. })), "{result:?}");
 }
 
 #[test]
@@ -293,8 +290,5 @@ fn descriptors_in_flight_are_refused() {
     }
     let mut diag = Diag::open().unwrap();
     let result = unix::capture(other.as_fd(), &mut diag);
-    assert!(
-        matches!(result, Err(SocketError::Refused { .. })),
-        "{result:?}"
-    );
+    assert!(matches!(result, Err(Error::Refused { .. })), "{result:?}");
 }

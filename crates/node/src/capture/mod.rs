@@ -6,12 +6,13 @@
 //! what was written, and what is volatile.
 
 mod announcements;
-mod closed;
+mod delta;
 mod error;
 mod fill;
 mod hearing;
 mod memory;
 mod objects;
+mod orphans;
 mod process;
 mod sockets;
 mod threads;
@@ -23,11 +24,12 @@ use crate::stage::announcement::Announcement;
 use crate::stage::notifier::Announcements;
 use crate::steps::{Captured, EpochStep, StepClock};
 use announcements::Due;
+use delta::ObjectsDelta;
 pub use error::CaptureError;
 use fill::Fill;
 use hearing::Hearing;
 use memory::Memory;
-use objects::{Objects, ObjectsDelta};
+use objects::Objects;
 use process::Followed;
 use std::io;
 use std::os::fd::OwnedFd;
