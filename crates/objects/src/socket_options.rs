@@ -173,6 +173,7 @@ static KNOWN: &[Known] = &[
     known(Unix, 83 /* SO_PASSRIGHTS */, Value(1), AfterConnect),
 
     known(Any, libc::SO_BROADCAST, Value(0), AfterConnect),
+    known(Any, libc::SO_NO_CHECK, Value(0), AfterConnect),
     known(Any, libc::SO_DONTROUTE, Value(0), AfterConnect),
     known(Any, libc::SO_KEEPALIVE, Value(0), AfterConnect),
     known(Any, libc::SO_OOBINLINE, Value(0), AfterConnect),

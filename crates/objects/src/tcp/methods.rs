@@ -13,7 +13,7 @@ use crate::{Error, listener};
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
-use unbroken_image::object::TcpConnection;
+use unbroken_image::object::{TcpConnection, TcpListener};
 use unbroken_image::{Object, ObjectId};
 use unbroken_sys::tcp::clock_ns;
 
@@ -97,13 +97,15 @@ fn verify(reading: &Reading, fd: BorrowedFd<'_>, at_rest: bool) -> Result<Option
 /// Listeners come before connections, which bind beside them; and all stand silently before the
 /// first one speaks.
 fn make(batch: &Batch<'_>, scene: &Scene, restored: &mut Restored) -> Result<(), Error> {
-    for (id, object) in batch {
-        if let Object::TcpListener(state) = object {
-            let what = || format!("listener {}", state.local);
-            let listener = listener::restore(state).map_err(|error| error.of(what()))?;
-            restored.descriptors.insert(*id, listener);
-        }
-    }
+    let (ids, listeners): (Vec<ObjectId>, Vec<&TcpListener>) = batch
+        .iter()
+        .filter_map(|(id, object)| match object {
+            Object::TcpListener(state) => Some((*id, state)),
+            _ => None,
+        })
+        .unzip();
+    let sockets = listener::restore_all(&listeners)?;
+    restored.descriptors.extend(ids.into_iter().zip(sockets));
     for (id, state) in connections(batch).filter(|(id, _)| scene.named.contains(id)) {
         let view = scene.views.get(&id).copied().unwrap_or_default();
         let prepared = prepare(state, view).map_err(|error| error.of(name(state)))?;
