@@ -10,7 +10,8 @@ use crate::watch::Watches;
 use crate::{Context, Error};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use unbroken_image::Object;
-use unbroken_sys::unix::Diag;
+use unbroken_sys::udp_diag::UdpDiag;
+use unbroken_sys::unix;
 
 /// The methods of one kind; each kind's file has its own.
 pub(crate) struct Methods {
@@ -128,7 +129,8 @@ pub(crate) struct Means<'a> {
 /// What captures need and keep; it holds nothing of the service.
 pub(crate) struct Tools {
     pub scratch: Scratch,
-    diag: Option<Diag>,
+    unix: Option<unix::Diag>,
+    udp: Option<UdpDiag>,
 }
 
 impl Tools {
@@ -136,18 +138,30 @@ impl Tools {
         let scratch = Scratch::new()?;
         Ok(Tools {
             scratch,
-            diag: None,
+            unix: None,
+            udp: None,
         })
     }
 
     /// Asks the kernel about Unix sockets of the network namespace of `socket`, in which all of the
     /// service's are.
-    pub fn diag(&mut self, socket: BorrowedFd<'_>) -> Result<&mut Diag, Error> {
-        let open = match self.diag.take() {
+    pub fn unix_diag(&mut self, socket: BorrowedFd<'_>) -> Result<&mut unix::Diag, Error> {
+        let open = match self.unix.take() {
             Some(open) => open,
-            None => Diag::of_namespace(socket).during("open", "sock_diag for Unix sockets")?,
+            None => {
+                unix::Diag::of_namespace(socket).during("open", "sock_diag for Unix sockets")?
+            }
         };
-        Ok(self.diag.insert(open))
+        Ok(self.unix.insert(open))
+    }
+
+    /// The same of UDP sockets.
+    pub fn udp_diag(&mut self, socket: BorrowedFd<'_>) -> Result<&UdpDiag, Error> {
+        let open = match self.udp.take() {
+            Some(open) => open,
+            None => UdpDiag::of_namespace(socket).during("open", "sock_diag for UDP sockets")?,
+        };
+        Ok(self.udp.insert(open))
     }
 }
 

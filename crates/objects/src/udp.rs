@@ -5,15 +5,15 @@
 //! (`MSG_MORE`).
 
 use crate::methods::{Capture, Inode, Look, Means, Methods, Reading};
-use crate::restored::{Phase, make_each};
+use crate::restored::{Batch, Phase, Restored, Scene};
 use crate::socket_options::{self, Moment};
 use crate::{Context, Error};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
-use unbroken_image::Object;
 use unbroken_image::object::UdpSocket;
+use unbroken_image::{Object, ObjectId};
 use unbroken_sys::{socket, sockopt};
 
 pub(crate) const METHODS: Methods = Methods {
@@ -21,18 +21,35 @@ pub(crate) const METHODS: Methods = Methods {
     is_volatile: |_| true,
     look,
     ..Methods::new(
-        Capture::Descriptor(|reading, fd, _| {
-            reading.state = Some(Object::UdpSocket(capture(fd)?));
+        Capture::Descriptor(|reading, fd, means| {
+            let mut state = capture(fd)?;
+            state.shutdown = shutdown(fd, &state, means)?;
+            reading.state = Some(Object::UdpSocket(state));
             Ok(())
         }),
-        &[(Phase::Make, |batch, _, restored| {
-            make_each(batch, restored, |_, object| match object {
-                Object::UdpSocket(state) => restore(state).map(Some),
-                _ => Ok(None),
-            })
-        })],
+        &[(Phase::Make, make)],
     )
 };
+
+/// `poll` tells of the reading side, and of the other only when both are shut down.
+fn shutdown(fd: BorrowedFd<'_>, state: &UdpSocket, means: &mut Means<'_>) -> Result<u8, Error> {
+    let told = match (state.local, state.remote) {
+        (Some(local), Some(remote)) => means
+            .tools
+            .udp_diag(fd)?
+            .shutdown(fd, local, remote)
+            .during("ask sock_diag", SUBJECT)?,
+        _ => None,
+    };
+    let ready = socket::poll(fd, libc::POLLRDHUP, Duration::ZERO).during("poll", SUBJECT)?;
+    Ok(
+        told.unwrap_or(match ready & (libc::POLLRDHUP | libc::POLLHUP) {
+            0 => 0,
+            libc::POLLRDHUP => 1,
+            _ => 3,
+        }),
+    )
+}
 
 fn look(reading: &mut Reading, means: &mut Means<'_>) -> Result<Look, Error> {
     let (Some(Object::UdpSocket(state)), Some(fd)) =
@@ -87,6 +104,7 @@ pub fn capture(fd: BorrowedFd<'_>) -> Result<UdpSocket, Error> {
         remote,
         socket_options: socket_options::capture(fd, family, libc::SOCK_DGRAM)?,
         queue: Vec::new(),
+        shutdown: 0,
     };
     capture_queue(fd, &mut state.queue)?;
     Ok(state)
@@ -147,34 +165,81 @@ fn set_peek_offset(fd: BorrowedFd<'_>, offset: i32) -> Result<(), Error> {
         .during("set SO_PEEK_OFF", SUBJECT)
 }
 
-/// Makes the socket again on the calling thread's network namespace, unread datagrams included.
-pub fn restore(state: &UdpSocket) -> Result<OwnedFd, Error> {
-    let fd = socket::open(state.family, libc::SOCK_DGRAM, libc::IPPROTO_UDP)
-        .during("create", SUBJECT)?;
-    let udp = fd.as_fd();
-    let options = &state.socket_options;
-    socket_options::apply(udp, options, Moment::BeforeBind, SUBJECT)?;
-    let reuse = |value| {
-        sockopt::set_i32(udp, libc::SOL_SOCKET, libc::SO_REUSEADDR, value)
-            .during("set SO_REUSEADDR", SUBJECT)
-    };
-    reuse(1)?;
-    if let Some(local) = &state.local {
-        socket::bind(udp, local).during("bind", SUBJECT)?;
-    }
-    reuse(0)?;
-    if let Some(remote) = &state.remote {
-        socket::connect(udp, remote).during("connect", SUBJECT)?;
-    }
-    socket_options::apply(udp, options, Moment::AfterConnect, SUBJECT)?;
-    socket_options::apply(udp, options, Moment::Last, SUBJECT)?;
-    if let Some(local) = state.local {
-        for (source, bytes) in &state.queue {
-            deliver(*source, local, bytes)?;
+fn make(batch: &Batch<'_>, _: &Scene, restored: &mut Restored) -> Result<(), Error> {
+    let (ids, states): (Vec<ObjectId>, Vec<&UdpSocket>) = batch
+        .iter()
+        .filter_map(|(id, object)| match object {
+            Object::UdpSocket(state) => Some((*id, state)),
+            _ => None,
+        })
+        .unzip();
+    let sockets = restore_all(&states)?;
+    restored.descriptors.extend(ids.into_iter().zip(sockets));
+    Ok(())
+}
+
+/// Makes the sockets again on the calling thread's network namespace, in their order, unread
+/// datagrams included. What let several of them have one address may have been switched off since,
+/// so all are bound with `SO_REUSEADDR` first; and all are connected before any gets its datagrams,
+/// which go to the socket that fits best.
+pub fn restore_all(states: &[&UdpSocket]) -> Result<Vec<OwnedFd>, Error> {
+    let sockets = states.iter().map(|state| bind(state));
+    let sockets = sockets.collect::<Result<Vec<OwnedFd>, Error>>()?;
+    let all = || states.iter().zip(&sockets);
+    all().try_for_each(|(state, socket)| connect(socket.as_fd(), state))?;
+    for (state, _) in all() {
+        if let Some(local) = state.local {
+            for (source, bytes) in &state.queue {
+                deliver(*source, local, bytes)?;
+            }
         }
     }
-    socket::set_status_flags(udp, state.flags).during("F_SETFL", SUBJECT)?;
+    for (state, socket) in all() {
+        shut_down(socket.as_fd(), state.shutdown)?;
+        socket::set_status_flags(socket.as_fd(), state.flags).during("F_SETFL", SUBJECT)?;
+    }
+    Ok(sockets)
+}
+
+fn bind(state: &UdpSocket) -> Result<OwnedFd, Error> {
+    let fd = socket::open(state.family, libc::SOCK_DGRAM, libc::IPPROTO_UDP)
+        .during("create", SUBJECT)?;
+    let options = &state.socket_options;
+    socket_options::apply(fd.as_fd(), options, Moment::BeforeBind, SUBJECT)?;
+    set_reuse_address(fd.as_fd(), 1)?;
+    if let Some(local) = &state.local {
+        socket::bind(fd.as_fd(), local).during("bind", SUBJECT)?;
+    }
     Ok(fd)
+}
+
+fn connect(socket: BorrowedFd<'_>, state: &UdpSocket) -> Result<(), Error> {
+    set_reuse_address(socket, 0)?;
+    if let Some(remote) = &state.remote {
+        socket::connect(socket, remote).during("connect", SUBJECT)?;
+    }
+    let options = &state.socket_options;
+    socket_options::apply(socket, options, Moment::AfterConnect, SUBJECT)?;
+    socket_options::apply(socket, options, Moment::Last, SUBJECT)
+}
+
+fn set_reuse_address(socket: BorrowedFd<'_>, value: i32) -> Result<(), Error> {
+    sockopt::set_i32(socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, value)
+        .during("set SO_REUSEADDR", SUBJECT)
+}
+
+fn shut_down(socket: BorrowedFd<'_>, shutdown: u8) -> Result<(), Error> {
+    let how = match shutdown {
+        1 => libc::SHUT_RD,
+        2 => libc::SHUT_WR,
+        3 => libc::SHUT_RDWR,
+        _ => return Ok(()),
+    };
+    match socket::shutdown(socket, how) {
+        // Without a peer it is done all the same (net/ipv4/af_inet.c, inet_shutdown).
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => Ok(()),
+        other => other.during("shut down", SUBJECT),
+    }
 }
 
 /// Sends a datagram as if from `source` to a socket of this namespace. A raw socket may name any

@@ -8,8 +8,11 @@ mod restore;
 
 use crate::methods::{Capture, Inode, Look, Means, Methods, Reading};
 use crate::restored::{Batch, Phase, Restored, Scene};
+use crate::table::process::Holders;
 use crate::{Context, Error, socket_options};
+use std::fs;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use unbroken_image::object::{UnixAddress, UnixKind, UnixMessage, UnixSocket};
 use unbroken_image::{Object, ObjectId};
@@ -26,8 +29,10 @@ pub(crate) const METHODS: Methods = Methods {
     },
     ..Methods::new(
         Capture::Descriptor(|reading, fd, means| {
-            let diag = means.tools.diag(fd)?;
-            reading.state = Some(Object::UnixSocket(capture(fd, diag)?));
+            let diag = means.tools.unix_diag(fd)?;
+            let mut state = capture(fd, diag)?;
+            find_directory(&mut state, diag, &means.holders)?;
+            reading.state = Some(Object::UnixSocket(state));
             Ok(())
         }),
         &[(Phase::Make, make)],
@@ -40,7 +45,7 @@ fn look(reading: &mut Reading, means: &mut Means<'_>) -> Result<Look, Error> {
     else {
         return Ok(Look::Unknown);
     };
-    let diag = means.tools.diag(fd.as_fd())?;
+    let diag = means.tools.unix_diag(fd.as_fd())?;
     match capture_into(fd.as_fd(), diag, state)? {
         true => Ok(Look::Refreshed),
         false => Ok(Look::Same),
@@ -126,15 +131,71 @@ pub fn capture_into(
             return Ok(false);
         }
     }
-    let now = capture(fd, diag)?;
+    let mut now = capture(fd, diag)?;
+    // A call that binds is announced.
+    now.local.clone_from(&state.local);
     let changed = *state != now;
     *state = now;
     Ok(changed)
 }
 
-/// Whether the socket can be made again, as far as its peer is concerned: `has_socket` says which
-/// inodes are of the service's sockets.
+/// Finds where a relative path begins: the working directory of a process that holds the socket, if
+/// the path leads from there to the very file that the socket is bound to.
+fn find_directory(
+    state: &mut UnixSocket,
+    diag: &mut Diag,
+    holders: &Holders<'_>,
+) -> Result<(), Error> {
+    let Some(UnixAddress::Path(path)) = &state.local else {
+        return Ok(());
+    };
+    if path.starts_with('/') {
+        return Ok(());
+    }
+    let facts = diag.query(state.inode).during("ask sock_diag", SUBJECT)?;
+    let leads_to_it = |link: &Path| {
+        let file = fs::symlink_metadata(link.join(path));
+        file.is_ok_and(|file| facts.is_file(&file))
+    };
+    let host_pids = holders
+        .slots
+        .iter()
+        .filter_map(|(pid, _)| holders.host_pid(*pid));
+    let links = host_pids.map(|host_pid| PathBuf::from(format!("/proc/{host_pid}/cwd")));
+    for link in links {
+        if leads_to_it(&link)
+            && let Ok(directory) = fs::read_link(&link)
+            && let Some(directory) = directory.to_str()
+        {
+            state.local = Some(UnixAddress::Relative {
+                directory: directory.to_owned(),
+                path: path.clone(),
+            });
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Whether the socket can be made again, as far as its names and its peer are concerned:
+/// `has_socket` says which inodes are of the service's sockets.
 pub(crate) fn refuse(socket: &UnixSocket, has_socket: &dyn Fn(u64) -> bool) -> Result<(), Error> {
+    let is_relative = |name: &Option<UnixAddress>| matches!(name, Some(UnixAddress::Path(path)) if !path.starts_with('/'));
+    if is_relative(&socket.local) {
+        return Err(Error::refused(
+            "a Unix socket bound to a relative path",
+            "no process that has it open is in the directory that the path began in, or the file is \
+             gone; have the service bind to an absolute path",
+        ));
+    }
+    let connects = socket.kind == UnixKind::Datagram || waits_for_accept(socket);
+    if connects && is_relative(&socket.connected_to) {
+        return Err(Error::refused(
+            "a Unix socket connected to a relative path",
+            "what directory the path began in is not known; have the service connect to an \
+             absolute path",
+        ));
+    }
     let outside = socket.peer_inode.is_some_and(|peer| !has_socket(peer));
     if outside && socket.kind != UnixKind::Datagram {
         return Err(Error::refused(
@@ -198,7 +259,9 @@ fn address(name: Option<Name>) -> Result<Option<UnixAddress>, Error> {
 
 fn name(address: &UnixAddress) -> Name {
     match address {
-        UnixAddress::Path(path) => Name::Path(path.clone().into_bytes()),
+        UnixAddress::Path(path) | UnixAddress::Relative { path, .. } => {
+            Name::Path(path.clone().into_bytes())
+        }
         UnixAddress::Abstract(bytes) => Name::Abstract(bytes.clone()),
     }
 }

@@ -4,12 +4,14 @@ use super::{SUBJECT, name, number_of, waits_for_accept};
 use crate::socket_options::{self, Moment};
 use crate::{Context, Error};
 use std::collections::HashMap;
+use std::env;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use unbroken_image::ObjectId;
 use unbroken_image::object::{UnixAddress, UnixKind, UnixMessage, UnixSocket};
+use unbroken_sys::unix::Name;
 use unbroken_sys::{socket, sockopt, unix};
 
 /// Makes all sockets of the tree on the calling thread's network and mount namespaces, unread
@@ -40,8 +42,8 @@ pub(super) fn restore_all(
             making.make_connected(index)?;
         }
     }
-    for (index, state) in making.states.iter().enumerate() {
-        making.fill(index, state)?;
+    for state in &making.states {
+        making.fill(state)?;
     }
     for (state, fd) in making.states.iter().zip(&making.made) {
         if let Some(fd) = fd {
@@ -85,9 +87,9 @@ impl Making<'_> {
             Some(peer) if self.states[peer].peer_inode == Some(state.inode) => {
                 self.make_pair(index, peer)
             }
-            _ if state.kind == UnixKind::Datagram => self.make_sender(index),
             _ if waits_for_accept(state) => self.make_waiting(index),
-            _ => self.make_abandoned(index),
+            _ if is_abandoned(state) => self.make_abandoned(index),
+            _ => self.make_sender(index),
         }
     }
 
@@ -156,13 +158,18 @@ impl Making<'_> {
     fn make_abandoned(&mut self, index: usize) -> Result<(), Error> {
         let state = self.states[index];
         let (fd, peer) = unix::pair(number_of(state.kind)).during("socketpair", SUBJECT)?;
+        if state.kind == UnixKind::Datagram
+            && let Some(local) = &state.local
+        {
+            bind(fd.as_fd(), local)?;
+        }
         send_all(peer.as_fd(), &state.queue)?;
         self.made[index] = Some(fd);
         Ok(())
     }
 
     /// Writes the unread messages of a socket from its other end.
-    fn fill(&self, index: usize, state: &UnixSocket) -> Result<(), Error> {
+    fn fill(&self, state: &UnixSocket) -> Result<(), Error> {
         if state.queue.is_empty() {
             return Ok(());
         }
@@ -174,7 +181,7 @@ impl Making<'_> {
                 .as_ref()
                 .map_or(Ok(()), |fd| send_all(fd.as_fd(), &state.queue));
         }
-        if state.kind == UnixKind::Datagram && self.made[index].is_some() {
+        if state.kind == UnixKind::Datagram && !is_abandoned(state) {
             let sender = open(state.kind)?;
             connect(sender.as_fd(), state.local.as_ref())?;
             return send_all(sender.as_fd(), &state.queue);
@@ -193,6 +200,13 @@ impl Making<'_> {
     }
 }
 
+/// Whether the socket's peer is closed, and with it all that could be sent to. A datagram socket may
+/// be connected to a name, which outlives the socket that had it.
+fn is_abandoned(state: &UnixSocket) -> bool {
+    let can_send = state.kind == UnixKind::Datagram && state.connected_to.is_some();
+    state.connected && state.peer_inode.is_none() && !can_send
+}
+
 fn open(kind: UnixKind) -> Result<OwnedFd, Error> {
     socket::open(libc::AF_UNIX, number_of(kind), 0).during("create", SUBJECT)
 }
@@ -201,28 +215,45 @@ fn connect(fd: BorrowedFd<'_>, to: Option<&UnixAddress>) -> Result<(), Error> {
     let Some(to) = to else {
         return Err(io::Error::from_raw_os_error(libc::EDESTADDRREQ)).during("connect", SUBJECT);
     };
-    unix::connect(fd, &name(to)).during("connect", SUBJECT)
+    within_directory_of(to, || {
+        unix::connect(fd, &name(to)).during("connect", SUBJECT)
+    })
 }
 
 /// Binds, taking the path over from the file of a socket that is no more.
 fn bind(fd: BorrowedFd<'_>, to: &UnixAddress) -> Result<(), Error> {
-    let UnixAddress::Path(path) = to else {
-        return unix::bind(fd, &name(to)).during("bind", SUBJECT);
+    let path = match to {
+        UnixAddress::Path(path) | UnixAddress::Relative { path, .. } => path,
+        UnixAddress::Abstract(_) => return unix::bind(fd, &name(to)).during("bind", SUBJECT),
     };
-    if !path.starts_with('/') {
-        return Err(Error::refused(
-            "a Unix socket bound to a relative path",
-            "the directory it is relative to may have changed since; have the service bind \
-                  to an absolute path",
-        ));
-    }
+    within_directory_of(to, || bind_to_path(fd, path))
+}
+
+/// Runs `work` where a relative path begins. The working directory is the calling thread's own, as
+/// its mount namespace is (setns(2)).
+fn within_directory_of<T>(
+    address: &UnixAddress,
+    work: impl FnOnce() -> Result<T, Error>,
+) -> Result<T, Error> {
+    let UnixAddress::Relative { directory, .. } = address else {
+        return work();
+    };
+    let before = env::current_dir().during("read", "the working directory")?;
+    env::set_current_dir(directory).during("enter", directory)?;
+    let result = work();
+    env::set_current_dir(&before).during("enter", before.display())?;
+    result
+}
+
+fn bind_to_path(fd: BorrowedFd<'_>, path: &str) -> Result<(), Error> {
     let old = fs::symlink_metadata(path)
         .ok()
         .filter(|old| old.file_type().is_socket());
     if old.is_some() {
         fs::remove_file(path).during("replace the file", SUBJECT)?;
     }
-    unix::bind(fd, &name(to)).during("bind", SUBJECT)?;
+    let bound_name = Name::Path(path.as_bytes().to_vec());
+    unix::bind(fd, &bound_name).during("bind", SUBJECT)?;
     if let Some(old) = old {
         chown(path, Some(old.uid()), Some(old.gid())).during("chown", SUBJECT)?;
         let mode = fs::Permissions::from_mode(old.mode() & 0o7777);
