@@ -48,11 +48,15 @@ use Support::{Denied, Refused, Replicated};
 
 kinds! {
     Tcp: "TCP socket", Replicated("listeners and connections in every state", &tcp::METHODS);
-    Udp: "UDP socket", Replicated("addresses and options", &udp::METHODS);
+    Udp: "UDP socket", Replicated(
+        "addresses, options, unread datagrams, what is shut down",
+        &udp::METHODS,
+    );
     Unix: "Unix socket", Replicated(
         "pairs and connections inside the service, accepted or not, listeners, datagram \
          sockets to outside. Not while descriptors are in flight (SCM_RIGHTS), or bytes \
-         wait in a connection that is not accepted: unprotected until they are read",
+         wait in a connection that is not accepted: unprotected until they are read. A relative \
+         path is one from the working directory, or the service is unprotected",
         &unix::METHODS,
     );
     RegularFile: "regular file", Replicated(

@@ -258,6 +258,36 @@ fn an_outside_process_at_the_other_end_of_a_pipe_is_refused() {
 }
 
 #[test]
+fn an_outside_process_at_the_other_end_of_a_unix_connection_is_refused() {
+    let mut scene = Scene::new();
+    scene.tell(Announced::Created { count: 2 });
+    let arguments: [&dyn std::fmt::Display; 4] = [&libc::AF_UNIX, &libc::SOCK_STREAM, &0, &"pair"];
+    scene.guest.must(libc::SYS_socketpair, &arguments);
+    scene.epoch();
+    let slots = scene.changes.slots.iter();
+    let [one, other] = slots.map(|(_, slot)| slot.fd.0).collect::<Vec<_>>()[..] else {
+        panic!("a pair has two ends");
+    };
+    for fd in [one, other] {
+        let captured = scene.mirror.capture(scene.object(fd), &Known::NOTHING);
+        assert!(captured.expect("both ends are inside").is_some());
+    }
+    let outside = scene
+        .guest
+        .source()
+        .duplicate(Fd(other))
+        .expect("duplicate");
+    scene.close(other);
+    scene.epoch();
+    let captured = scene.mirror.capture(scene.object(one), &Known::NOTHING);
+    let error = captured.expect_err("the other end is ours");
+    assert!(error.to_string().contains("outside the service"), "{error}");
+    drop(outside);
+    let captured = scene.mirror.capture(scene.object(one), &Known::NOTHING);
+    assert!(captured.expect("nobody has the other end").is_some());
+}
+
+#[test]
 fn standard_output_is_known_by_its_inode() {
     let guest = Guest::start();
     let link = std::fs::read_link(format!("/proc/{}/fd/1", guest.pid)).expect("read the link");

@@ -292,3 +292,41 @@ fn descriptors_in_flight_are_refused() {
     let result = unix::capture(other.as_fd(), &mut diag);
     assert!(matches!(result, Err(Error::Refused { .. })), "{result:?}");
 }
+
+#[test]
+fn a_message_of_a_closed_peer_is_kept() {
+    let (one, other) = UnixDatagram::pair().unwrap();
+    other.send(b"left").unwrap();
+    drop(other);
+    let state = capture(&one);
+    assert_eq!((state.connected, state.peer_inode), (true, None));
+    drop(one);
+    let restored = UnixDatagram::from(restore(&[&state]).remove(0));
+    assert_eq!(without_inodes(&capture(&restored)), without_inodes(&state));
+    let mut bytes = [0; 10];
+    assert_eq!(restored.recv(&mut bytes).unwrap(), 4);
+    let error = restored.send(b"x").unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED));
+}
+
+#[test]
+fn a_relative_path_is_bound_where_it_was() {
+    let directory = Directory::new("relative");
+    let listener = UnixListener::bind(directory.file("here")).unwrap();
+    let mut state = capture(&listener);
+    drop(listener);
+    state.local = Some(UnixAddress::Relative {
+        directory: directory.0.to_str().unwrap().to_owned(),
+        path: "here".to_owned(),
+    });
+    let before = std::env::current_dir().unwrap();
+    let restored = UnixListener::from(restore(&[&state]).remove(0));
+    assert_eq!(std::env::current_dir().unwrap(), before);
+    let name = restored.local_addr().unwrap();
+    assert_eq!(name.as_pathname(), Some("here".as_ref()));
+    UnixStream::connect(directory.file("here")).unwrap();
+    // Of a path that begins nobody knows where.
+    state.local = Some(UnixAddress::Path("here".to_owned()));
+    let result = try_to_restore(&[&state]);
+    assert!(matches!(result, Err(Error::Refused { .. })), "{result:?}");
+}

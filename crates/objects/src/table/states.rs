@@ -5,9 +5,9 @@ use super::process::Holders;
 use super::{Changes, Mirror};
 use crate::Error;
 use crate::kinds::Kind;
-use crate::methods::{Capture, Event, Inode, Look, Means, Others};
+use crate::methods::{Capture, Event, Inode, Look, Means, Methods, Others};
 use crate::tcp::known::Known;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use unbroken_image::{Descriptor, Fd, Object, ObjectId, Pid};
 
@@ -94,10 +94,14 @@ impl Mirror {
     /// `EBADF` when no slot of the mirror names it.
     pub(super) fn duplicate(&self, id: ObjectId) -> Result<OwnedFd, Error> {
         let entry = self.objects.get(&id);
-        let slots = entry.map(|entry| entry.slots.as_slice());
+        let entry = entry.ok_or_else(|| Error::differs(format!("object {id}"), "it is unknown"))?;
+        self.duplicate_of(entry)
+    }
+
+    fn duplicate_of(&self, entry: &Entry) -> Result<OwnedFd, Error> {
         let holders = Holders {
             processes: &self.processes,
-            slots: slots.unwrap_or_default(),
+            slots: &entry.slots,
         };
         holders.require_duplicate()
     }
@@ -147,8 +151,11 @@ impl Mirror {
                 Ok(None)
             }
             Look::Refreshed => {
-                self.refuse(id)?;
-                Ok(self.state(id))
+                let state = self.state(id);
+                if let Some(state) = state {
+                    refuse(methods, state, &self.sockets)?;
+                }
+                Ok(state)
             }
             Look::Unknown => {
                 let before = entry.reading.state.clone();
@@ -164,16 +171,19 @@ impl Mirror {
     }
 
     fn read(&mut self, id: ObjectId, announced: bool, known: &Known<'_>) -> Result<(), Error> {
-        let Some(kind) = self.kind(id) else {
+        let Some(entry) = self.objects.get(&id) else {
             return Ok(());
         };
-        let methods = kind.methods()?;
+        let methods = entry.kind.methods()?;
         let Capture::Descriptor(capture) = methods.capture else {
             // An update has read it already, or followed the calls.
             return Ok(());
         };
-        let fd = self.duplicate(id)?;
-        let other_ends = self.other_ends(id)?;
+        let fd = self.duplicate_of(entry)?;
+        let other_ends = match methods.inode {
+            Inode::OfAllEnds => self.other_ends(id, entry)?,
+            Inode::Unique | Inode::Shared => Vec::new(),
+        };
         let Some(entry) = self.objects.get_mut(&id) else {
             return Ok(());
         };
@@ -189,39 +199,35 @@ impl Mirror {
             tools: &mut self.tools,
         };
         capture(&mut entry.reading, fd.as_fd(), &mut means)?;
-        self.refuse(id)?;
-        if let Some(event) = self.state(id).and_then(methods.stale_after) {
-            self.stale.insert((event, id));
+        if let Some(state) = &entry.reading.state {
+            refuse(methods, state, &self.sockets)?;
+            self.stale
+                .extend((methods.stale_after)(state).map(|event| (event, id)));
         }
-        self.refresh_one(id);
+        match entry.is_volatile() {
+            true => self.volatile.insert(id),
+            false => self.volatile.remove(&id),
+        };
         Ok(())
     }
 
-    /// What a restore would refuse.
-    fn refuse(&self, id: ObjectId) -> Result<(), Error> {
-        let Some(entry) = self.objects.get(&id) else {
-            return Ok(());
-        };
-        let others = Others {
-            has_socket: &|inode| self.sockets.contains_key(&inode),
-        };
-        match &entry.reading.state {
-            Some(state) => (entry.kind.methods()?.refuse)(state, &others),
-            None => Ok(()),
-        }
-    }
-
     /// Duplicates of the other ends of a pipe.
-    fn other_ends(&self, id: ObjectId) -> Result<Vec<OwnedFd>, Error> {
-        let Some(entry) = self.objects.get(&id) else {
-            return Ok(Vec::new());
-        };
-        if entry.kind.inode() != Inode::OfAllEnds {
-            return Ok(Vec::new());
-        }
+    fn other_ends(&self, id: ObjectId, entry: &Entry) -> Result<Vec<OwnedFd>, Error> {
         let ends = self.ends.get(&entry.identity.inode).into_iter().flatten();
         ends.filter(|end| **end != id)
             .map(|end| self.duplicate(*end))
             .collect()
     }
+}
+
+/// What a restore would refuse.
+fn refuse(
+    methods: &Methods,
+    state: &Object,
+    sockets: &HashMap<u64, ObjectId>,
+) -> Result<(), Error> {
+    let others = Others {
+        has_socket: &|inode| sockets.contains_key(&inode),
+    };
+    (methods.refuse)(state, &others)
 }
