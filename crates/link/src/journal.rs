@@ -47,6 +47,18 @@ impl JournalWriter {
         })
     }
 
+    /// Bytes of content that one record could take right now.
+    pub fn room_bytes(&self) -> usize {
+        self.producer
+            .room_bytes()
+            .saturating_sub(JOURNAL_TRAILER_BYTES)
+    }
+
+    /// Whether the standby has taken everything.
+    pub fn is_drained(&self) -> bool {
+        self.producer.is_drained()
+    }
+
     /// Wakes a standby that sleeps in [`JournalReader::wait_or`]; after the service runs again, for
     /// a wake costs more than the epoch is late.
     pub fn wake_reader(&self) -> io::Result<()> {

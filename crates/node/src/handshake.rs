@@ -1,15 +1,24 @@
 //! One capture, step by step, between the main thread (the wire) and the tracer thread.
 //!
-//! ```text
-//!  main    Idle -> Requested            Stopped -> Drained                    Published -> Idle
-//!  tracer             Requested -> Stopped         Drained -> Resumed -> Published
-//! ```
+//! | step        | left by | to          | when |
+//! |-------------|---------|-------------|------|
+//! | `Idle`      | main    | `Requested` | a capture is due |
+//! | `Requested` | tracer  | `Stopped`   | every thread of the service stands |
+//! | `Stopped`   | main    | `Drained`   | the output of the epoch has been read |
+//! | `Drained`   | tracer  | `Resumed`   | the service runs again |
+//! | `Resumed`   | tracer  | `Published` | the epoch is committed |
+//! | `Published` | main    | `Idle`      | the result has been taken |
+//! | `Requested`, `Stopped`, `Drained`, `Resumed` | tracer | `Failed` | there is no epoch this time |
+//! | `Failed`    | main    | `Idle`      | what the capture had taken is given back |
 //!
 //! From `Requested` to `Resumed` the main thread writes no input to the service: what the sockets
 //! hold at the capture is exactly the input before `input_position`. Output that it reads up to
 //! `Drained` was made before the stop and belongs to this epoch.
 //!
-//! Each side moves the step only from the states that are its own, so plain release stores do.
+//! Every step but one is left by one side alone, which moves it by a plain store. `Stopped` both
+//! may leave: the tracer reads the service while main drains it, and may find that there can be no
+//! epoch. `Failed` stands then, whoever was first, or main would wait for a tracer that waits for
+//! nothing: `Drained` is stored only over `Stopped`, `Failed` over `Drained`, too.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -71,9 +80,13 @@ impl Handshake {
     }
 
     /// Main: the output of the epoch has been read; input before `input_position` has been given.
+    /// A capture that has failed meanwhile stays so.
     pub fn drained(&self, input_position: u64) {
         self.input_position.store(input_position, Ordering::Relaxed);
-        self.set(Step::Drained);
+        let (from, to) = (Step::Stopped as u32, Step::Drained as u32);
+        let _ = self
+            .step
+            .compare_exchange(from, to, Ordering::SeqCst, Ordering::Relaxed);
     }
 
     /// Main: the result has been taken; the next capture may be requested.
@@ -159,5 +172,69 @@ impl Handshake {
     /// Main: woke up.
     pub fn main_is_awake(&self) {
         self.main_sleeps.store(false, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Barrier;
+
+    /// A capture that the tracer has got as far as `Stopped`.
+    fn stopped() -> Handshake {
+        let handshake = Handshake::default();
+        handshake.request(1);
+        let _ = handshake.stopped();
+        handshake
+    }
+
+    #[test]
+    fn a_capture_that_fails_before_the_drain_has_failed_after_it() {
+        let handshake = stopped();
+        let _ = handshake.failed();
+        handshake.drained(7);
+        assert_eq!(handshake.step(), Step::Failed);
+        // Main has dealt with `Drained`, and must not go to sleep over what came instead.
+        assert!(!handshake.main_falls_asleep(Step::Drained));
+        handshake.finish();
+        assert_eq!(handshake.step(), Step::Idle);
+    }
+
+    #[test]
+    fn a_capture_that_fails_after_the_drain_has_failed() {
+        let handshake = stopped();
+        handshake.drained(7);
+        assert_eq!(
+            (handshake.step(), handshake.wait_drained()),
+            (Step::Drained, 7)
+        );
+        let _ = handshake.failed();
+        assert_eq!(handshake.step(), Step::Failed);
+    }
+
+    #[test]
+    fn a_capture_that_fails_during_the_drain_has_failed() {
+        const ROUNDS: usize = 10_000;
+        let (handshake, start) = (Handshake::default(), Barrier::new(2));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..ROUNDS {
+                    start.wait();
+                    let _ = handshake.failed();
+                    start.wait();
+                }
+            });
+            let mut lost = 0;
+            for _ in 0..ROUNDS {
+                handshake.request(1);
+                let _ = handshake.stopped();
+                start.wait();
+                handshake.drained(7);
+                start.wait();
+                lost += usize::from(handshake.step() != Step::Failed);
+                handshake.finish();
+            }
+            assert_eq!(lost, 0);
+        });
     }
 }

@@ -74,6 +74,19 @@ fn a_fill_that_waits_does_not_stop_the_service() -> Result<()> {
     guest.stop()
 }
 
+/// Room for all of a fill is no reason to complete it: output would wait from then on for a standby
+/// that has taken nothing yet.
+#[test]
+fn a_fill_is_not_completed_before_the_standby_has_taken_it() -> Result<()> {
+    let mut guest = Guest::start("large", &[])?;
+    guest.tell("set up")?;
+    guest.tell("halve")?;
+    guest.tell("check")?;
+    guest.tell_while_a_fill_waits("check")?;
+    guest.tell("check")?;
+    guest.stop()
+}
+
 /// Output waits for a standby that has all it needs, and not for ever: one that hangs then is
 /// given up, and clients are answered.
 #[test]
@@ -81,8 +94,8 @@ fn a_standby_that_never_gets_ready_is_given_up() -> Result<()> {
     let mut guest = Guest::start("large", &[])?;
     guest.tell("set up")?;
     guest.tell("halve")?;
-    guest.tell("check")?;
-    guest.tell_while_the_standby_hangs("check")?;
+    guest.tell("write on")?;
+    guest.tell_while_the_standby_hangs("enough")?;
     guest.tell("check")?;
     guest.stop()
 }

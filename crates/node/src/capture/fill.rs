@@ -21,7 +21,9 @@ const PIECE_BYTES: usize = (PAGES_PER_PIECE * PAGE_SIZE) as usize + (1 << 20);
 /// While a fill waits for room the service's threads have their events seen to this often.
 const MOMENT: Duration = Duration::from_millis(1);
 
-/// The rounds of one fill.
+/// The rounds of one fill. Each begins, and the last ends, when the standby has taken what was sent
+/// before: from the epoch that completes the fill on, output waits for the standby, which must have
+/// little more than that epoch to do by then. Until then output passes, however long it takes.
 #[derive(Default)]
 pub(super) struct Fill {
     rounds: u32,
@@ -43,10 +45,11 @@ impl Fill {
         journal: &mut JournalWriter,
         description: &mut Vec<u8>,
     ) -> Result<bool, CaptureError> {
-        if !self.has_room(journal)? {
+        let is_over = self.left.is_empty();
+        if !self.has_room(journal, is_over)? {
             return Ok(false);
         }
-        if self.left.is_empty() {
+        if is_over {
             if self.rounds > 0 && (self.found <= PAGES_LEFT || self.rounds >= ROUNDS_MAX) {
                 return Ok(true);
             }
@@ -83,13 +86,19 @@ impl Fill {
         Ok(false)
     }
 
+    /// Whether the next piece may be sent; `all` when the standby must have taken everything first.
     /// Waits no longer than a moment: a thread of the service that makes another one, or is sent a
     /// signal, stands until the caller looks again.
-    fn has_room(&mut self, journal: &JournalWriter) -> Result<bool, CaptureError> {
+    fn has_room(&mut self, journal: &JournalWriter, all: bool) -> Result<bool, CaptureError> {
         let _ = journal.wake_reader();
-        if journal.wait_for_room(PIECE_BYTES, Some(MOMENT))? {
+        let room_bytes = journal.room_bytes();
+        if journal.is_drained() || (!all && room_bytes >= PIECE_BYTES) {
             self.stuck_since = None;
             return Ok(true);
+        }
+        if journal.wait_for_room(room_bytes + 1, Some(MOMENT))? {
+            self.stuck_since = None;
+            return Ok(false);
         }
         let since = *self.stuck_since.get_or_insert_with(Instant::now);
         if journal.is_abandoned() {

@@ -50,8 +50,8 @@ impl Drop for Service {
     }
 }
 
-/// A filled link: the next capture completes the fill.
-fn filled(tree: &mut Tree) -> (Capture, JournalReader) {
+/// A fill that has begun, and what a standby would read of it.
+fn filling(tree: &mut Tree) -> (Capture, JournalReader) {
     let link = LocalLink::with_capacity(64 << 20, 1 << 16).unwrap();
     let config = Config {
         name: "capture".to_owned(),
@@ -72,8 +72,16 @@ fn filled(tree: &mut Tree) -> (Capture, JournalReader) {
     let journal = link.journal_writer(1).unwrap();
     let line = Line::new().unwrap();
     capture.begin_fill(tree, &line, journal).unwrap();
-    while !capture.fill_on(tree).unwrap() {}
     (capture, link.journal_reader(1).unwrap())
+}
+
+/// A filled link: the next capture completes the fill.
+fn filled(tree: &mut Tree) -> (Capture, JournalReader) {
+    let (mut capture, mut journal) = filling(tree);
+    while !capture.fill_on(tree).unwrap() {
+        last_published(&mut journal);
+    }
+    (capture, journal)
 }
 
 /// Captures an epoch. Plays the main thread meanwhile, which calls `at_stop` when the service
@@ -108,6 +116,23 @@ fn last_published(journal: &mut JournalReader) -> u64 {
         journal.consume().unwrap();
     }
     journal.consumed_sequence()
+}
+
+/// From its completion on output waits for the standby, so there must be little left to take.
+#[test]
+fn a_fill_is_not_complete_before_all_of_it_was_taken() {
+    let service = Service::start();
+    let mut tree = Tree::seize(&[service.pid()], true).unwrap();
+    let (mut capture, mut journal) = filling(&mut tree);
+    for _ in 0..100 {
+        assert!(!capture.fill_on(&tree).unwrap());
+    }
+    let mut pieces = 0;
+    while !capture.fill_on(&tree).unwrap() {
+        pieces += usize::from(journal.is_ready());
+        last_published(&mut journal);
+    }
+    assert!(pieces > 0);
 }
 
 /// One that is killed under our eyes goes on to its end while it is read, so what was read is of

@@ -4,6 +4,7 @@ use super::{Primary, Source, watch};
 use crate::bundle::{self, Purpose, Start};
 use crate::channel;
 use crate::clock::now_ns;
+use crate::handshake::Step;
 use crate::log;
 use crate::primary::line::Command;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
@@ -96,8 +97,11 @@ impl Primary {
         }
     }
 
+    /// Not while a capture is under way: it is of the standby before, and the tracer, which looks at
+    /// commands first, would make its epoch for this one.
     fn may_fill(&self) -> bool {
-        matches!(self.role.state(), State::Unprotected(reason) if reason != Reason::Forked)
+        self.capturing.seen() == Step::Idle
+            && matches!(self.role.state(), State::Unprotected(reason) if reason != Reason::Forked)
     }
 
     /// Starts the standby that is wanted, and begins to fill it.

@@ -3,25 +3,32 @@
 //! newer than its neighbours is found out by the next.
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail};
 use unbroken_guests::area::{Area, PAGE};
 use unbroken_guests::{Guest, Place, main as run, same};
 
 const PAGES: usize = 50_000;
+/// In each page, behind its count.
+const SCRATCH_AT: usize = size_of::<u64>();
 
 struct Large {
-    area: Area,
+    area: Arc<Area>,
     pages: usize,
     checks: u64,
+    /// Told to the thread that writes all the time, if there is one.
+    enough: Arc<AtomicBool>,
 }
 
 impl Guest for Large {
     fn set_up(_: &Place) -> Result<Self> {
         Ok(Self {
-            area: Area::private(PAGES)?,
+            area: Arc::new(Area::private(PAGES)?),
             pages: PAGES,
             checks: 0,
+            enough: Arc::default(),
         })
     }
 
@@ -44,6 +51,11 @@ impl Guest for Large {
     fn step(&mut self, words: &str) -> Result<()> {
         match words {
             "halve" => self.halve(),
+            "write on" => self.write_on(),
+            "enough" => {
+                self.enough.store(true, Ordering::Relaxed);
+                Ok(())
+            }
             _ => bail!("this guest does not know {words:?}"),
         }
     }
@@ -53,7 +65,22 @@ impl Large {
     /// Less than there is room for on the way.
     fn halve(&mut self) -> Result<()> {
         (self.pages, self.checks) = (PAGES / 2, 0);
-        self.area = Area::private(self.pages)?;
+        self.area = Arc::new(Area::private(self.pages)?);
+        Ok(())
+    }
+
+    /// From now on every page is written again and again, beside its count: a fill comes to no end
+    /// by itself, and the epoch that completes it has nearly all of them.
+    fn write_on(&mut self) -> Result<()> {
+        self.enough = Arc::default();
+        let (area, enough) = (Arc::clone(&self.area), Arc::clone(&self.enough));
+        std::thread::spawn(move || {
+            while !enough.load(Ordering::Relaxed) {
+                for page in 0..area.pages() {
+                    area.write(page * PAGE + SCRATCH_AT, &[1]);
+                }
+            }
+        });
         Ok(())
     }
 

@@ -9,11 +9,14 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use unbroken_harness::{
-    KillPlan, Launch, PATIENCE, Random, Scratch, Service, Signal, Target, send,
+    KillPlan, Launch, PATIENCE, Random, Scratch, Service, Signal, Target, send, wait_until,
 };
 use unbroken_scenarios::{PORT, host};
+
+/// How often a moment that only chance can give is waited for.
+const TRIES: usize = 20;
 
 /// A protected guest, and the one connection over which everything is said to it.
 pub struct Guest {
@@ -159,22 +162,10 @@ impl Guest {
     /// Stops a new standby in the middle of its fill, sends the service a signal that means nothing
     /// to it, says `words`, and hears `ok` while the fill still waits.
     pub fn tell_while_a_fill_waits(&mut self, words: &str) -> Result<()> {
-        /// Time enough for what there is room for to be sent.
-        const FILLED: Duration = Duration::from_secs(1);
         /// Before the standby is given up, which would end the wait.
         const SOON: Duration = Duration::from_secs(5);
-        let before = self.service.kill(Target::Standby, Signal::SIGKILL)?;
-        let status = self.service.wait_for("a fill", |status| {
-            status.state == "syncing" && status.standby_pid != before.standby_pid
-        })?;
-        let standby = status.standby_pid.unwrap_or_default();
-        send(standby, Signal::SIGSTOP)?;
-        std::thread::sleep(FILLED);
-        let state = self.service.status()?.state;
-        ensure!(
-            state == "syncing",
-            "the standby was stopped too late: {state}"
-        );
+        let standby = self.stop_a_standby_in_its_fill()?;
+        let status = self.service.status()?;
         let service = status.service_pids.first().copied().unwrap_or_default();
         send(service, Signal::SIGWINCH)?;
         let stream = self.conversation.get_ref();
@@ -187,28 +178,78 @@ impl Guest {
         Ok(())
     }
 
-    /// Stops a new standby while it is filled, with all it needs on its way: says `words`, and hears
-    /// `ok` when that standby has been given up.
+    /// A standby that is stopped somewhere in its fill, with whatever there is room for on its way:
+    /// its pid. Where a fill is at a given moment nobody can say, so one that was complete by then
+    /// is followed by another.
+    fn stop_a_standby_in_its_fill(&self) -> Result<i32> {
+        /// Time enough for what there is room for to be sent.
+        const SENT: Duration = Duration::from_secs(1);
+        for _ in 0..TRIES {
+            let marks = self.marked_fills();
+            let standby = self.replace_standby()?;
+            send(standby, Signal::SIGSTOP)?;
+            std::thread::sleep(SENT);
+            if self.marked_fills() == marks {
+                return Ok(standby);
+            }
+            send(standby, Signal::SIGCONT)?;
+            self.service.wait_protected()?;
+        }
+        bail!("{TRIES} fills were marked complete, stopped standbys or not");
+    }
+
+    /// Stops a new standby when it has been sent all it needs, and before it has taken that: from
+    /// then on output waits for it. Says `words`, and hears `ok` when that standby has been given up.
     pub fn tell_while_the_standby_hangs(&mut self, words: &str) -> Result<()> {
-        /// Time enough for the fill of what fits to be marked complete.
-        const MARKED: Duration = Duration::from_secs(1);
-        let before = self.service.kill(Target::Standby, Signal::SIGKILL)?;
-        let status = self.service.wait_for("a fill", |status| {
-            status.state == "syncing" && status.standby_pid != before.standby_pid
-        })?;
-        let standby = status.standby_pid.unwrap_or_default();
-        send(standby, Signal::SIGSTOP)?;
-        std::thread::sleep(MARKED);
-        let state = self.service.status()?.state;
-        ensure!(
-            state == "syncing",
-            "the standby was stopped too late: {state}"
-        );
+        let standby = self.stop_a_standby_before_it_is_ready()?;
         self.tell(words)?;
         self.service.wait_for("another standby", |now| {
             now.is_protected() && now.standby_pid != Some(standby)
         })?;
         Ok(())
+    }
+
+    /// As [`Guest::stop_a_standby_in_its_fill`], in the short time in which the fill is marked
+    /// complete and the standby is not ready.
+    fn stop_a_standby_before_it_is_ready(&self) -> Result<i32> {
+        /// Time enough for one that was not stopped in time to be said ready.
+        const SAID: Duration = Duration::from_millis(500);
+        for _ in 0..TRIES {
+            let (marks, warm) = (self.marked_fills(), self.log_count("StandbyReady"));
+            let standby = self.replace_standby()?;
+            wait_until("the mark of a fill", PATIENCE, || {
+                Ok((self.marked_fills() > marks).then_some(()))
+            })?;
+            send(standby, Signal::SIGSTOP)?;
+            std::thread::sleep(SAID);
+            if self.log_count("StandbyReady") == warm {
+                return Ok(standby);
+            }
+            send(standby, Signal::SIGCONT)?;
+            self.service.wait_protected()?;
+        }
+        bail!("{TRIES} standbys were ready before they could be stopped");
+    }
+
+    /// Kills the standby, and waits until another one is filled; its pid.
+    fn replace_standby(&self) -> Result<i32> {
+        let before = self.service.kill(Target::Standby, Signal::SIGKILL)?;
+        let status = self.service.wait_for("a fill", |status| {
+            let state = status.state.as_str();
+            ["syncing", "protected"].contains(&state) && status.standby_pid != before.standby_pid
+        })?;
+        status
+            .standby_pid
+            .context("no standby is there to be filled")
+    }
+
+    /// How many fills have come to the epoch that completes them.
+    fn marked_fills(&self) -> usize {
+        self.log_count("FillMarked")
+    }
+
+    fn log_count(&self, event: &str) -> usize {
+        self.service.log_text().matches(event).count()
     }
 
     /// All that a guest goes through which needs nothing of the host.
