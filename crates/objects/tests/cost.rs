@@ -6,9 +6,13 @@ mod common;
 use common::{Family, Net};
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Instant;
+use unbroken_image::{Fd, ObjectId, Pid};
+use unbroken_objects::table::{Changes, Mirror, Source};
+use unbroken_objects::tcp::Known;
 use unbroken_objects::{socket_options, tcp};
+use unbroken_sys::bpf::{Record, SocketProgram};
 
 const ROUNDS: u32 = 10_000;
 
@@ -26,6 +30,31 @@ fn print_cost(what: &str, rounds: u32, mut work: impl FnMut()) {
         costs[costs.len() / 2],
         costs[0]
     );
+}
+
+/// As a primary looks at a connection on which nothing has moved: by a record of a pass over all
+/// sockets, and by calls.
+fn print_cost_of_looks(service: &TcpStream) {
+    let own_pid = std::process::id().cast_signed();
+    let (mut mirror, mut changes) = (Mirror::new(&[], ObjectId(1)).unwrap(), Changes::default());
+    let source = Source::open(Pid(own_pid), own_pid).unwrap();
+    mirror.survey(vec![source], &mut changes).unwrap();
+    let slot = mirror.slot(Pid(own_pid), Fd(service.as_raw_fd())).unwrap();
+    mirror.capture(slot.object, &Known::NOTHING).unwrap();
+    let reader = SocketProgram::load().unwrap().reader(own_pid).unwrap();
+    let mut records = Vec::new();
+    reader.read(&mut records).unwrap();
+    let own = |record: &&Record| record.descriptor() == service.as_raw_fd();
+    let record = records.iter().find(own).unwrap();
+    let by_record = Known::new(Some(record), &|_, _, _, _| false);
+    for (what, known) in [
+        ("look by a record", by_record),
+        ("look by calls", Known::NOTHING),
+    ] {
+        print_cost(what, ROUNDS, || {
+            mirror.look(slot.object, &known).unwrap();
+        });
+    }
 }
 
 #[test]
@@ -53,6 +82,7 @@ fn costs() {
             .capture_into(service.as_fd(), &mut state, false)
             .unwrap();
     });
+    print_cost_of_looks(&service);
     client.write_all(&[1; 1000]).unwrap();
     service.peek(&mut [0]).unwrap();
     print_cost("capture again, 1 kB unread", ROUNDS, || {
