@@ -12,6 +12,17 @@ pub struct Mark {
     pub input_position: u64,
 }
 
+/// A process that a replica is to have from now on: told before anything else of it, its memory
+/// included. All four are numbers of the service's pid namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Birth {
+    pub pid: Pid,
+    pub parent: Pid,
+    /// Those that named these two may have ended: a session and a group live as long as a member.
+    pub session: Pid,
+    pub process_group: Pid,
+}
+
 /// What one process became since the epoch before.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ProcessDelta {
@@ -42,7 +53,8 @@ pub struct Epoch {
     /// 1 is the epoch that completes a fill; each one after is the next number.
     pub sequence: u64,
     pub mark: Mark,
-    /// Every live process, parents before children; one that is missing has ended.
+    /// Every live process, each born before ([`Birth`]), parents before children; one that is
+    /// missing has ended.
     pub processes: Vec<ProcessDelta>,
     /// New and changed kernel objects.
     pub objects: Vec<(ObjectId, Object)>,

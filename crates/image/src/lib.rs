@@ -13,7 +13,7 @@ mod process;
 mod thread;
 
 pub use encoding::{DecodeError, decode, encode_into};
-pub use epoch::{DescriptorChange, Epoch, Mark, ProcessDelta};
+pub use epoch::{Birth, DescriptorChange, Epoch, Mark, ProcessDelta};
 pub use id::{Descriptor, Fd, ObjectId, Pid, Tid};
 pub use memory::{
     AddressRange, Advice, Backing, FileIdentity, Mapping, MemoryDelta, MemoryLayout, PAGE_SIZE,

@@ -3,12 +3,15 @@
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use unbroken_image::{Epoch, MemoryDelta, Pid};
+use unbroken_image::{Birth, Epoch, MemoryDelta, Pid};
 use unbroken_wire::flows::Connections;
 
 /// One step of the replica.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Record {
+    /// A process that the service has: nothing of it comes before this. Like memory, it is taken in
+    /// at once during a fill, later with the epoch that follows.
+    Birth(Birth),
     /// Memory sent ahead of an epoch, while the service runs or because one record cannot hold it
     /// all. During a fill it is applied at once, later with the epoch that follows.
     Memory { pid: Pid, memory: MemoryDelta },
@@ -67,6 +70,12 @@ mod tests {
                 epoch: Box::new(epoch),
                 connections: Connections::default(),
             },
+            Record::Birth(Birth {
+                pid: Pid(4),
+                parent: Pid(1),
+                session: Pid(3),
+                process_group: Pid(3),
+            }),
             Record::Memory {
                 pid: Pid(2),
                 memory: MemoryDelta::default(),

@@ -13,6 +13,9 @@ pub(crate) struct Identity {
     pub host_pid: i32,
     pub pid: Pid,
     pub host_parent: i32,
+    /// In the innermost namespace.
+    pub session: Pid,
+    pub process_group: Pid,
     pub tracer: i32,
     /// A zombie, or already past it.
     pub is_dead: bool,
@@ -28,7 +31,7 @@ pub(crate) fn identity(host_tid: i32) -> Result<Option<Identity>, TraceError> {
         .map(Some)
         .ok_or(TraceError::ProcFormat {
             path,
-            what: "Tgid, PPid, TracerPid, NStgid or NSpid",
+            what: "Tgid, PPid, TracerPid, NStgid, NSpid, NSpgid or NSsid",
         })
 }
 
@@ -45,6 +48,8 @@ fn parse_identity(status: &str) -> Option<Identity> {
         pid: Pid(last("NStgid:")?),
         host_pid: last("Tgid:")?,
         host_parent: last("PPid:")?,
+        session: Pid(last("NSsid:")?),
+        process_group: Pid(last("NSpgid:")?),
         tracer: last("TracerPid:")?,
         is_dead: state.contains(['Z', 'X']),
     })
@@ -152,12 +157,14 @@ mod tests {
     #[test]
     fn identity_takes_the_innermost_namespace() {
         let status = "Name:\tx\nState:\tS (sleeping)\nTgid:\t900\nNgid:\t0\nPid:\t901\nPPid:\t7\nTracerPid:\t5\n\
-                      NStgid:\t900\t2\nNSpid:\t901\t3\n";
+                      NStgid:\t900\t2\nNSpid:\t901\t3\nNSpgid:\t890\t5\nNSsid:\t880\t4\n";
         let identity = parse_identity(status).unwrap();
         assert_eq!(identity.tid, Tid(3));
         assert_eq!(identity.pid, Pid(2));
         assert_eq!(identity.host_pid, 900);
         assert_eq!(identity.host_parent, 7);
+        assert_eq!(identity.process_group, Pid(5));
+        assert_eq!(identity.session, Pid(4));
         assert_eq!(identity.tracer, 5);
         assert_eq!(parse_identity("Name:\tx\n"), None);
     }
@@ -182,7 +189,7 @@ mod tests {
     #[test]
     fn fuzz_proc_status() {
         let status = "State:\tS\nTgid:\t9\nPPid:\t7\nTracerPid:\t5\nNStgid:\t9\t2\n\
-                      NSpid:\t9\t3\nSigIgn:\t0000000000001000\nSigCgt:\t0000000000010000\n";
+                      NSpid:\t9\t3\nNSpgid:\t9\t3\nNSsid:\t9\t3\nSigIgn:\t0000000000001000\nSigCgt:\t0000000000010000\n";
         unbroken_fuzz::text("proc-status", &[status], |text| {
             let _ = parse_identity(text);
             if let Some(sets) = parse_signal_sets(text) {

@@ -32,6 +32,12 @@ impl<'tree> Stopped<'tree> {
             .filter(|process| process.dying.is_none())
     }
 
+    /// Whether a process is dying. Until it has ended its children have it for their parent.
+    pub fn any_dies(&self) -> bool {
+        let mut processes = self.tree.processes.iter();
+        processes.any(|process| process.dying.is_some())
+    }
+
     /// A process by its number in the service's namespace.
     pub fn process(&self, pid: Pid) -> Result<&Process, TraceError> {
         self.tree

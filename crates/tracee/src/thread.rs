@@ -6,7 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use unbroken_image::{AddressRange, PAGE_SIZE, Pid, Registers, Tid};
+use unbroken_image::{AddressRange, Birth, PAGE_SIZE, Pid, Registers, Tid};
 use unbroken_sys::ptrace::UserRegisters;
 use unbroken_sys::wait::Death;
 
@@ -90,7 +90,7 @@ impl Thread {
 pub struct Process {
     pub pid: Pid,
     pub host_pid: HostPid,
-    /// The parent when the process was made; it may be gone.
+    /// The parent when the process was made; it may be gone ([`Process::birth`] tells of now).
     pub parent: Pid,
     pub(crate) threads: Vec<Thread>,
     /// The last signal of the fatal kind that somebody outside the tree sent to it.
@@ -159,6 +159,21 @@ impl Process {
         self.threads
             .iter()
             .all(|thread| thread.host_tid != self.leader())
+    }
+
+    /// Who it is among others, as a replica has to make it.
+    pub fn birth(&self) -> Result<Birth, TraceError> {
+        let gone = || TraceError::NoSuchProcess {
+            pid: self.host_pid.0,
+        };
+        let identity = proc::identity(self.host_pid.0)?.ok_or_else(gone)?;
+        let parent = proc::identity(identity.host_parent)?.ok_or_else(gone)?;
+        Ok(Birth {
+            pid: self.pid,
+            parent: parent.pid,
+            session: identity.session,
+            process_group: identity.process_group,
+        })
     }
 
     /// Its children that have ended and that it has not waited for yet: `processes` of a tree no

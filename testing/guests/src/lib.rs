@@ -57,7 +57,8 @@ pub trait Guest: Sized {
 /// The program of a guest.
 pub fn main<G: Guest>() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [port, directory] = arguments.as_slice() else {
+    // What follows is the guest's own.
+    let [port, directory, ..] = arguments.as_slice() else {
         eprintln!("usage: give the port to serve on and a directory to use");
         return ExitCode::from(2);
     };

@@ -1,5 +1,7 @@
 //! Any process of ours may die at any moment; and a takeover may be planned.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -252,6 +254,67 @@ fn a_service_that_is_one_process_again_is_protected_again() -> Result<()> {
     }
     let expected = "word0\nword1\nword2\n";
     ensure!(service.printed().0 == expected, "{:?}", service.printed());
+    service.stop()?;
+    Ok(())
+}
+
+/// It counts over one connection, and goes on as another program with that connection and its
+/// listener when it is told so.
+const EXECUTES: &str = r#"
+import os, socket, sys
+text, port, *inherited = sys.argv[1:]
+if inherited:
+    listener, client = (socket.socket(fileno=int(number)) for number in inherited[:2])
+    count = int(inherited[2])
+    client.sendall(b'executed\n')
+else:
+    listener, client, count = socket.create_server(('0.0.0.0', int(port))), None, 0
+while True:
+    line = client.recv(100) if client else b''
+    if not line:
+        client = listener.accept()[0]
+    elif line == b'execute\n':
+        numbers = [listener.fileno(), client.fileno()]
+        for number in numbers: os.set_inheritable(number, True)
+        words = [sys.executable, '-c', text, text, port, *map(str, numbers), str(count)]
+        os.execv(sys.executable, words)
+    else:
+        count += 1
+        client.sendall(b'%d\n' % count)
+"#;
+
+/// Nothing that was followed of the old program is there any more: protection ends, and comes back
+/// for the new one.
+#[test]
+fn a_service_that_executes_another_program_is_protected_again() -> Result<()> {
+    let mut random = host()?;
+    let port = PORT.to_string();
+    let command = ["/usr/bin/python3", "-c", EXECUTES, EXECUTES, &port];
+    let command = command.map(String::from).to_vec();
+    let service = Service::start(&Launch::new("executes", command))?;
+    let mut connection = TcpStream::connect(service.listening(PORT)?)?;
+    connection.set_read_timeout(Some(PATIENCE))?;
+    let mut ask = |word: &str| -> Result<String> {
+        connection.write_all(format!("{word}\n").as_bytes())?;
+        let mut answer = [0; 100];
+        let length = connection.read(&mut answer)?;
+        Ok(String::from_utf8_lossy(&answer[..length])
+            .trim_end()
+            .to_owned())
+    };
+    for round in 0..3 {
+        let answer = ask("execute")?;
+        ensure!(answer == "executed", "{answer}\n{}", service.story());
+        // At once, and when it is protected again.
+        for count in [3 * round + 1, 3 * round + 2] {
+            let answer = ask("count")?;
+            ensure!(answer == count.to_string(), "{answer}\n{}", service.story());
+            service.wait_protected()?;
+        }
+        service.kill_repeatedly(&KillPlan::new(Target::Service, 1), &mut random, |_| {})?;
+        let answer = ask("count")?;
+        ensure!(answer == (3 * round + 3).to_string(), "{answer}");
+    }
     service.stop()?;
     Ok(())
 }

@@ -4,7 +4,28 @@ use crate::stage::announcement::{Announcement as Heard, Change, EpollChange};
 use unbroken_image::{AddressRange, PAGE_SIZE, Pid};
 use unbroken_objects::table::{Announced, Announcement};
 
-/// What is to be looked at in one process tree. The buffers are used again.
+/// What is to be looked at among the objects of all processes. The buffer is used again.
+#[derive(Default)]
+pub(super) struct DueObjects {
+    pub descriptors: Vec<Announcement>,
+    /// Memory was mapped or let go of.
+    pub map: bool,
+    /// Threads that were there at the last capture are not any more.
+    pub threads_ended: bool,
+    /// Announcements were lost: look at everything.
+    pub everything: bool,
+}
+
+impl DueObjects {
+    pub fn clear(&mut self) {
+        self.descriptors.clear();
+        self.map = false;
+        self.threads_ended = false;
+        self.everything = false;
+    }
+}
+
+/// What is to be looked at in one process. The buffers are used again.
 #[derive(Default)]
 pub(super) struct Due {
     pub map: bool,
@@ -14,16 +35,12 @@ pub(super) struct Due {
     pub voided: Vec<AddressRange>,
     /// The lowest end of the heap that a call asked for.
     pub lowest_break: Option<u64>,
-    pub descriptors: Vec<Announcement>,
-    /// Among them files.
     pub files_opened: bool,
     pub process_state: bool,
     /// Threads whose attributes may have changed, by their host numbers.
     pub threads: Vec<u32>,
     /// So may those of any thread.
     pub all_threads: bool,
-    /// Threads that were there at the last capture are not any more.
-    pub threads_ended: bool,
     /// Announcements were lost: look at everything.
     pub everything: bool,
 }
@@ -34,23 +51,15 @@ impl Due {
         self.advice = false;
         self.voided.clear();
         self.lowest_break = None;
-        self.descriptors.clear();
         self.files_opened = false;
         self.process_state = false;
         self.threads.clear();
         self.all_threads = false;
-        self.threads_ended = false;
         self.everything = false;
     }
 
-    /// Sorts `heard`; all of it is of process `pid`.
-    pub fn take(&mut self, pid: Pid, heard: &[Heard]) {
-        for announcement in heard {
-            self.take_one(pid, announcement);
-        }
-    }
-
-    fn take_one(&mut self, pid: Pid, announcement: &Heard) {
+    /// Takes in an announcement of process `pid`; what it says of descriptors is the objects'.
+    pub fn take(&mut self, pid: Pid, announcement: &Heard, objects: &mut DueObjects) {
         let what = match announcement.change {
             Change::MemoryMap(_) => {
                 self.map = true;
@@ -114,7 +123,7 @@ impl Due {
                 event,
             },
         };
-        self.descriptors.push(Announcement {
+        objects.descriptors.push(Announcement {
             pid,
             thread: announcement.thread,
             what,

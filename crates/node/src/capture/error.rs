@@ -23,6 +23,9 @@ pub enum CaptureError {
     Interrupted,
     #[error("it has {0} processes; one can be protected in this version")]
     Forked(usize),
+    /// A new program has nothing of the old one's memory, blob or tracking.
+    #[error("it executed another program")]
+    Executed,
     /// What the service has cannot be replicated; why.
     #[error("{0}")]
     Unfit(String),

@@ -21,11 +21,11 @@ const PIECE_BYTES: usize = (PAGES_PER_PIECE * PAGE_SIZE) as usize + (1 << 20);
 /// While a fill waits for room the service's threads have their events seen to this often.
 const MOMENT: Duration = Duration::from_millis(1);
 
-/// The rounds of one fill. Each begins, and the last ends, when the standby has taken what was sent
+/// The rounds of one process's fill. Each begins, and the last ends, when the standby has taken what was sent
 /// before: from the epoch that completes the fill on, output waits for the standby, which must have
 /// little more than that epoch to do by then. Until then output passes, however long it takes.
-#[derive(Default)]
 pub(super) struct Fill {
+    pub pid: Pid,
     rounds: u32,
     found: u64,
     /// What the current round has not sent, last first.
@@ -36,10 +36,20 @@ pub(super) struct Fill {
 }
 
 impl Fill {
+    pub fn new(pid: Pid) -> Fill {
+        Fill {
+            pid,
+            rounds: 0,
+            found: 0,
+            left: Vec::new(),
+            is_mapped: false,
+            stuck_since: None,
+        }
+    }
+
     /// Sends one piece while the service runs; true when the rest fits a pause.
     pub fn send_some(
         &mut self,
-        pid: Pid,
         memory: &mut Memory,
         process: &Process,
         journal: &mut JournalWriter,
@@ -77,12 +87,11 @@ impl Fill {
             // Something was unmapped meanwhile: the epoch's map says what is left of it.
             keep_readable(memory, process, &mut delta.pages, &mut content);
         }
-        publish_part(
-            journal,
-            &Record::Memory { pid, memory: delta },
-            &content,
-            description,
-        )?;
+        let record = Record::Memory {
+            pid: self.pid,
+            memory: delta,
+        };
+        publish_part(journal, &record, &content, description)?;
         Ok(false)
     }
 
@@ -165,7 +174,7 @@ fn keep_readable(
 }
 
 /// Publishes a record that is no epoch, waiting for room while the service runs.
-fn publish_part(
+pub(super) fn publish_part(
     journal: &mut JournalWriter,
     record: &Record,
     content: &[u8],

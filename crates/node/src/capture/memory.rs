@@ -3,7 +3,7 @@
 
 use super::CaptureError;
 use super::announcements::Due;
-use super::hearing::Hearing;
+use super::write_fault_listener::WriteFaultListener;
 use unbroken_image::{
     AddressRange, Advice, Backing, Mapping, MemoryDelta, PAGE_SIZE, PageRun, Sharing,
 };
@@ -26,7 +26,7 @@ pub(super) struct Memory {
     scanned: Vec<Mapping>,
     /// The parts of `scanned` that change without an announced call.
     volatile: Vec<AddressRange>,
-    hearing: Hearing,
+    listener: WriteFaultListener,
     /// Somebody may write past the protection of pages (`/proc/PID/mem`).
     unprotected: bool,
     /// The map before the last reading.
@@ -44,7 +44,7 @@ impl Memory {
     pub fn install(
         stopped: &mut Stopped<'_>,
         tid: HostTid,
-        hearing: Hearing,
+        listener: WriteFaultListener,
     ) -> Result<Memory, CaptureError> {
         let tracker = DirtyTracker::install(stopped, tid)?;
         let (process, _) = stopped.thread(tid).ok_or(CaptureError::ProcessGone)?;
@@ -54,7 +54,7 @@ impl Memory {
             map: Vec::new(),
             scanned: Vec::new(),
             volatile: Vec::new(),
-            hearing,
+            listener,
             unprotected: false,
             before: Vec::new(),
             changed: Vec::new(),
@@ -122,10 +122,10 @@ impl Memory {
             false => &self.volatile,
         };
         let in_doubt = due.everything || self.tracker.take_unsettled();
-        let targets = self.hearing.narrow(process, ranges, in_doubt)?;
+        let targets = self.listener.narrow(process, ranges, in_doubt)?;
         self.tracker
             .scan_ranges(&self.scanned, targets, &mut self.pages)?;
-        self.hearing.scanned();
+        self.listener.scanned();
         if is_whole {
             self.refuse_own_vdso()?;
         }
@@ -138,7 +138,7 @@ impl Memory {
             self.tracker.scan_guards(*range, &mut delta.guards)?;
         }
         delta.pages.clone_from(&self.pages);
-        if self.hearing.verify {
+        if self.listener.verify {
             self.verify_silence()?;
         }
         Ok(delta)
@@ -258,12 +258,12 @@ impl Memory {
             below = mapping.range.end;
         }
         find_volatile(&self.scanned, &mut self.volatile);
-        self.hearing.map_changed(&self.scanned);
+        self.listener.map_changed(&self.scanned);
     }
 
     /// What takes time and can be done while the service runs.
     pub fn prepare(&mut self) {
-        self.hearing.prepare();
+        self.listener.prepare();
     }
 
     /// I7: that nothing was written where the scan at hand did not look.
@@ -273,7 +273,7 @@ impl Memory {
             return Ok(());
         }
         let mut missed = Vec::new();
-        let passed_over = self.hearing.passed_over();
+        let passed_over = self.listener.passed_over();
         self.tracker
             .scan_ranges(&self.scanned, passed_over, &mut missed)?;
         match missed.first() {

@@ -6,44 +6,49 @@
 //! what was written, and what is volatile.
 
 mod announcements;
+mod candidate;
 mod delta;
 mod error;
 mod fill;
-mod hearing;
 mod memory;
 mod objects;
 mod orphans;
 mod process;
 mod sockets;
 mod threads;
+mod tree;
+mod wire;
+mod write_fault_listener;
 
 use crate::clock::now_ns;
 use crate::config::Config;
-use crate::primary::line::Line;
 use crate::stage::announcement::Announcement;
 use crate::stage::notifier::Announcements;
 use crate::steps::{Captured, EpochStep, StepClock};
-use announcements::Due;
+use announcements::DueObjects;
+use candidate::Candidate;
 use delta::ObjectsDelta;
 pub use error::CaptureError;
 use fill::Fill;
-use hearing::Hearing;
-use memory::Memory;
 use objects::Objects;
-use process::Followed;
 use std::io;
 use std::os::fd::OwnedFd;
-use unbroken_image::{Epoch, Mark, PAGE_SIZE, Pid, ProcessDelta, encode_into};
+use tree::{FollowedTree, page_count};
+use unbroken_core::epoch::EpochNumber;
+use unbroken_image::{Epoch, Mark, PAGE_SIZE, ProcessDelta, encode_into};
 use unbroken_link::{Cause, JournalRoom, JournalWriter, Record};
-use unbroken_objects::table::Source;
-use unbroken_tracee::{HostPid, HostTid, Process, Stopped, Tree};
+use unbroken_tracee::{Stopped, Tree};
 use unbroken_wire::flows::Activity;
+pub use wire::{Pause, Wire};
+use write_fault_listener::WriteFaultListener;
 
-/// The way to one standby.
+/// The way to one standby, and what is followed for it. A range of memory has room for one tracker:
+/// the next fill installs its own when these are gone.
 struct Link {
     journal: JournalWriter,
-    /// Set while memory is being sent ahead.
-    fill: Option<Fill>,
+    processes: FollowedTree,
+    /// While memory is being sent ahead: of the processes that have not been filled, the next last.
+    fills: Vec<Fill>,
     /// The epoch that completes the fill has not been made.
     is_new: bool,
     /// A capture failed half way: what it took of the changes is in no epoch. Only an order to
@@ -57,10 +62,9 @@ const DEATH_PATIENCE_NS: u64 = 500_000_000;
 pub struct Capture {
     announcements: Announcements,
     heard: Vec<Announcement>,
-    due: Due,
+    due: DueObjects,
     objects: Objects,
     delta: ObjectsDelta,
-    followed: Option<Followed>,
     link: Option<Link>,
     activity: Activity,
     description: Vec<u8>,
@@ -85,10 +89,9 @@ impl Capture {
         Ok(Capture {
             announcements,
             heard: Vec::new(),
-            due: Due::default(),
+            due: DueObjects::default(),
             objects: Objects::new(&inodes, config.spare_core)?,
             delta: ObjectsDelta::default(),
-            followed: None,
             link: None,
             activity: Activity::default(),
             description: Vec::new(),
@@ -108,14 +111,14 @@ impl Capture {
     }
 
     pub fn is_filling(&self) -> bool {
-        self.link.as_ref().is_some_and(|link| link.fill.is_some())
+        self.link
+            .as_ref()
+            .is_some_and(|link| !link.fills.is_empty())
     }
 
-    /// Lets the standby go, and with it the tracking of memory: a range has room for one tracker,
-    /// and the next fill installs its own.
+    /// Lets the standby go, and with it the tracking of memory.
     pub fn unlink(&mut self) {
         self.link = None;
-        self.followed = None;
         self.announcements.set_recording(false);
     }
 
@@ -149,33 +152,34 @@ impl Capture {
     pub fn begin_fill(
         &mut self,
         tree: &mut Tree,
-        line: &Line,
-        journal: JournalWriter,
+        wire: &impl Wire,
+        mut journal: JournalWriter,
     ) -> Result<(), CaptureError> {
         self.unlink();
         self.objects.prepare();
         let mut stopped = tree.stop()?;
-        let (pid, host_pid, leader) = only_process(&stopped)?;
         // Before anything is sent for nothing: is there something that no replica can have?
-        refuse_lost_relatives(stopped.process(pid)?)?;
-        if !stopped.has_blob(leader) {
-            stopped.install_blob(leader)?;
-        }
+        let candidates = Candidate::all(&mut stopped)?;
         self.delta.clear();
-        let source = Source::open(pid, host_pid.0)?;
+        let sources = candidates.iter().map(Candidate::source);
+        let sources = sources.collect::<Result<_, _>>()?;
         let closings = self.announcements.closings();
         let sockets = closings.hold_sockets();
         self.objects
-            .survey(vec![source], &line.sent(), closings, &mut self.delta)?;
+            .survey(sources, &wire.sent(), closings, &mut self.delta)?;
         drop(sockets);
         self.announcements.set_recording(true);
-        let hearing = Hearing::new(self.service_core, self.verify);
-        let memory = Memory::install(&mut stopped, leader, hearing)?;
+        let listener = || WriteFaultListener::new(self.service_core, self.verify);
+        let processes = FollowedTree::follow(&mut stopped, &candidates, listener)?;
         stopped.resume()?;
-        self.followed = Some(Followed::new(pid, host_pid, leader, memory));
+        for candidate in &candidates {
+            let birth = Record::Birth(candidate.birth);
+            fill::publish_part(&mut journal, &birth, &[], &mut self.description)?;
+        }
         self.link = Some(Link {
             journal,
-            fill: Some(Fill::default()),
+            fills: processes.pids().map(Fill::new).collect(),
+            processes,
             is_new: true,
             spoiled_at_ns: None,
         });
@@ -184,37 +188,36 @@ impl Capture {
 
     /// Sends the next piece of a fill; true when what is left fits the capture that completes it.
     pub fn fill_on(&mut self, tree: &Tree) -> Result<bool, CaptureError> {
-        let (Some(link), Some(followed)) = (&mut self.link, &mut self.followed) else {
+        let Some(link) = &mut self.link else {
             return Ok(false);
         };
-        let Some(fill) = &mut link.fill else {
+        let Some(fill) = link.fills.last_mut() else {
             return Ok(false);
         };
-        let process = tree
-            .process(followed.pid)
-            .ok_or(CaptureError::ProcessGone)?;
-        let done = fill.send_some(
-            followed.pid,
-            &mut followed.memory,
-            process,
-            &mut link.journal,
-            &mut self.description,
-        )?;
-        if done {
-            link.fill = None;
+        let process = tree.process(fill.pid).ok_or(CaptureError::ProcessGone)?;
+        let memory = link.processes.memory(fill.pid)?;
+        if fill.send_some(memory, process, &mut link.journal, &mut self.description)? {
+            link.fills.pop();
         }
-        Ok(done)
+        Ok(link.fills.is_empty())
     }
 
-    /// Makes one epoch: stops the service, reads what changed, lets it go on, and publishes.
-    pub fn epoch(&mut self, tree: &mut Tree, line: &Line) -> Result<(), CaptureError> {
+    /// Makes one epoch, asked for at `requested_at_ns`: stops the service, reads what changed, lets it
+    /// go on, and publishes.
+    pub fn epoch(
+        &mut self,
+        tree: &mut Tree,
+        wire: &impl Wire,
+        requested_at_ns: u64,
+    ) -> Result<Captured, CaptureError> {
         let Some(mut link) = self.link.take() else {
             return Err(CaptureError::ProcessGone);
         };
+        let clock = StepClock::started_at(requested_at_ns);
         let result = match link.spoiled_at_ns {
             Some(since) if now_ns() - since < DEATH_PATIENCE_NS => Err(CaptureError::Waiting),
             Some(_) => Err(CaptureError::Interrupted),
-            None => self.capture_and_publish(&mut link, tree, line),
+            None => self.capture_and_publish(&mut link, tree, wire, clock),
         };
         if result.is_err() && link.spoiled_at_ns.is_none() {
             link.spoiled_at_ns = Some(now_ns());
@@ -224,27 +227,31 @@ impl Capture {
         result
     }
 
+    /// What is left to do when an epoch has been made and is known to be: nobody waits for it.
+    pub fn settle(&mut self) {
+        if let Some(link) = &mut self.link {
+            let _ = link.journal.wake_reader();
+            link.processes.prepare();
+        }
+    }
+
     fn capture_and_publish(
         &mut self,
         link: &mut Link,
         tree: &mut Tree,
-        line: &Line,
-    ) -> Result<(), CaptureError> {
-        let mut clock = StepClock::started_at(line.handshake.requested_at_ns());
+        wire: &impl Wire,
+        mut clock: StepClock,
+    ) -> Result<Captured, CaptureError> {
         clock.done(EpochStep::Wake);
         let started_ns = clock.last_ns();
         let announcements = self.announcements.clone();
         let calls = announcements.hold_calls();
         let mut stopped = tree.stop()?;
         let was_working = stopped.was_working();
-        let stop_due_ns = stopped.next_due_ns();
-        if line.handshake.stopped() {
-            line.wake_main();
-        }
+        let next_due_ns = stopped.next_due_ns();
+        wire.stopped();
         clock.done(EpochStep::Stop);
-        let next = link.journal.next_epoch();
-        let is_new = link.is_new;
-        let reading = self.read(&mut link.journal, is_new, &mut stopped, line, &mut clock);
+        let reading = self.read(link, &mut stopped, wire, &mut clock);
         drop(calls);
         // A process that is killed meanwhile goes on to its end under our eyes: what was read then
         // may be of one that is half gone, and so may be an error.
@@ -254,36 +261,20 @@ impl Capture {
         let reading = reading?;
         stopped.resume()?;
         clock.done(EpochStep::Resume);
-        if line
-            .handshake
-            .resumed(clock.last_ns() - started_ns, was_working, stop_due_ns)
-        {
-            line.wake_main();
-        }
-        let Reading {
-            process,
-            input_position,
-            bulk,
-        } = reading;
-        self.objects.describe(&mut self.delta);
-        let pages = page_count(&process);
-        let epoch = Epoch {
-            term: next.term,
-            sequence: next.sequence,
-            mark: Mark { input_position },
-            processes: vec![process],
-            objects: std::mem::take(&mut self.delta.objects),
-            interests: std::mem::take(&mut self.delta.interests),
-            gone: std::mem::take(&mut self.delta.gone),
-        };
+        wire.resumed(Pause {
+            lasted_ns: clock.last_ns() - started_ns,
+            was_working,
+            next_due_ns,
+        });
+        let pages = reading.processes.iter().map(page_count).sum();
+        let (bulk_bytes, bulk) = ((pages * PAGE_SIZE) as usize, reading.bulk);
         let record = Record::Epoch {
-            epoch: Box::new(epoch),
-            connections: line.take_connections(),
+            epoch: Box::new(self.complete(reading.epoch, reading.processes)),
+            connections: wire.take_connections(),
         };
         self.description.clear();
         encode_into(&record, &mut self.description);
         clock.done(EpochStep::Encode);
-        let bulk_bytes = (pages * PAGE_SIZE) as usize;
         let epoch_bytes = bulk_bytes + self.description.len();
         let publication = match bulk {
             Bulk::InJournal(mut room) if room.len() >= epoch_bytes => {
@@ -296,133 +287,112 @@ impl Capture {
             }
         };
         clock.done(EpochStep::Commit);
-        line.leave_captured(Captured {
+        Ok(Captured {
             publication,
             change: std::mem::take(&mut self.delta.connections),
             pages,
             bytes: epoch_bytes as u64,
             clock,
-        });
-        if line.handshake.published() {
-            line.wake_main();
+        })
+    }
+
+    /// Adds what need not be done while the service stands.
+    fn complete(&mut self, place: Place, processes: Vec<ProcessDelta>) -> Epoch {
+        self.objects.describe(&mut self.delta);
+        Epoch {
+            term: place.number.term,
+            sequence: place.number.sequence,
+            mark: place.mark,
+            processes,
+            objects: std::mem::take(&mut self.delta.objects),
+            interests: std::mem::take(&mut self.delta.interests),
+            gone: std::mem::take(&mut self.delta.gone),
         }
-        let _ = link.journal.wake_reader();
-        if let Some(followed) = &mut self.followed {
-            followed.memory.prepare();
-        }
-        Ok(())
     }
 
     /// Reads everything that belongs to the epoch of a stopped service.
-    fn read<'journal>(
+    fn read<'link>(
         &mut self,
-        journal: &'journal mut JournalWriter,
-        is_new: bool,
+        link: &'link mut Link,
         stopped: &mut Stopped<'_>,
-        line: &Line,
+        wire: &impl Wire,
         clock: &mut StepClock,
-    ) -> Result<Reading<'journal>, CaptureError> {
-        self.hear(is_new);
-        let mut process = self.read_process(stopped, is_new, clock)?;
-        let input_position = line.handshake.wait_drained();
-        line.swap_activity(&mut self.activity);
+    ) -> Result<Reading<'link>, CaptureError> {
+        let number = link.journal.next_epoch();
+        let (followed, is_new) = (&mut link.processes, link.is_new);
+        let complete = self.announcements.take(&mut self.heard);
+        followed.hear(stopped, &self.heard, (complete, is_new), &mut self.due);
+        let mut processes = followed.read(stopped, is_new, &mut self.due, clock)?;
+        let input_position = wire.wait_drained(&mut self.activity);
         clock.done(EpochStep::Drain);
         self.delta.clear();
-        self.read_objects(line, clock)?;
-        if self.delta.opens_memory()
-            && let Some(followed) = &mut self.followed
-        {
-            followed.memory.expect_writes_anywhere();
+        self.read_objects(followed, wire, clock)?;
+        if self.delta.opens_memory() {
+            followed.expect_writes_anywhere();
         }
         clock.done(EpochStep::Objects);
-        process
-            .descriptors
-            .extend(self.delta.slots.drain(..).map(|(_, change)| change));
-        if self.verify {
-            self.verify_mirror(stopped)?;
+        for (pid, change) in self.delta.slots.drain(..) {
+            let mut deltas = processes.iter_mut();
+            if let Some(delta) = deltas.find(|delta| delta.pid == pid) {
+                delta.descriptors.push(change);
+            }
         }
-        let bulk_bytes = (page_count(&process) * PAGE_SIZE) as usize;
+        if self.verify {
+            followed.verify(stopped)?;
+            self.objects.verify()?;
+        }
+        let pages: u64 = processes.iter().map(page_count).sum();
+        let bulk_bytes = (pages * PAGE_SIZE) as usize;
         let room_bytes = bulk_bytes + self.delta.description_bound() + (256 << 10);
-        let mut bulk = match journal.reserve(room_bytes) {
+        let mut bulk = match link.journal.reserve(room_bytes) {
             Some(room) => Bulk::InJournal(room),
             None => Bulk::Aside(vec![0; bulk_bytes]),
         };
-        let followed = self.followed.as_ref().ok_or(CaptureError::ProcessGone)?;
-        let memory_file = stopped.process(followed.pid)?.memory();
-        let (tracker, pages) = (followed.memory.tracker(), &process.memory.pages);
-        tracker.read_pages(memory_file, pages, bulk.target(bulk_bytes))?;
+        followed.read_pages(stopped, &processes, bulk.target(bulk_bytes))?;
         clock.done(EpochStep::Copy);
+        let mark = Mark { input_position };
         Ok(Reading {
-            process,
-            input_position,
+            epoch: Place { number, mark },
+            processes,
             bulk,
         })
     }
 
-    /// Takes what was announced since the last epoch.
-    fn hear(&mut self, is_new: bool) {
-        self.due.clear();
-        let complete = self.announcements.take(&mut self.heard);
-        self.due.advice = !complete;
-        self.due.everything = !complete || is_new;
-        if let Some(followed) = &self.followed {
-            self.due.take(followed.pid, &self.heard);
-        }
-    }
-
-    fn read_process(
+    fn read_objects(
         &mut self,
-        stopped: &mut Stopped<'_>,
-        is_new: bool,
+        followed: &FollowedTree,
+        wire: &impl Wire,
         clock: &mut StepClock,
-    ) -> Result<ProcessDelta, CaptureError> {
-        let followed = self.followed.as_mut().ok_or(CaptureError::ProcessGone)?;
-        if only_process(stopped)?.0 != followed.pid {
-            return Err(CaptureError::ProcessGone);
-        }
-        if is_new {
-            followed.threads.forget();
-        }
-        followed.read(stopped, &mut self.due, is_new, clock)
-    }
-
-    fn read_objects(&mut self, line: &Line, clock: &mut StepClock) -> Result<(), CaptureError> {
-        let followed = self.followed.as_ref().ok_or(CaptureError::ProcessGone)?;
+    ) -> Result<(), CaptureError> {
         let closings = self.announcements.closings();
         let _sockets = closings.hold_sockets();
-        let (due, delta) = (&self.due, &mut self.delta);
+        let (due, delta, sent) = (&self.due, &mut self.delta, &wire.sent());
         if due.everything {
-            let source = Source::open(followed.pid, followed.host_pid.0)?;
-            let sent = line.sent();
-            self.objects.survey(vec![source], &sent, closings, delta)
+            self.objects
+                .survey(followed.sources()?, sent, closings, delta)
         } else {
             self.objects
-                .update(due, &self.activity, &line.sent(), closings, delta, clock)
+                .update(due, &self.activity, sent, closings, delta, clock)
         }
-    }
-
-    /// I7: what we believe against what is.
-    fn verify_mirror(&mut self, stopped: &Stopped<'_>) -> Result<(), CaptureError> {
-        let followed = self.followed.as_ref().ok_or(CaptureError::ProcessGone)?;
-        let process = stopped.process(followed.pid)?;
-        let map = unbroken_tracee::memory_map::verify(process, followed.memory.map())?;
-        if let Some(difference) = map {
-            return Err(CaptureError::Mirror(difference));
-        }
-        self.objects.verify()
     }
 }
 
 /// What one stop gave.
-struct Reading<'journal> {
-    process: ProcessDelta,
-    input_position: u64,
-    bulk: Bulk<'journal>,
+struct Reading<'link> {
+    epoch: Place,
+    processes: Vec<ProcessDelta>,
+    bulk: Bulk<'link>,
+}
+
+/// Where an epoch stands among the others and in the streams.
+struct Place {
+    number: EpochNumber,
+    mark: Mark,
 }
 
 /// The content of the pages: where it will be read, or aside when the journal is too full.
-enum Bulk<'journal> {
-    InJournal(JournalRoom<'journal>),
+enum Bulk<'link> {
+    InJournal(JournalRoom<'link>),
     Aside(Vec<u8>),
 }
 
@@ -439,36 +409,6 @@ impl Bulk<'_> {
         match self {
             Bulk::InJournal(room) => room[..length].to_vec(),
             Bulk::Aside(content) => content,
-        }
-    }
-}
-
-fn page_count(process: &ProcessDelta) -> u64 {
-    process.memory.pages.iter().map(|run| run.count).sum()
-}
-
-/// The service's one process: its number, its host number, and its leader.
-fn only_process(stopped: &Stopped<'_>) -> Result<(Pid, HostPid, HostTid), CaptureError> {
-    let mut processes = stopped.processes();
-    let first = processes.next().ok_or(CaptureError::ProcessGone)?;
-    let others = processes.count();
-    if others > 0 {
-        return Err(CaptureError::Forked(others + 1));
-    }
-    Ok((first.pid, first.host_pid, first.leader()))
-}
-
-/// Family that a replica cannot be given: it has no dead to wait for.
-fn refuse_lost_relatives(process: &Process) -> Result<(), CaptureError> {
-    if process.has_lost_its_leader() {
-        let why = "its first thread has ended while others go on";
-        return Err(CaptureError::Unfit(why.to_owned()));
-    }
-    match process.unreaped_children()? {
-        0 => Ok(()),
-        count => {
-            let why = format!("{count} of its children have ended and it has not waited for them");
-            Err(CaptureError::Unfit(why))
         }
     }
 }

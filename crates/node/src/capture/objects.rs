@@ -3,7 +3,7 @@
 //! things and what concerns the wire.
 
 use super::CaptureError;
-use super::announcements::Due;
+use super::announcements::DueObjects;
 use super::delta::ObjectsDelta;
 use super::orphans::{self, Orphans};
 use super::sockets::{Pass, Sockets};
@@ -65,9 +65,7 @@ impl Objects {
         self.tuples.clear();
         self.by_tuple.clear();
         self.changes.clear();
-        if let [source] = &*sources {
-            self.sockets.follow(source.pid, source.host_pid);
-        }
+        self.sockets.follow(&sources);
         self.mirror.survey(sources, &mut self.changes)?;
         // Until an epoch of this is committed the service is what there is: no socket of it may be
         // left in repair mode by a kill.
@@ -78,7 +76,7 @@ impl Objects {
     /// Reads what may have changed since the last capture. The caller holds `closings`' sockets.
     pub fn update(
         &mut self,
-        due: &Due,
+        due: &DueObjects,
         activity: &Activity,
         sent: &SentBytes,
         closings: &Closings,

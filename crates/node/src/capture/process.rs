@@ -2,72 +2,74 @@
 
 use super::CaptureError;
 use super::announcements::Due;
+use super::candidate::Candidate;
 use super::memory::Memory;
 use super::threads::Threads;
 use crate::steps::{EpochStep, StepClock};
 use unbroken_image::{Pid, ProcessDelta, ProcessState, SignalInfo};
-use unbroken_tracee::{HostPid, HostTid, Stopped};
+use unbroken_tracee::Stopped;
 
 /// One process of the service while it is replicated.
 pub(super) struct Followed {
-    pub pid: Pid,
-    pub host_pid: HostPid,
-    leader: HostTid,
+    pub candidate: Candidate,
     pub memory: Memory,
     pub threads: Threads,
+    pub due: Due,
     state: Option<ProcessState>,
     shared_pending: Vec<SignalInfo>,
 }
 
 impl Followed {
-    pub fn new(pid: Pid, host_pid: HostPid, leader: HostTid, memory: Memory) -> Followed {
+    pub fn new(candidate: Candidate, memory: Memory) -> Followed {
         Followed {
-            pid,
-            host_pid,
-            leader,
+            candidate,
             memory,
             threads: Threads::default(),
+            due: Due::default(),
             state: None,
             shared_pending: Vec::new(),
         }
+    }
+
+    pub fn pid(&self) -> Pid {
+        self.candidate.birth.pid
     }
 
     /// What changed in it, without its descriptors and the content of its pages.
     pub fn read(
         &mut self,
         stopped: &mut Stopped<'_>,
-        due: &mut Due,
         is_new: bool,
         clock: &mut StepClock,
     ) -> Result<ProcessDelta, CaptureError> {
+        let Candidate { birth, leader, .. } = self.candidate;
         let mut shared_pending = std::mem::take(&mut self.shared_pending);
         shared_pending.clear();
-        stopped.shared_pending_signals(self.leader, &mut shared_pending)?;
-        let state = self.read_state(stopped, due, is_new, &shared_pending)?;
+        stopped.shared_pending_signals(leader, &mut shared_pending)?;
+        let state = self.read_state(stopped, is_new, &shared_pending)?;
         let awaited = self
             .state
             .as_ref()
             .map_or(Awaited::default(), awaited_signals);
         let mut threads = Vec::new();
-        let process = stopped.process(self.pid)?;
+        let process = stopped.process(birth.pid)?;
         self.threads
             .capture(stopped, process, &shared_pending, awaited, &mut threads)?;
-        due.threads_ended = self.threads.have_ended();
         self.shared_pending = shared_pending;
         clock.done(EpochStep::Registers);
         let memory = self
             .memory
-            .capture(stopped.process(self.pid)?, due, is_new)?;
+            .capture(stopped.process(birth.pid)?, &mut self.due, is_new)?;
         clock.done(EpochStep::Scan);
         let mut delta = ProcessDelta {
-            pid: self.pid,
-            parent: Pid(1),
+            pid: birth.pid,
+            parent: birth.parent,
             threads,
             memory,
             state,
             descriptors: Vec::new(),
         };
-        self.read_attributes(stopped, due, is_new, &mut delta)?;
+        self.read_attributes(stopped, is_new, &mut delta)?;
         clock.done(EpochStep::Registers);
         Ok(delta)
     }
@@ -75,10 +77,10 @@ impl Followed {
     fn read_state(
         &mut self,
         stopped: &mut Stopped<'_>,
-        due: &Due,
         is_new: bool,
         shared_pending: &[SignalInfo],
     ) -> Result<Option<ProcessState>, CaptureError> {
+        let due = &self.due;
         let pending_changed = self
             .state
             .as_ref()
@@ -87,7 +89,7 @@ impl Followed {
         if !(due.process_state || due.everything || is_new || pending_changed || has_timers) {
             return Ok(None);
         }
-        let mut state = stopped.survey_process(self.pid)?;
+        let mut state = stopped.survey_process(self.pid())?;
         state.shared_pending = shared_pending.to_vec();
         self.state = Some(state.clone());
         Ok(Some(state))
@@ -98,10 +100,10 @@ impl Followed {
     fn read_attributes(
         &mut self,
         stopped: &mut Stopped<'_>,
-        due: &Due,
         is_new: bool,
         delta: &mut ProcessDelta,
     ) -> Result<(), CaptureError> {
+        let due = &self.due;
         for index in 0..delta.threads.len() {
             let thread = &mut delta.threads[index];
             let Some(host_tid) = stopped.host_tid(thread.tid) else {
@@ -119,7 +121,7 @@ impl Followed {
             }
         }
         if is_new || due.everything || due.process_state || delta.memory.mappings.is_some() {
-            delta.memory.layout = Some(stopped.survey_memory_layout(self.pid)?);
+            delta.memory.layout = Some(stopped.survey_memory_layout(self.pid())?);
         }
         Ok(())
     }

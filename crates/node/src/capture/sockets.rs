@@ -4,7 +4,7 @@
 use crate::kernel_program::KernelProgram;
 use std::io;
 use unbroken_image::{Fd, ObjectId, Pid};
-use unbroken_objects::table::Mirror;
+use unbroken_objects::table::{Mirror, Source};
 use unbroken_sys::bpf::{Record, SocketProgram, SocketReader};
 
 /// What reading one connection by calls costs, what a pass costs whatever it finds, and what each
@@ -22,12 +22,16 @@ pub(super) enum Pass {
 
 pub(super) struct Sockets {
     program: KernelProgram<SocketProgram>,
-    /// The process, by its number in the service and in ours.
-    process: Option<(Pid, i32)>,
+    processes: Vec<OfProcess>,
+    /// Which record of which process is which object's, ascending.
+    found: Vec<(ObjectId, (usize, usize))>,
+}
+
+struct OfProcess {
+    pid: Pid,
+    host_pid: i32,
     reader: Option<SocketReader>,
     records: Vec<Record>,
-    /// Which record is which object's, ascending.
-    found: Vec<(ObjectId, usize)>,
 }
 
 impl Sockets {
@@ -37,9 +41,7 @@ impl Sockets {
         program.ask_for(spare_core, SocketProgram::load);
         Sockets {
             program,
-            process: None,
-            reader: None,
-            records: Vec::new(),
+            processes: Vec::new(),
             found: Vec::new(),
         }
     }
@@ -52,10 +54,16 @@ impl Sockets {
         }
     }
 
-    /// From now on this process is read.
-    pub fn follow(&mut self, pid: Pid, host_pid: i32) {
-        self.process = Some((pid, host_pid));
-        self.reader = None;
+    /// From now on these processes are read.
+    pub fn follow(&mut self, sources: &[Source]) {
+        let processes = sources.iter().map(|source| OfProcess {
+            pid: source.pid,
+            host_pid: source.host_pid,
+            reader: None,
+            records: Vec::new(),
+        });
+        self.processes.clear();
+        self.processes.extend(processes);
         self.found.clear();
     }
 
@@ -63,22 +71,22 @@ impl Sockets {
     /// that have to be looked at. `mirror` agrees with the table of descriptors, and the service stands.
     pub fn read(&mut self, mirror: &Mirror, active: usize, pass: Pass) {
         self.found.clear();
-        let Some((pid, host_pid)) = self.process else {
-            return;
-        };
-        let pass_ns = PASS_NS + mirror.open_slots(pid) * DESCRIPTOR_NS;
+        let of_each = |of: &OfProcess| PASS_NS + mirror.open_slots(of.pid) * DESCRIPTOR_NS;
+        let pass_ns = self.processes.iter().map(of_each).sum();
         if pass == Pass::IfCheaper && active * CALLS_NS <= pass_ns {
             return;
         }
-        if let Err(error) = self.pass(host_pid) {
+        if let Err(error) = self.pass() {
             crate::log!("sockets are read one by one from now on: {error}");
-            self.reader = None;
+            self.processes.clear();
             self.program = KernelProgram::Absent;
             return;
         }
-        for (index, record) in self.records.iter().enumerate() {
-            if let Some(slot) = mirror.slot(pid, Fd(record.descriptor())) {
-                self.found.push((slot.object, index));
+        for (position, of) in self.processes.iter().enumerate() {
+            for (index, record) in of.records.iter().enumerate() {
+                if let Some(slot) = mirror.slot(of.pid, Fd(record.descriptor())) {
+                    self.found.push((slot.object, (position, index)));
+                }
             }
         }
         self.found.sort_unstable();
@@ -87,19 +95,23 @@ impl Sockets {
     /// What the last pass said of a connection.
     pub fn record(&self, id: ObjectId) -> Option<&Record> {
         let place = self.found.binary_search_by_key(&id, |(found, _)| *found);
-        self.records.get(self.found[place.ok()?].1)
+        let (_, (position, index)) = *self.found.get(place.ok()?)?;
+        self.processes.get(position)?.records.get(index)
     }
 
-    /// Leaves `records` empty while there is no program.
-    fn pass(&mut self, host_pid: i32) -> io::Result<()> {
-        self.records.clear();
-        let Some(program) = self.program.ready()? else {
-            return Ok(());
-        };
-        let reader = match self.reader.take() {
-            Some(reader) => reader,
-            None => program.reader(host_pid)?,
-        };
-        self.reader.insert(reader).read(&mut self.records)
+    /// Leaves the records empty while there is no program.
+    fn pass(&mut self) -> io::Result<()> {
+        for of in &mut self.processes {
+            of.records.clear();
+            let Some(program) = self.program.ready()? else {
+                continue;
+            };
+            let reader = match of.reader.take() {
+                Some(reader) => reader,
+                None => program.reader(of.host_pid)?,
+            };
+            of.reader.insert(reader).read(&mut of.records)?;
+        }
+        Ok(())
     }
 }

@@ -1,14 +1,16 @@
 //! Captures of a real process, with its death in between. Needs the right to trace.
 
 use super::*;
-use crate::handshake::Step;
 use crate::stage::address::Addresses;
 use rustix::process::{Pid as RawPid, Signal, kill_process};
 use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use unbroken_image::decode;
 use unbroken_link::{JournalReader, LocalLink};
+use unbroken_tracee::HostTid;
 use unbroken_wire::flows::Connections;
+use unbroken_wire::sent::SentBytes;
 
 /// A process that does nothing; killed when dropped.
 struct Service(Child);
@@ -16,7 +18,9 @@ struct Service(Child);
 impl Service {
     fn start() -> Service {
         // Whoever runs the tests may leave pipes open to them, which no replica can have.
-        let program = "import os, signal; os.closerange(3, 4096); signal.pause()";
+        let program = "import os, signal; os.closerange(3, 4096)
+signal.signal(signal.SIGUSR1, lambda *_: os.execv('/bin/sleep', ['sleep', '1000']))
+signal.pause()";
         let mut command = Command::new("/usr/bin/python3");
         command.args(["-c", program]);
         for set in [Command::stdin, Command::stdout, Command::stderr] {
@@ -36,9 +40,9 @@ impl Service {
         self.0.id().cast_signed()
     }
 
-    fn kill(&self) {
+    fn signal(&self, signal: Signal) {
         let pid = RawPid::from_raw(self.pid()).expect("a pid");
-        kill_process(pid, Signal::KILL).expect("kill the service");
+        kill_process(pid, signal).expect("signal the service");
     }
 }
 
@@ -70,8 +74,8 @@ fn filling(tree: &mut Tree) -> (Capture, JournalReader) {
     };
     let mut capture = Capture::new(Announcements::default(), &[None, None], &config).unwrap();
     let journal = link.journal_writer(1).unwrap();
-    let line = Line::new().unwrap();
-    capture.begin_fill(tree, &line, journal).unwrap();
+    let wire = silence(|| {});
+    capture.begin_fill(tree, &wire, journal).unwrap();
     (capture, link.journal_reader(1).unwrap())
 }
 
@@ -84,30 +88,55 @@ fn filled(tree: &mut Tree) -> (Capture, JournalReader) {
     (capture, journal)
 }
 
-/// Captures an epoch. Plays the main thread meanwhile, which calls `at_stop` when the service
-/// stands.
+/// A wire on which nothing moves. It is told when the service stands.
+struct Silence<F> {
+    at_stop: F,
+    sent: Mutex<SentBytes>,
+}
+
+fn silence<F: Fn()>(at_stop: F) -> Silence<F> {
+    Silence {
+        at_stop,
+        sent: Mutex::default(),
+    }
+}
+
+impl<F: Fn()> Wire for Silence<F> {
+    fn stopped(&self) {
+        (self.at_stop)();
+    }
+
+    fn wait_drained(&self, _: &mut Activity) -> u64 {
+        1
+    }
+
+    fn sent(&self) -> MutexGuard<'_, SentBytes> {
+        self.sent.lock().unwrap()
+    }
+
+    fn resumed(&self, _: Pause) {}
+
+    fn take_connections(&self) -> Connections {
+        Connections::default()
+    }
+}
+
 fn epoch(
     capture: &mut Capture,
     tree: &mut Tree,
-    at_stop: impl Fn() + Sync,
-) -> Result<(), CaptureError> {
-    let line = Line::new().unwrap();
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !over.load(Ordering::SeqCst) {
-                if line.handshake.step() == Step::Stopped {
-                    at_stop();
-                    line.leave_connections(Connections::default());
-                    line.handshake.drained(1);
-                }
-                std::thread::yield_now();
-            }
-        });
-        let result = capture.epoch(tree, &line);
-        over.store(true, Ordering::SeqCst);
-        result
-    })
+    at_stop: impl Fn(),
+) -> Result<Captured, CaptureError> {
+    capture.epoch(tree, &silence(at_stop), now_ns())
+}
+
+/// A call of the service that nobody announces.
+fn call(service: &Service, tree: &mut Tree, number: i64, arguments: &[u64]) -> u64 {
+    let mut stopped = tree.stop().unwrap();
+    let mut calls = stopped.remote(HostTid(service.pid()));
+    let slot = calls.call(number, arguments).unwrap();
+    let value = calls.run().unwrap().get(slot).unwrap();
+    stopped.resume().unwrap();
+    value
 }
 
 /// The number of the last epoch that a standby would find.
@@ -135,6 +164,31 @@ fn a_fill_is_not_complete_before_all_of_it_was_taken() {
     assert!(pieces > 0);
 }
 
+/// What comes first of a process is who it is: its memory needs a place in the replica.
+#[test]
+fn births_are_told_before_memory() {
+    let service = Service::start();
+    let mut tree = Tree::seize(&[service.pid()], true).unwrap();
+    let expected = tree.processes()[0].birth().unwrap();
+    let (mut capture, mut journal) = filling(&mut tree);
+    let mut records = Vec::new();
+    while !capture.fill_on(&tree).unwrap() {
+        while let Some(entry) = journal.peek().unwrap() {
+            records.push(decode("a record", entry.structure).unwrap());
+            journal.consume().unwrap();
+        }
+    }
+    let [Record::Birth(birth), memory @ ..] = &*records else {
+        panic!("{records:?}");
+    };
+    assert_eq!(*birth, expected);
+    let is_own = |it: &Record| matches!(it, Record::Memory { pid, .. } if *pid == birth.pid);
+    assert!(
+        !memory.is_empty() && memory.iter().all(is_own),
+        "{memory:?}"
+    );
+}
+
 /// One that is killed under our eyes goes on to its end while it is read, so what was read is of
 /// nobody (I5).
 #[test]
@@ -144,9 +198,29 @@ fn a_service_killed_while_it_is_read_makes_no_epoch() {
     let (mut capture, mut journal) = filled(&mut tree);
     epoch(&mut capture, &mut tree, || {}).unwrap();
     assert_eq!(last_published(&mut journal), 1);
-    let result = epoch(&mut capture, &mut tree, || service.kill());
+    let result = epoch(&mut capture, &mut tree, || service.signal(Signal::KILL)).map(drop);
     assert!(matches!(result, Err(CaptureError::Killed)), "{result:?}");
     assert_eq!(last_published(&mut journal), 1);
+}
+
+/// What a stop finds behind an exec has new registers, and memory that nobody follows (I2).
+#[test]
+fn no_epoch_is_of_another_program() {
+    let service = Service::start();
+    let mut tree = Tree::seize(&[service.pid()], true).unwrap();
+    let (mut capture, mut journal) = filled(&mut tree);
+    // What calls change on the way there is not announced here.
+    capture.verify = false;
+    service.signal(Signal::USR1);
+    let mut epochs = 0;
+    let error = loop {
+        match epoch(&mut capture, &mut tree, || {}) {
+            Ok(_) => epochs += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, CaptureError::Executed), "{error:?}");
+    assert_eq!(last_published(&mut journal), epochs);
 }
 
 /// A capture that failed has taken changes that no epoch has: the next would lack them (I2, I5).
@@ -156,10 +230,11 @@ fn no_epoch_follows_a_capture_that_failed() {
     let mut tree = Tree::seize(&[service.pid()], true).unwrap();
     let (mut capture, mut journal) = filled(&mut tree);
     epoch(&mut capture, &mut tree, || {}).unwrap();
-    let followed = capture.followed.take();
-    epoch(&mut capture, &mut tree, || {}).unwrap_err();
-    capture.followed = followed;
-    let result = epoch(&mut capture, &mut tree, || {});
+    let copy = call(&service, &mut tree, libc::SYS_dup, &[0]);
+    let result = epoch(&mut capture, &mut tree, || {}).map(drop);
+    assert!(matches!(result, Err(CaptureError::Mirror(_))), "{result:?}");
+    call(&service, &mut tree, libc::SYS_close, &[copy]);
+    let result = epoch(&mut capture, &mut tree, || {}).map(drop);
     assert!(matches!(result, Err(CaptureError::Waiting)), "{result:?}");
     assert_eq!(last_published(&mut journal), 1);
 }
@@ -174,12 +249,8 @@ fn a_change_that_nobody_announced_is_told() {
         let mut tree = Tree::seize(&[service.pid()], true).unwrap();
         let (mut capture, mut journal) = filled(&mut tree);
         epoch(&mut capture, &mut tree, || {}).unwrap();
-        let mut stopped = tree.stop().unwrap();
-        let mut calls = stopped.remote(HostTid(service.pid()));
-        calls.call(number, arguments).unwrap();
-        calls.run().unwrap();
-        stopped.resume().unwrap();
-        let result = epoch(&mut capture, &mut tree, || {});
+        call(&service, &mut tree, number, arguments);
+        let result = epoch(&mut capture, &mut tree, || {}).map(drop);
         assert!(matches!(result, Err(CaptureError::Mirror(_))), "{result:?}");
         assert_eq!(last_published(&mut journal), 1);
     }

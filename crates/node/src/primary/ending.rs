@@ -127,6 +127,19 @@ impl Primary {
         Ok(())
     }
 
+    /// The service's processes have changed. A request to stop is for whoever is the first now: the
+    /// one that it went to may have left another in its place.
+    pub(super) fn take_processes(&mut self, pids: &[i32]) {
+        self.common.board.set_service_pids(pids);
+        self.common.ring_front();
+        let before = self.host_pid;
+        self.host_pid = pids.first().copied().unwrap_or(before);
+        if self.host_pid != before && self.ending.kill_at_ns.is_some() {
+            // As in `stop_service`.
+            let _ = self.send_signal(libc::SIGTERM);
+        }
+    }
+
     pub(super) fn end_if_due(&mut self) -> io::Result<()> {
         if self.ending.kill_at_ns.is_some_and(|at| now_ns() >= at) {
             self.ending.kill_at_ns = None;

@@ -275,13 +275,7 @@ impl Primary {
             }
             Report::Dying(death) => self.service_dies(death)?,
             Report::Gone(death) => self.service_gone(death)?,
-            Report::Pids(pids) => {
-                if let Some(&first) = pids.first() {
-                    self.host_pid = first;
-                }
-                self.common.board.set_service_pids(&pids);
-                self.common.ring_front();
-            }
+            Report::Pids(pids) => self.take_processes(&pids),
             Report::Broken(why) => {
                 log!("replication failed: {why}");
                 self.last_failure = Some(why);

@@ -2,16 +2,19 @@
 //! service's processes do, captures when main asks, and fills standbys.
 
 use super::line::{Command, FillNumber, Line, Report};
-use crate::capture::{Capture, CaptureError};
+use crate::capture::{Capture, CaptureError, Pause, Wire};
 use crate::handshake::Step;
 use crate::kernel_program::KernelProgram;
 use crate::log;
+use crate::steps::Captured;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use unbroken_link::{Cause, JournalWriter};
 use unbroken_sys::affinity;
 use unbroken_sys::bpf::{DeadlineProgram, SocketDeadlines};
 use unbroken_tracee::{Death, End, Event, TraceError, Tree};
+use unbroken_wire::flows::{Activity, Connections};
+use unbroken_wire::sent::SentBytes;
 
 pub struct Tracer {
     tree: Tree,
@@ -78,7 +81,9 @@ impl Tracer {
                 }
                 Some(Event::Exiting { death, crashed, .. }) => {
                     self.last_end = End { death, crashed };
-                    if self.is_last_process() && !self.last_dies() {
+                    if !self.is_last_process() {
+                        self.report_processes();
+                    } else if !self.last_dies() {
                         return;
                     }
                 }
@@ -167,7 +172,10 @@ impl Tracer {
     }
 
     fn begin_fill(&mut self, journal: JournalWriter) {
-        match self.capture.begin_fill(&mut self.tree, &self.line, journal) {
+        match self
+            .capture
+            .begin_fill(&mut self.tree, &*self.line, journal)
+        {
             Ok(()) => {}
             Err(error) => self.capture_failed(&error),
         }
@@ -183,8 +191,16 @@ impl Tracer {
 
     /// False when this thread is to end.
     fn capture_epoch(&mut self) -> bool {
-        let Err(error) = self.capture.epoch(&mut self.tree, &self.line) else {
-            return true;
+        let requested_at_ns = self.line.handshake.requested_at_ns();
+        let captured = self
+            .capture
+            .epoch(&mut self.tree, &*self.line, requested_at_ns);
+        let error = match captured {
+            Ok(captured) => {
+                self.published(captured);
+                return true;
+            }
+            Err(error) => error,
         };
         // The service runs on: Stopped resumes it when it is dropped.
         if self.line.handshake.failed() {
@@ -202,6 +218,14 @@ impl Tracer {
         }
         self.capture_failed(&error);
         true
+    }
+
+    fn published(&mut self, captured: Captured) {
+        self.line.leave_captured(captured);
+        if self.line.handshake.published() {
+            self.line.wake_main();
+        }
+        self.capture.settle();
     }
 
     fn capture_failed(&mut self, error: &CaptureError) {
@@ -234,7 +258,8 @@ impl Tracer {
             .filter(|process| process.dying().is_none())
             .map(|process| process.host_pid.0)
             .collect();
-        let count = pids.len();
+        // One that dies counts until it has ended: what it leaves behind finds another parent then.
+        let count = self.tree.processes().len();
         self.line.report(Report::Pids(pids));
         if count > 1 && !self.forked {
             self.forked = true;
@@ -247,12 +272,10 @@ impl Tracer {
         }
     }
 
-    /// A new program has nothing of the old one's memory, blob or tracking: a new fill.
+    /// What was followed of the old program is gone: a new fill.
     fn executed(&mut self) {
         if self.capture.is_linked() {
-            self.capture.unlink();
-            self.line
-                .report(Report::Broken("it executed another program".to_owned()));
+            self.capture_failed(&CaptureError::Executed);
         }
         self.report_processes();
     }
@@ -295,5 +318,39 @@ impl Tracer {
     fn lost(&mut self, error: &TraceError) {
         log!("the tracer lost the service: {error}");
         self.line.report(Report::Gone(self.last_end));
+    }
+}
+
+/// The wire is main's, and what it says of an epoch under way comes through the handshake.
+impl Wire for Line {
+    fn stopped(&self) {
+        if self.handshake.stopped() {
+            self.wake_main();
+        }
+    }
+
+    fn wait_drained(&self, activity: &mut Activity) -> u64 {
+        let input_position = self.handshake.wait_drained();
+        self.swap_activity(activity);
+        input_position
+    }
+
+    fn sent(&self) -> MutexGuard<'_, SentBytes> {
+        Line::sent(self)
+    }
+
+    fn resumed(&self, pause: Pause) {
+        let Pause {
+            lasted_ns,
+            was_working,
+            next_due_ns,
+        } = pause;
+        if self.handshake.resumed(lasted_ns, was_working, next_due_ns) {
+            self.wake_main();
+        }
+    }
+
+    fn take_connections(&self) -> Connections {
+        Line::take_connections(self)
     }
 }

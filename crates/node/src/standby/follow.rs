@@ -18,11 +18,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use unbroken_core::role::{Event, Role, State};
-use unbroken_image::{Epoch, MemoryDelta, Pid, decode};
+use unbroken_image::{Epoch, decode};
 use unbroken_link::{Cause, InputLogReader, JournalReader, LinkError, LocalLink, Record};
 use unbroken_sys::affinity;
 use unbroken_sys::bpf::DeadlineProgram;
-use unbroken_tracee::replica::{Replica, Stub};
+use unbroken_tracee::replica::{Replica, ReplicaError, Stub};
 use unbroken_wire::flows::{ConnectionChange, Connections, FlowLimits, Flows, TableChange};
 
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +30,7 @@ pub enum FollowError {
     #[error(transparent)]
     Stage(#[from] crate::stage::Error),
     #[error(transparent)]
-    Replica(#[from] unbroken_tracee::replica::ReplicaError),
+    Replica(#[from] ReplicaError),
     #[error(transparent)]
     Link(#[from] LinkError),
     #[error(transparent)]
@@ -66,7 +66,6 @@ pub struct Following {
     pub init: Init,
     pub notify: OwnedFd,
     pub replica: Replica,
-    pub replica_pid: i32,
     /// Of the replica, which it sees from its first moment.
     pub deadlines: KernelProgram<DeadlineProgram>,
     pub image: ServiceImage,
@@ -76,7 +75,7 @@ pub struct Following {
     pub host_tun: OwnedFd,
     pub predecessor: Predecessor,
     /// Parts that came ahead of an epoch.
-    parts: Vec<(Pid, MemoryDelta, Vec<u8>)>,
+    parts: Vec<(Record, Vec<u8>)>,
 }
 
 /// Why a standby stops to follow.
@@ -152,18 +151,16 @@ impl Following {
         affinity::bind(pending.host_pid, &[config.spare_core])?;
         let stub = Stub::seize(pending.host_pid)?;
         let notify = pending.install_filter()?;
-        let replica_pid = pending.host_pid;
+        // It sees a namespace, of which stage init is there for as long as anybody.
+        let of_stage = init.host_pid;
         let mut deadlines = KernelProgram::Unasked;
-        deadlines.ask_for(config.spare_core, move || {
-            DeadlineProgram::load(replica_pid)
-        });
+        deadlines.ask_for(config.spare_core, move || DeadlineProgram::load(of_stage));
         let replica = stub.into_replica(pending.into_channel())?;
         Ok(Following {
             stage,
             init,
             notify,
             replica,
-            replica_pid,
             deadlines,
             image: ServiceImage::default(),
             flows: Flows::of_standby(FlowLimits::default()),
@@ -212,10 +209,14 @@ impl Following {
         tell: &OwnedFd,
     ) -> Result<Option<End>, FollowError> {
         match record {
-            Record::Memory { pid, memory } if self.role.state() == State::Filling => {
-                self.replica.apply_memory(pid, &memory, bulk)?;
+            part @ (Record::Birth(_) | Record::Memory { .. })
+                if self.role.state() == State::Filling =>
+            {
+                self.take_part(&part, bulk)?;
             }
-            Record::Memory { pid, memory } => self.parts.push((pid, memory, bulk.to_vec())),
+            part @ (Record::Birth(_) | Record::Memory { .. }) => {
+                self.parts.push((part, bulk.to_vec()));
+            }
             Record::Epoch { epoch, connections } => {
                 self.take_epoch(*epoch, bulk, connections, tell)?
             }
@@ -225,6 +226,15 @@ impl Following {
         Ok(None)
     }
 
+    /// What comes ahead of an epoch.
+    fn take_part(&mut self, part: &Record, bulk: &[u8]) -> Result<(), ReplicaError> {
+        match part {
+            Record::Birth(birth) => self.replica.bear(*birth),
+            Record::Memory { pid, memory } => self.replica.apply_memory(*pid, memory, bulk),
+            Record::Epoch { .. } | Record::TakeOver(_) | Record::Retire => Ok(()),
+        }
+    }
+
     fn take_epoch(
         &mut self,
         epoch: Epoch,
@@ -232,8 +242,8 @@ impl Following {
         connections: Connections,
         tell: &OwnedFd,
     ) -> Result<(), FollowError> {
-        for (pid, memory, content) in std::mem::take(&mut self.parts) {
-            self.replica.apply_memory(pid, &memory, &content)?;
+        for (part, bulk) in std::mem::take(&mut self.parts) {
+            self.take_part(&part, &bulk)?;
         }
         self.replica.apply(&epoch, bulk)?;
         // The input before the mark must be known before the commit drops it.

@@ -1,21 +1,15 @@
-//! The service as the last committed epoch describes it, apart from memory, which lives in the
-//! replica itself.
+//! The service as the last committed epoch describes it, apart from processes, threads and memory,
+//! which the replica itself keeps.
 
 use std::collections::{BTreeMap, HashSet};
 use unbroken_image::object::TcpPhase;
-use unbroken_image::{
-    Descriptor, Epoch, Fd, MemoryLayout, Object, ObjectId, Pid, ProcessState, ThreadAttributes,
-    ThreadState, Tid,
-};
+use unbroken_image::{Descriptor, Epoch, Fd, Object, ObjectId, Pid};
 use unbroken_wire::Tuple;
 use unbroken_wire::flows::{ConnectionChange, NamedConnection};
 
 /// One process as of the last epoch.
 #[derive(Default)]
 pub struct ProcessImage {
-    pub threads: BTreeMap<Tid, ThreadState>,
-    pub state: Option<ProcessState>,
-    pub layout: Option<MemoryLayout>,
     pub descriptors: BTreeMap<Fd, Descriptor>,
 }
 
@@ -52,14 +46,11 @@ impl ServiceImage {
         let live: HashSet<Pid> = epoch.processes.iter().map(|process| process.pid).collect();
         self.processes.retain(|pid, _| live.contains(pid));
         for delta in epoch.processes {
-            let process = self.processes.entry(delta.pid).or_default();
-            process.take_threads(delta.threads);
-            process.state = delta.state.or(process.state.take());
-            process.layout = delta.memory.layout.or(process.layout.take());
+            let table = &mut self.processes.entry(delta.pid).or_default().descriptors;
             for slot in delta.descriptors {
                 match slot.descriptor {
-                    Some(descriptor) => process.descriptors.insert(slot.fd, descriptor),
-                    None => process.descriptors.remove(&slot.fd),
+                    Some(descriptor) => table.insert(slot.fd, descriptor),
+                    None => table.remove(&slot.fd),
                 };
             }
         }
@@ -96,40 +87,12 @@ impl ServiceImage {
     }
 }
 
-impl ProcessImage {
-    fn take_threads(&mut self, threads: Vec<ThreadState>) {
-        let mut old = std::mem::take(&mut self.threads);
-        for mut thread in threads {
-            let before: Option<ThreadState> = old.remove(&thread.tid);
-            let (extended_state, attributes): (Option<Vec<u8>>, Option<ThreadAttributes>) = before
-                .map_or((None, None), |before| {
-                    (before.extended_state, before.attributes)
-                });
-            thread.extended_state = thread.extended_state.or(extended_state);
-            thread.attributes = thread.attributes.or(attributes);
-            self.threads.insert(thread.tid, thread);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use unbroken_image::{DescriptorChange, Mark, MemoryDelta, ProcessDelta, Registers};
+    use unbroken_image::{DescriptorChange, Mark, MemoryDelta, ProcessDelta};
 
-    fn thread(tid: i32, extended_state: Option<Vec<u8>>) -> ThreadState {
-        ThreadState {
-            tid: Tid(tid),
-            registers: Registers::default(),
-            extended_state,
-            signal_mask: 0,
-            pending: Vec::new(),
-            blocked_call: None,
-            attributes: None,
-        }
-    }
-
-    fn epoch(sequence: u64, threads: Vec<ThreadState>, slots: Vec<(i32, Option<u64>)>) -> Epoch {
+    fn epoch(sequence: u64, slots: Vec<(i32, Option<u64>)>) -> Epoch {
         let descriptors = slots
             .into_iter()
             .map(|(fd, object)| DescriptorChange {
@@ -143,7 +106,7 @@ mod tests {
         let process = ProcessDelta {
             pid: Pid(2),
             parent: Pid(1),
-            threads,
+            threads: Vec::new(),
             memory: MemoryDelta::default(),
             state: None,
             descriptors,
@@ -162,18 +125,14 @@ mod tests {
     #[test]
     fn what_an_epoch_leaves_out_stays() {
         let mut image = ServiceImage::default();
-        let first = vec![thread(2, Some(vec![7])), thread(3, Some(vec![8]))];
-        image.apply(epoch(1, first, vec![(0, Some(1)), (4, Some(2))]));
-        image.apply(epoch(2, vec![thread(2, None)], vec![(4, None)]));
-        let process = &image.processes[&Pid(2)];
+        image.apply(epoch(1, vec![(0, Some(1)), (4, Some(2))]));
+        image.apply(epoch(2, vec![(4, None)]));
         assert_eq!(
-            process.threads.len(),
-            1,
-            "a thread that is not listed has ended"
-        );
-        assert_eq!(process.threads[&Tid(2)].extended_state, Some(vec![7]));
-        assert_eq!(
-            process.descriptors.keys().copied().collect::<Vec<_>>(),
+            image.processes[&Pid(2)]
+                .descriptors
+                .keys()
+                .copied()
+                .collect::<Vec<_>>(),
             [Fd(0)]
         );
     }

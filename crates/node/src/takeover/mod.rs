@@ -204,7 +204,8 @@ impl Following {
             announcements.clone(),
             self.config.service_core,
         )?;
-        let tree = Tree::seize_below(init.host_pid)?;
+        let of_stage = init.host_pid;
+        let tree = Tree::seize_below(of_stage)?;
         let capture = Capture::new(announcements, &outputs, &self.config)?;
         let flows = Flows::of_primary(FlowLimits::default());
         let bell = tree.bell();
@@ -235,7 +236,7 @@ impl Following {
         };
         let mut deadlines = KernelProgram::Unasked;
         deadlines.ask_for(self.config.spare_core, move || {
-            DeadlineProgram::load(host_pid)
+            DeadlineProgram::load(of_stage)
         });
         let tracer = Tracer::new(tree, line, capture, deadlines, self.config.spare_core);
         Ok((outcome, Some(tracer)))

@@ -24,10 +24,9 @@ use memory::{Memory, Surroundings};
 use shared::SharedObjects;
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
-use threads::Birth;
 use unbroken_image::object::FileLock;
 use unbroken_image::{
-    Epoch, Fd, FileIdentity, MemoryDelta, Pid, ProcessDelta, ProcessState, ThreadState, Tid,
+    Birth, Epoch, Fd, FileIdentity, MemoryDelta, Pid, ProcessDelta, ProcessState, ThreadState, Tid,
 };
 use unbroken_sys::channel::Channel;
 use unbroken_sys::signal;
@@ -95,8 +94,21 @@ fn first_of(stopped: &Stopped<'_>) -> Result<HostTid, ReplicaError> {
 }
 
 impl Replica {
-    /// Takes in memory that was sent ahead of its epoch. The process must stand: the first one
-    /// always does, others come with their first epoch.
+    /// Makes a process, empty, unless it stands: the first one does from the start, and ends with
+    /// the first epoch if the service has no such process.
+    pub fn bear(&mut self, birth: Birth) -> Result<(), ReplicaError> {
+        if self.processes.contains_key(&birth.pid) {
+            return Ok(());
+        }
+        self.while_stopped(|replica, stopped| {
+            threads::create_process(stopped, birth)?;
+            let process = ProcessReplica::default();
+            replica.processes.insert(birth.pid, process);
+            Ok(())
+        })
+    }
+
+    /// Takes in memory that was sent ahead of its epoch. The process must stand.
     pub fn apply_memory(
         &mut self,
         pid: Pid,
@@ -201,10 +213,11 @@ impl Replica {
         processes: &[ProcessDelta],
         bulk: &[u8],
     ) -> Result<(), ReplicaError> {
-        self.create_what_is_new(stopped, processes)?;
+        self.open_sessions(stopped, processes)?;
         let mut used = 0;
         for delta in processes {
-            let process = self.processes.entry(delta.pid).or_default();
+            let process = self.processes.get_mut(&delta.pid);
+            let process = process.ok_or(ReplicaError::UnknownProcess { pid: delta.pid })?;
             // Before it has more threads than one, if it is new.
             let named = delta.descriptors.iter().map(|change| change.fd.0);
             let highest = named.max().unwrap_or(0);
@@ -242,36 +255,16 @@ impl Replica {
         self.shared.keep_only(mappings);
     }
 
-    /// Parents come before children in an epoch.
-    fn create_what_is_new(
-        &mut self,
+    /// A process may open a session at any time, and become the leader of its group with that.
+    fn open_sessions(
+        &self,
         stopped: &mut Stopped<'_>,
         processes: &[ProcessDelta],
     ) -> Result<(), ReplicaError> {
-        for delta in processes {
-            if self.processes.contains_key(&delta.pid) {
-                // Its children inherit the session.
-                if delta
-                    .state
-                    .as_ref()
-                    .is_some_and(|state| state.session == delta.pid.0)
-                {
-                    threads::open_session(stopped, delta.pid)?;
-                }
-                continue;
+        for ProcessDelta { pid, state, .. } in processes {
+            if state.as_ref().is_some_and(|state| state.session == pid.0) {
+                threads::open_session(stopped, *pid)?;
             }
-            let state = delta.state.as_ref().ok_or(ReplicaError::Incomplete {
-                what: "process state",
-                tid: Tid(delta.pid.0),
-            })?;
-            let birth = Birth {
-                pid: delta.pid,
-                parent: delta.parent,
-                session: Pid(state.session),
-                process_group: Pid(state.process_group),
-            };
-            threads::create_process(stopped, birth)?;
-            self.processes.insert(delta.pid, ProcessReplica::default());
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use super::ReplicaError;
 use super::calls::{Calls, Expect};
 use super::memory::unmap_all;
 use crate::{HostTid, Process, Stopped, TraceError};
-use unbroken_image::{Pid, Tid};
+use unbroken_image::{Birth, Pid, Tid};
 use unbroken_sys::signal;
 use unbroken_sys::wait::wait;
 
@@ -97,50 +97,70 @@ pub(super) fn empty_first(
     unmap_all(stopped, leader)
 }
 
-/// Who a new process of the replica is.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Birth {
-    pub pid: Pid,
-    pub parent: Pid,
-    pub session: Pid,
-    pub process_group: Pid,
-}
-
-/// Makes a process. Its parent stands already, or is stage init.
+/// Makes an empty process. Its parent stands already, or is stage init.
+///
+/// The session of a daemon, and often its group, are of a process that has ended: that one is made
+/// for a moment, so that there is something to be forked from (KERNEL.md, Sessions and groups).
 pub(super) fn create_process(stopped: &mut Stopped<'_>, birth: Birth) -> Result<(), ReplicaError> {
-    // A child of stage init is made by one of its children, as their sibling.
-    let is_maker = |process: &&Process| match birth.parent {
-        INIT => process.parent == INIT,
-        parent => process.pid == parent,
-    };
-    let maker = stopped
-        .processes()
-        .find(is_maker)
-        .map(|process| process.pid);
-    let maker = maker.ok_or(ReplicaError::UnknownProcess { pid: birth.parent })?;
-    let as_sibling = birth.parent == INIT;
-    let maker_session = session_of(stopped, maker)?;
-    if birth.session == birth.pid || birth.session == maker_session {
-        fork(stopped, maker, birth.pid, as_sibling)?;
-    } else {
-        // It is in the session of a process that has ended, as daemons are: that one is made for a
-        // moment, to open the session and to be forked from.
-        fork(stopped, maker, birth.session, as_sibling)?;
-        open_session(stopped, birth.session)?;
-        fork(stopped, birth.session, birth.pid, true)?;
-        end_process(stopped, birth.session)?;
+    let mut maker = Maker::of_child_of(stopped, birth.parent)?;
+    let mut of_the_dead = Vec::new();
+    if birth.session != birth.pid {
+        if session_of(stopped, maker.pid)? != birth.session {
+            maker = maker.replaced_by(stopped, birth.session)?;
+            open_session(stopped, maker.pid)?;
+            of_the_dead.push(maker.pid);
+        }
+        let group = birth.process_group;
+        if group != birth.pid && !group_stands(stopped, maker.pid, group)? {
+            maker = maker.replaced_by(stopped, group)?;
+            join_group(stopped, group, group)?;
+            of_the_dead.push(group);
+        }
     }
-    let leader = stopped.process(birth.pid)?.leader();
+    fork(stopped, maker, birth.pid)?;
     if birth.session == birth.pid {
         open_session(stopped, birth.pid)?;
     } else {
-        let mut calls = Calls::new(stopped, leader);
-        // A group whose leader has ended cannot be joined; it stays the maker's.
-        let arguments = [0, u64::from(birth.process_group.0.unsigned_abs())];
-        calls.add("setpgid", libc::SYS_setpgid, &arguments, Expect::Anything)?;
-        calls.run()?;
+        join_group(stopped, birth.pid, birth.process_group)?;
     }
+    for pid in of_the_dead {
+        end_process(stopped, pid)?;
+    }
+    let leader = stopped.process(birth.pid)?.leader();
     unmap_all(stopped, leader)
+}
+
+/// Who forks a process, and whether as a child or as a sibling.
+#[derive(Clone, Copy)]
+struct Maker {
+    pid: Pid,
+    as_sibling: bool,
+}
+
+impl Maker {
+    /// Stage init makes nothing more: a child of its own does it, as its sibling.
+    fn of_child_of(stopped: &Stopped<'_>, parent: Pid) -> Result<Maker, ReplicaError> {
+        let as_sibling = parent == INIT;
+        let is_maker = |process: &&Process| match as_sibling {
+            true => process.parent == INIT,
+            false => process.pid == parent,
+        };
+        let maker = stopped.processes().find(is_maker);
+        let maker = maker.ok_or(ReplicaError::UnknownProcess { pid: parent })?;
+        Ok(Maker {
+            pid: maker.pid,
+            as_sibling,
+        })
+    }
+
+    /// Makes process `pid`, whose siblings the next ones are.
+    fn replaced_by(self, stopped: &mut Stopped<'_>, pid: Pid) -> Result<Maker, ReplicaError> {
+        fork(stopped, self, pid)?;
+        Ok(Maker {
+            pid,
+            as_sibling: true,
+        })
+    }
 }
 
 /// Makes a process the leader of a session of its own, if it is not.
@@ -160,15 +180,29 @@ fn session_of(stopped: &mut Stopped<'_>, pid: Pid) -> Result<Pid, ReplicaError> 
     Ok(Pid(values.first().copied().unwrap_or(0) as i32))
 }
 
-fn fork(
-    stopped: &mut Stopped<'_>,
-    maker: Pid,
-    pid: Pid,
-    as_sibling: bool,
-) -> Result<(), ReplicaError> {
-    let leader = stopped.process(maker)?.leader();
+/// Whether a process group has any member, as process `asker` sees it.
+fn group_stands(stopped: &mut Stopped<'_>, asker: Pid, group: Pid) -> Result<bool, ReplicaError> {
+    let leader = stopped.process(asker)?.leader();
     let mut calls = Calls::new(stopped, leader);
-    if as_sibling {
+    let members = i64::from(-group.0).cast_unsigned();
+    // Signal 0 only asks (kill(2)).
+    calls.add("kill", libc::SYS_kill, &[members, 0], Expect::Anything)?;
+    Ok(calls.run()?.first() == Some(&0))
+}
+
+/// Moves process `pid` into a process group, which it may thereby open.
+fn join_group(stopped: &mut Stopped<'_>, pid: Pid, group: Pid) -> Result<(), ReplicaError> {
+    let leader = stopped.process(pid)?.leader();
+    let mut calls = Calls::new(stopped, leader);
+    let arguments = [0, u64::from(group.0.unsigned_abs())];
+    calls.add("setpgid", libc::SYS_setpgid, &arguments, Expect::Success)?;
+    calls.run().map(drop)
+}
+
+fn fork(stopped: &mut Stopped<'_>, maker: Maker, pid: Pid) -> Result<(), ReplicaError> {
+    let leader = stopped.process(maker.pid)?.leader();
+    let mut calls = Calls::new(stopped, leader);
+    if maker.as_sibling {
         // The signal is then the maker's own (clone(2), CLONE_PARENT).
         clone(&mut calls, libc::CLONE_PARENT as u64, 0, pid.0)?;
     } else {

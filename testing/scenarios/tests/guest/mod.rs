@@ -1,5 +1,6 @@
 //! A guest under protection, and the conversation with it.
 
+mod background;
 mod network;
 mod passing;
 mod text;
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use unbroken_harness::{
-    KillPlan, Launch, PATIENCE, Random, Scratch, Service, Signal, Target, send, wait_until,
+    Ended, KillPlan, Launch, PATIENCE, Random, Scratch, Service, Signal, Target, send, wait_until,
 };
 use unbroken_scenarios::{PORT, host};
 
@@ -30,6 +31,11 @@ pub struct Guest {
 impl Guest {
     /// Starts it in a host of its own, with more options of `unbroken run`.
     pub fn start(program: &str, options: &[&str]) -> Result<Self> {
+        Self::start_as(program, &[], options)
+    }
+
+    /// As [`Guest::start`], with more words for the guest itself.
+    pub fn start_as(program: &str, words: &[&str], options: &[&str]) -> Result<Self> {
         let random = host()?;
         let directory = Scratch::new(&format!("guest-{program}"))?;
         open_to_all(directory.path())?;
@@ -39,7 +45,9 @@ impl Guest {
             directory.path().into(),
         ];
         let command = command.map(|word| word.to_string_lossy().into_owned());
-        let launch = Launch::new(program, command.to_vec()).option(options);
+        let words = words.iter().map(ToString::to_string);
+        let command = command.into_iter().chain(words).collect();
+        let launch = Launch::new(program, command).option(options);
         let service = Service::start(&launch)?;
         let address = service.listening(PORT)?;
         let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
@@ -99,6 +107,26 @@ impl Guest {
         let plan = KillPlan::new(Target::Service, 1);
         self.service
             .kill_repeatedly(&plan, &mut self.random, |_| {})?;
+        Ok(())
+    }
+
+    /// Kills the primary: first while it is protected, so that the replica goes on, then beside a
+    /// standby that is not ready, which takes hold of the service as it runs.
+    pub fn outlive_primaries(&mut self) -> Result<()> {
+        let plan = KillPlan::new(Target::Primary, 1);
+        self.service
+            .kill_repeatedly(&plan, &mut self.random, |_| {})?;
+        let before = self.service.kill(Target::Standby, Signal::SIGKILL)?;
+        let status = self.service.wait_for("another standby", |status| {
+            status.standby_pid.is_some() && status.standby_pid != before.standby_pid
+        })?;
+        let standby = status.standby_pid.unwrap_or_default();
+        send(standby, Signal::SIGSTOP)?;
+        self.service.kill(Target::Primary, Signal::SIGKILL)?;
+        send(standby, Signal::SIGCONT)?;
+        self.service.wait_for("protection by others", |status| {
+            status.is_protected() && status.primary_pid == Some(standby)
+        })?;
         Ok(())
     }
 
@@ -258,10 +286,28 @@ impl Guest {
         self.stop()
     }
 
+    /// Says a line after which the guest ends by itself; how `unbroken run` ends then.
+    pub fn end_by(mut self, words: &str) -> Result<Ended> {
+        writeln!(self.conversation.get_ref(), "{words}")?;
+        let ended = self.service.wait_end()?;
+        self.service.assert_gone()?;
+        Ok(ended)
+    }
+
+    /// Signals `unbroken run`, which passes it on.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        send(self.service.front_pid(), signal)?;
+        Ok(())
+    }
+
     /// Ends the guest; nothing of it may be left.
     pub fn stop(self) -> Result<()> {
-        self.service.stop()?;
-        Ok(())
+        self.end_by_stop().map(drop)
+    }
+
+    /// As [`Guest::stop`]; how `unbroken run` ended.
+    pub fn end_by_stop(self) -> Result<Ended> {
+        self.service.stop()
     }
 }
 

@@ -85,7 +85,7 @@ enum Listening {
 }
 
 /// Listens to where the service writes.
-pub(super) struct Hearing {
+pub(super) struct WriteFaultListener {
     core: usize,
     pub verify: bool,
     smallest_bytes: u64,
@@ -99,15 +99,15 @@ pub(super) struct Hearing {
     began_at_ns: u64,
 }
 
-impl Hearing {
+impl WriteFaultListener {
     /// For a service bound to `core`. To `verify` it, listening begins with the first scan, and for
     /// small mappings, too.
-    pub fn new(core: usize, verify: bool) -> Hearing {
+    pub fn new(core: usize, verify: bool) -> WriteFaultListener {
         let (listening, smallest_bytes) = match verify {
             true => (Listening::Due, BLOCK_BYTES),
             false => (Listening::No, LARGE_MAPPING_BYTES),
         };
-        Hearing {
+        WriteFaultListener {
             core,
             verify,
             smallest_bytes,

@@ -1,0 +1,162 @@
+//! The processes that are replicated, and what is to be looked at in each.
+
+use super::CaptureError;
+use super::announcements::DueObjects;
+use super::candidate::Candidate;
+use super::memory::Memory;
+use super::process::Followed;
+use super::write_fault_listener::WriteFaultListener;
+use crate::stage::announcement::Announcement;
+use crate::steps::StepClock;
+use unbroken_image::{PAGE_SIZE, Pid, ProcessDelta};
+use unbroken_objects::table::Source;
+use unbroken_tracee::{HostTid, Stopped, memory_map};
+
+pub(super) struct FollowedTree {
+    /// Parents before the children that they made.
+    processes: Vec<Followed>,
+}
+
+impl FollowedTree {
+    /// Begins to follow the memory of all; everything counts as written.
+    pub fn follow(
+        stopped: &mut Stopped<'_>,
+        candidates: &[Candidate],
+        listener: impl Fn() -> WriteFaultListener,
+    ) -> Result<FollowedTree, CaptureError> {
+        let processes = candidates.iter().map(|candidate| {
+            let memory = Memory::install(stopped, candidate.leader, listener())?;
+            Ok(Followed::new(*candidate, memory))
+        });
+        let processes = processes.collect::<Result<_, CaptureError>>()?;
+        Ok(FollowedTree { processes })
+    }
+
+    pub fn pids(&self) -> impl Iterator<Item = Pid> {
+        self.processes.iter().map(Followed::pid)
+    }
+
+    /// Where their descriptor tables are to be read.
+    pub fn sources(&self) -> Result<Vec<Source>, CaptureError> {
+        let candidates = self.processes.iter().map(|followed| followed.candidate);
+        candidates.map(|candidate| candidate.source()).collect()
+    }
+
+    /// The memory of one of them.
+    pub fn memory(&mut self, pid: Pid) -> Result<&mut Memory, CaptureError> {
+        let mut processes = self.processes.iter_mut();
+        let followed = processes.find(|followed| followed.pid() == pid);
+        Ok(&mut followed.ok_or(CaptureError::ProcessGone)?.memory)
+    }
+
+    /// Sorts what was announced since the last epoch; `complete` unless some of it was lost.
+    pub fn hear(
+        &mut self,
+        stopped: &Stopped<'_>,
+        heard: &[Announcement],
+        (complete, is_new): (bool, bool),
+        objects: &mut DueObjects,
+    ) {
+        objects.clear();
+        objects.everything = !complete || is_new;
+        let is_alone = self.processes.len() == 1;
+        for followed in &mut self.processes {
+            let (pid, due) = (followed.pid(), &mut followed.due);
+            due.clear();
+            due.advice = !complete;
+            due.everything = objects.everything;
+            for announcement in heard {
+                // A thread that has ended may have been any process's.
+                let thread = || stopped.thread(HostTid(announcement.thread.cast_signed()));
+                if is_alone || thread().is_none_or(|(process, _)| process.pid == pid) {
+                    due.take(pid, announcement, objects);
+                }
+            }
+            objects.map |= due.map;
+        }
+    }
+
+    /// What changed in each, without its descriptors and the content of its pages.
+    pub fn read(
+        &mut self,
+        stopped: &mut Stopped<'_>,
+        is_new: bool,
+        objects: &mut DueObjects,
+        clock: &mut StepClock,
+    ) -> Result<Vec<ProcessDelta>, CaptureError> {
+        self.refuse_others(stopped)?;
+        let mut deltas = Vec::with_capacity(self.processes.len());
+        for followed in &mut self.processes {
+            if is_new {
+                followed.threads.forget();
+            }
+            deltas.push(followed.read(stopped, is_new, clock)?);
+            objects.threads_ended |= followed.threads.have_ended();
+        }
+        Ok(deltas)
+    }
+
+    /// That the service has these processes and no others, and that they have these programs: an
+    /// exec that comes while all are stopped is reported later.
+    fn refuse_others(&self, stopped: &Stopped<'_>) -> Result<(), CaptureError> {
+        let count = stopped.processes().count() + usize::from(stopped.any_dies());
+        if count > self.processes.len() {
+            return Err(CaptureError::Forked(count));
+        }
+        if !stopped.processes().map(|it| it.pid).eq(self.pids()) {
+            return Err(CaptureError::ProcessGone);
+        }
+        let mut leaders = self.processes.iter().map(|it| it.candidate.leader);
+        if leaders.all(|leader| stopped.has_blob(leader)) {
+            Ok(())
+        } else {
+            Err(CaptureError::Executed)
+        }
+    }
+
+    /// Reads the pages of `processes` one after the other into `content`.
+    pub fn read_pages(
+        &self,
+        stopped: &Stopped<'_>,
+        processes: &[ProcessDelta],
+        mut content: &mut [u8],
+    ) -> Result<(), CaptureError> {
+        for (followed, delta) in self.processes.iter().zip(processes) {
+            let memory_file = stopped.process(delta.pid)?.memory();
+            let (own, rest) = content.split_at_mut((page_count(delta) * PAGE_SIZE) as usize);
+            let tracker = followed.memory.tracker();
+            tracker.read_pages(memory_file, &delta.memory.pages, own)?;
+            content = rest;
+        }
+        Ok(())
+    }
+
+    /// Somebody has the memory of a process open as a file: of any of them.
+    pub fn expect_writes_anywhere(&mut self) {
+        for followed in &mut self.processes {
+            followed.memory.expect_writes_anywhere();
+        }
+    }
+
+    /// What takes time and can be done while the service runs.
+    pub fn prepare(&mut self) {
+        for followed in &mut self.processes {
+            followed.memory.prepare();
+        }
+    }
+
+    /// I7: the maps that we believe in against those that are.
+    pub fn verify(&self, stopped: &Stopped<'_>) -> Result<(), CaptureError> {
+        for followed in &self.processes {
+            let process = stopped.process(followed.pid())?;
+            if let Some(difference) = memory_map::verify(process, followed.memory.map())? {
+                return Err(CaptureError::Mirror(difference));
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn page_count(process: &ProcessDelta) -> u64 {
+    process.memory.pages.iter().map(|run| run.count).sum()
+}
