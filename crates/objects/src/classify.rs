@@ -1,52 +1,22 @@
 //! What kind of kernel object a descriptor names.
 
-use crate::refuse::Refusal;
+use crate::kinds::Kind;
 use crate::{Context, Error};
 use std::os::fd::BorrowedFd;
 use unbroken_sys::descriptor::{self, Status};
 use unbroken_sys::fdinfo;
 
-/// Every kind of object a descriptor can name. What becomes of each is in [`crate::refuse`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
-    RegularFile,
-    Directory,
-    CharacterDevice,
-    MemoryFile,
-    Pipe,
-    Fifo,
-    Epoll,
-    EventCounter,
-    Timer,
-    Signals,
-    Tcp,
-    Udp,
-    Unix,
-    Refused(Refusal),
-}
-
-impl Kind {
-    pub fn is_socket(self) -> bool {
-        matches!(self, Kind::Tcp | Kind::Udp | Kind::Unix)
-    }
-
-    /// Whether an inode number stands for exactly one open file description: a socket's file is
-    /// made once, with its inode, and cannot be opened again.
-    pub fn has_unique_inode(self) -> bool {
-        self.is_socket()
-    }
-}
-
 /// Finds the kind of what `fd`, a descriptor of ours, names.
 pub fn classify(fd: BorrowedFd<'_>) -> Result<Kind, Error> {
     let mut link = Vec::new();
-    classify_into(fd, &mut link).map(|(kind, _)| kind)
+    classify_into(fd, &[], &mut link).map(|(kind, _)| kind)
 }
 
-/// As [`classify`], with the `fstat` it took; `link` is a buffer to reuse, and for everything
-/// that is no socket, pipe or device it holds the link of `/proc/self/fd` afterwards.
+/// As [`classify`], with the `fstat` it took. `outputs` are the inodes of the pipes whose read ends
+/// are ours; `link` is a buffer to reuse.
 pub(crate) fn classify_into(
     fd: BorrowedFd<'_>,
+    outputs: &[(u64, u8)],
     link: &mut Vec<u8>,
 ) -> Result<(Kind, Status), Error> {
     let status = descriptor::status(fd).during("look at", "a descriptor")?;
@@ -54,13 +24,18 @@ pub(crate) fn classify_into(
     let kind = match status.file_type() {
         libc::S_IFSOCK => socket(fd)?,
         libc::S_IFCHR => character_device(status.special_device),
-        libc::S_IFBLK => Kind::Refused(Refusal::BlockDevice),
-        libc::S_IFLNK => Kind::Refused(Refusal::SymbolicLink),
+        libc::S_IFBLK => Kind::BlockDevice,
+        libc::S_IFLNK => Kind::SymbolicLink,
         other => {
             fdinfo::own_link(fd, link).during("read the name of", "a descriptor")?;
             match other {
                 libc::S_IFDIR => Kind::Directory,
-                libc::S_IFIFO if link.starts_with(b"pipe:") => Kind::Pipe,
+                libc::S_IFIFO if link.starts_with(b"pipe:") => {
+                    match outputs.iter().any(|(inode, _)| *inode == status.inode) {
+                        true => Kind::Output,
+                        false => Kind::Pipe,
+                    }
+                }
                 libc::S_IFIFO => Kind::Fifo,
                 _ => match link.strip_prefix(b"anon_inode:") {
                     Some(name) => anonymous(name),
@@ -78,12 +53,12 @@ fn socket(fd: BorrowedFd<'_>) -> Result<Kind, Error> {
         (libc::AF_UNIX, ..) => Kind::Unix,
         (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP) => Kind::Tcp,
         (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP) => Kind::Udp,
-        (libc::AF_INET | libc::AF_INET6, _, libc::IPPROTO_MPTCP) => Kind::Refused(Refusal::Mptcp),
-        (libc::AF_INET | libc::AF_INET6, _, libc::IPPROTO_SCTP) => Kind::Refused(Refusal::Sctp),
-        (libc::AF_INET | libc::AF_INET6, ..) => Kind::Refused(Refusal::RawSocket),
-        (libc::AF_NETLINK, ..) => Kind::Refused(Refusal::Netlink),
-        (libc::AF_PACKET, ..) => Kind::Refused(Refusal::RawSocket),
-        _ => Kind::Refused(Refusal::OtherSocket),
+        (libc::AF_INET | libc::AF_INET6, _, libc::IPPROTO_MPTCP) => Kind::Mptcp,
+        (libc::AF_INET | libc::AF_INET6, _, libc::IPPROTO_SCTP) => Kind::Sctp,
+        (libc::AF_INET | libc::AF_INET6, ..) => Kind::RawSocket,
+        (libc::AF_NETLINK, ..) => Kind::Netlink,
+        (libc::AF_PACKET, ..) => Kind::RawSocket,
+        _ => Kind::OtherSocket,
     })
 }
 
@@ -91,8 +66,8 @@ fn socket(fd: BorrowedFd<'_>) -> Result<Kind, Error> {
 fn character_device(device: u64) -> Kind {
     match (libc::major(device), libc::minor(device)) {
         (1, 3 | 5 | 7 | 8 | 9) => Kind::CharacterDevice,
-        (4 | 5, _) | (136..=143, _) => Kind::Refused(Refusal::Terminal),
-        _ => Kind::Refused(Refusal::OtherDevice),
+        (4 | 5, _) | (136..=143, _) => Kind::Terminal,
+        _ => Kind::OtherDevice,
     }
 }
 
@@ -102,14 +77,14 @@ fn anonymous(name: &[u8]) -> Kind {
         b"[eventfd]" => Kind::EventCounter,
         b"[timerfd]" => Kind::Timer,
         b"[signalfd]" => Kind::Signals,
-        b"inotify" | b"[fanotify]" => Kind::Refused(Refusal::FileNotification),
-        b"[io_uring]" => Kind::Refused(Refusal::IoUring),
-        b"[pidfd]" => Kind::Refused(Refusal::ProcessDescriptor),
-        b"[userfaultfd]" => Kind::Refused(Refusal::UserFault),
-        b"[perf_event]" => Kind::Refused(Refusal::KernelTracing),
-        _ if name.starts_with(b"bpf") => Kind::Refused(Refusal::KernelTracing),
-        b"seccomp notify" => Kind::Refused(Refusal::SeccompListener),
-        _ => Kind::Refused(Refusal::OtherAnonymous),
+        b"inotify" | b"[fanotify]" => Kind::FileNotification,
+        b"[io_uring]" => Kind::IoUring,
+        b"[pidfd]" => Kind::ProcessDescriptor,
+        b"[userfaultfd]" => Kind::UserFault,
+        b"[perf_event]" => Kind::KernelTracing,
+        _ if name.starts_with(b"bpf") => Kind::KernelTracing,
+        b"seccomp notify" => Kind::SeccompListener,
+        _ => Kind::OtherAnonymous,
     }
 }
 
@@ -122,14 +97,14 @@ const MQUEUE_MAGIC: i64 = 0x1980_0202;
 fn file(fd: BorrowedFd<'_>, link: &[u8]) -> Result<Kind, Error> {
     let magic = descriptor::filesystem_magic(fd).during("look at the filesystem of", "a file")?;
     Ok(match magic {
-        HUGETLBFS_MAGIC => Kind::Refused(Refusal::HugePages),
-        PIDFS_MAGIC => Kind::Refused(Refusal::ProcessDescriptor),
-        NSFS_MAGIC => Kind::Refused(Refusal::Namespace),
-        MQUEUE_MAGIC => Kind::Refused(Refusal::MessageQueue),
+        HUGETLBFS_MAGIC => Kind::HugePages,
+        PIDFS_MAGIC => Kind::ProcessDescriptor,
+        NSFS_MAGIC => Kind::Namespace,
+        MQUEUE_MAGIC => Kind::MessageQueue,
         _ if link.starts_with(b"/memfd:") && link.ends_with(b" (deleted)") => Kind::MemoryFile,
-        _ if link.starts_with(b"/secretmem") => Kind::Refused(Refusal::SecretMemory),
-        _ if link.ends_with(b" (deleted)") => Kind::Refused(Refusal::DeletedFile),
+        _ if link.starts_with(b"/secretmem") => Kind::SecretMemory,
+        _ if link.ends_with(b" (deleted)") => Kind::DeletedFile,
         _ if link.first() == Some(&b'/') => Kind::RegularFile,
-        _ => Kind::Refused(Refusal::OtherAnonymous),
+        _ => Kind::OtherAnonymous,
     })
 }

@@ -4,14 +4,34 @@
 //! added. The replica's own later `epoll_ctl` calls name that number, so each entry must be added
 //! under it, by the replica itself; [`plan`] says by which calls.
 
+use crate::methods::{Capture, Methods, Pollable};
+use crate::restored::{Phase, make_each};
 use crate::{Context, Error};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use unbroken_image::object::{BusyPoll, Epoll, EpollEntry};
-use unbroken_image::{Descriptor, Fd, ObjectId, Pid};
+use unbroken_image::{Descriptor, Fd, Object, ObjectId, Pid};
 use unbroken_sys::{descriptor, epoll, fdinfo};
 
 const SUBJECT: &str = "an epoll instance";
+
+pub(crate) const METHODS: Methods = Methods {
+    // Nesting may fail by depth.
+    pollable: Pollable::Unknown,
+    is_volatile: |object| match object {
+        Object::Epoll(state) => state.entries.iter().any(|entry| may_fire(entry.events)),
+        _ => false,
+    },
+    ..Methods::new(
+        Capture::Mirror,
+        &[(Phase::Make, |batch, _, restored| {
+            make_each(batch, restored, |_, object| match object {
+                Object::Epoll(state) => restore(state).map(Some),
+                _ => Ok(None),
+            })
+        })],
+    )
+};
 
 pub const EPOLLIN: u32 = libc::EPOLLIN as u32;
 pub const EPOLLOUT: u32 = libc::EPOLLOUT as u32;
@@ -110,7 +130,7 @@ pub fn capture(
     mut resolve: impl FnMut(&RawEntry) -> Result<ObjectId, Error>,
 ) -> Result<Epoll, Error> {
     let flags = descriptor::status_flags(fd).during("read the flags of", SUBJECT)?;
-    crate::file::refuse_ownership(fd, flags, SUBJECT)?;
+    crate::description::refuse_ownership(fd, flags, SUBJECT)?;
     let mut text = Vec::new();
     fdinfo::own_fdinfo(fd, &mut text).during("read the entries of", SUBJECT)?;
     let mut raw = Vec::new();
@@ -188,7 +208,7 @@ pub enum Step {
 /// The descriptors of one process.
 pub type Slots = BTreeMap<Fd, Descriptor>;
 
-/// The calls that give every epoll instance of `epolls` its entries, in order, each with the
+/// The calls that give every epoll instance among `objects` its entries, in order, each with the
 /// process that makes it. All descriptors of `tables` must be in place, and afterwards are again.
 /// POSIX locks must be taken after it: closing a number releases them.
 ///
@@ -196,11 +216,21 @@ pub type Slots = BTreeMap<Fd, Descriptor>;
 /// [`Error::Refused`] for an entry whose target no process with the instance has open: only a
 /// process that holds both could add it.
 pub fn plan(
-    epolls: &[(ObjectId, &Epoll)],
-    tables: &BTreeMap<Pid, Slots>,
+    objects: &BTreeMap<ObjectId, Object>,
+    tables: &BTreeMap<Pid, &Slots>,
 ) -> Result<Vec<(Pid, Step)>, Error> {
-    let places = places(tables);
     let mut steps = Vec::new();
+    let mut epolls = objects
+        .iter()
+        .filter_map(|(id, object)| match object {
+            Object::Epoll(state) => Some((id, state)),
+            _ => None,
+        })
+        .peekable();
+    if epolls.peek().is_none() {
+        return Ok(steps);
+    }
+    let places = places(tables);
     for (id, state) in epolls {
         let instances = places.get(id).map(Vec::as_slice).unwrap_or_default();
         // Fired entries first: while they are the only ones, letting one fire takes no event from
@@ -218,10 +248,10 @@ pub fn plan(
 
 type Places = BTreeMap<ObjectId, Vec<(Pid, Fd)>>;
 
-fn places(tables: &BTreeMap<Pid, Slots>) -> Places {
+fn places(tables: &BTreeMap<Pid, &Slots>) -> Places {
     let mut places = Places::new();
     for (pid, slots) in tables {
-        for (fd, descriptor) in slots {
+        for (fd, descriptor) in *slots {
             places
                 .entry(descriptor.object)
                 .or_default()
@@ -235,7 +265,7 @@ fn add_entry(
     instances: &[(Pid, Fd)],
     entry: &EpollEntry,
     places: &Places,
-    tables: &BTreeMap<Pid, Slots>,
+    tables: &BTreeMap<Pid, &Slots>,
     steps: &mut Vec<(Pid, Step)>,
 ) -> Result<(), Error> {
     let targets = places
@@ -254,7 +284,7 @@ fn add_entry(
         ));
     };
     let no_slots = Slots::new();
-    let slots = tables.get(&pid).unwrap_or(&no_slots);
+    let slots = tables.get(&pid).copied().unwrap_or(&no_slots);
     let occupant = slots.get(&entry.fd).copied();
     if source == entry.fd {
         add(pid, epoll, entry, steps);
@@ -415,12 +445,11 @@ mod tests {
 
     #[test]
     fn an_entry_whose_number_names_another_object_is_added_by_a_detour() {
-        let tables = BTreeMap::from([(
-            Pid(1),
-            Slots::from([(Fd(3), slot(1)), (Fd(4), slot(2)), (Fd(7), slot(3))]),
-        )]);
+        let slots = Slots::from([(Fd(3), slot(1)), (Fd(4), slot(2)), (Fd(7), slot(3))]);
+        let tables = BTreeMap::from([(Pid(1), &slots)]);
         let state = instance(vec![entry(4, 3, EPOLLIN)]);
-        let steps = plan(&[(ObjectId(1), &state)], &tables).expect("both are open in one process");
+        let steps = plan(&[(ObjectId(1), Object::Epoll(state))].into(), &tables)
+            .expect("both are open in one process");
         let steps: Vec<Step> = steps.into_iter().map(|(_, step)| step).collect();
         let expected = [
             Step::Duplicate {
@@ -451,10 +480,11 @@ mod tests {
 
     #[test]
     fn a_target_without_a_descriptor_is_refused() {
-        let tables = BTreeMap::from([(Pid(1), Slots::from([(Fd(3), slot(1))]))]);
+        let slots = Slots::from([(Fd(3), slot(1))]);
+        let tables = BTreeMap::from([(Pid(1), &slots)]);
         let state = instance(vec![entry(4, 3, EPOLLIN)]);
         assert!(matches!(
-            plan(&[(ObjectId(1), &state)], &tables),
+            plan(&[(ObjectId(1), Object::Epoll(state))].into(), &tables),
             Err(Error::Refused { .. })
         ));
     }

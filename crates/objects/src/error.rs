@@ -17,6 +17,27 @@ pub enum Error {
         subject: String,
         source: io::Error,
     },
+    /// A setting could not be put back.
+    #[error(
+        "set option {name} of level {level} {subject}: {source}; the replica's kernel or \
+         namespace lacks what the service's has"
+    )]
+    Option {
+        level: i32,
+        name: i32,
+        subject: &'static str,
+        source: io::Error,
+    },
+    /// A socket moved while it was read; the service was not stopped.
+    #[error(
+        "the {what} changed while it was captured (expected {expected_bytes} bytes, found \
+         {found_bytes}); the service must be stopped and its input held during a capture"
+    )]
+    Changed {
+        what: &'static str,
+        expected_bytes: usize,
+        found_bytes: usize,
+    },
     /// The kernel answered something that this version does not understand.
     #[error("{operation} {subject}: the kernel's answer is not understood: {answer}")]
     Answer {
@@ -24,6 +45,9 @@ pub enum Error {
         subject: String,
         answer: String,
     },
+    /// One of several objects could not be made again.
+    #[error("restore {what}: {source}")]
+    Restore { what: String, source: Box<Error> },
     /// What stands here is not what the epoch tells of.
     #[error("restore {subject}: {difference}")]
     Differs { subject: String, difference: String },
@@ -41,6 +65,14 @@ impl Error {
         Error::Differs {
             subject: subject.to_string(),
             difference: difference.into(),
+        }
+    }
+
+    /// The same, of an object that is named.
+    pub(crate) fn of(self, what: impl Into<String>) -> Error {
+        Error::Restore {
+            what: what.into(),
+            source: Box::new(self),
         }
     }
 

@@ -1,14 +1,51 @@
 //! eventfd counters.
 
+use crate::methods::{Capture, Look, Means, Methods, Reading};
+use crate::restored::{Phase, make_each};
+use crate::watch::position_and_flags;
 use crate::{Context, Error};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use unbroken_image::Object;
 use unbroken_image::object::EventCounter;
 use unbroken_sys::{descriptor, event, fdinfo};
+
+pub(crate) const METHODS: Methods = Methods {
+    is_volatile: |_| true,
+    look,
+    ..Methods::new(
+        Capture::Descriptor(|reading, fd, means| {
+            reading.state = Some(Object::EventCounter(capture(fd)?));
+            reading.watches.open(&means.holders)
+        }),
+        &[(Phase::Make, |batch, _, restored| {
+            make_each(batch, restored, |_, object| match object {
+                Object::EventCounter(state) => restore(state).map(Some),
+                _ => Ok(None),
+            })
+        })],
+    )
+};
+
+fn look(reading: &mut Reading, _: &mut Means<'_>) -> Result<Look, Error> {
+    if !reading.watches.read()? {
+        return Ok(Look::Same);
+    }
+    let Some(text) = reading.watches.text() else {
+        return Ok(Look::Unknown);
+    };
+    match (&mut reading.state, position_and_flags(text)) {
+        (Some(Object::EventCounter(state)), Some((_, flags))) if flags == state.flags => {
+            *state = parse(text, flags)?;
+            Ok(Look::Refreshed)
+        }
+        _ => Ok(Look::Unknown),
+    }
+}
 
 /// Reads out a descriptor of ours that names an eventfd.
 pub fn capture(fd: BorrowedFd<'_>) -> Result<EventCounter, Error> {
     let flags = descriptor::status_flags(fd).during("read the flags of", "an eventfd")?;
-    crate::file::refuse_ownership(fd, flags, "an eventfd")?;
+    crate::description::refuse_ownership(fd, flags, "an eventfd")?;
     let mut text = Vec::new();
     fdinfo::own_fdinfo(fd, &mut text).during("read the count of", "an eventfd")?;
     parse(&text, flags)

@@ -1,10 +1,12 @@
 //! memfds.
 
-use crate::{Context, Error, file};
+use crate::methods::{Capture, Event, Look, Means, Methods, Pollable, Reading};
+use crate::restored::{Batch, Phase, Restored, Scene, make_each};
+use crate::{Context, Error, description};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use unbroken_image::FileIdentity;
 use unbroken_image::object::MemoryFile;
-use unbroken_sys::{descriptor, fdinfo, memfd};
+use unbroken_image::{FileIdentity, Object};
+use unbroken_sys::{descriptor, fdinfo, memfd, timer};
 
 const PREFIX: &str = "/memfd:";
 const SUFFIX: &str = " (deleted)";
@@ -14,33 +16,70 @@ const F_SEAL_EXEC: i32 = 0x0020;
 // include/uapi/linux/memfd.h
 const MFD_NOEXEC_SEAL: u32 = 0x0008;
 
-/// Reads out a descriptor of ours that names a memfd. `mapped`: its pages travel with memory, so
-/// the content is left out.
-pub fn capture(fd: BorrowedFd<'_>, mapped: bool) -> Result<MemoryFile, Error> {
-    let path = file::path_of(fd)?;
+pub(crate) const METHODS: Methods = Methods {
+    pollable: Pollable::No,
+    is_volatile: |_| true,
+    look,
+    stale_after: |_| Some(Event::MemoryMapChanged),
+    ..Methods::new(
+        Capture::Descriptor(|reading, fd, means| {
+            reading.state = Some(Object::MemoryFile(capture(fd)?));
+            reading.watches.open(&means.holders)?;
+            reading.watches.refer(&means.holders)
+        }),
+        &[(Phase::Make, make), (Phase::Mapped, seal_all)],
+    )
+};
+
+/// No call that writes to a memfd is announced, but the time of change tells of all.
+fn look(reading: &mut Reading, _: &mut Means<'_>) -> Result<Look, Error> {
+    if reading.watches.read()? {
+        return Ok(Look::Unknown);
+    }
+    match reading.watches.status()? {
+        Some((now, before))
+            if now.length_bytes == before.length_bytes
+                && now.changed_ns == before.changed_ns
+                && !is_recent(now.changed_ns) =>
+        {
+            Ok(Look::Same)
+        }
+        _ => Ok(Look::Unknown),
+    }
+}
+
+/// Whether another change could still carry the same time: before multigrain timestamps (Linux
+/// 6.13) two changes within one tick of the clock, at most 10 ms, look alike.
+fn is_recent(changed_ns: i64) -> bool {
+    const TICK_NS: i64 = 10_000_000;
+    match timer::now_ns(libc::CLOCK_REALTIME).map(i64::try_from) {
+        Ok(Ok(now_ns)) => now_ns - changed_ns < TICK_NS,
+        _ => true,
+    }
+}
+
+/// Reads out a descriptor of ours that names a memfd.
+pub fn capture(fd: BorrowedFd<'_>) -> Result<MemoryFile, Error> {
+    let path = description::path_of(fd)?;
     let flags = descriptor::status_flags(fd).during("read the flags of", &path)?;
-    file::refuse_ownership(fd, flags, &path)?;
+    description::refuse_ownership(fd, flags, &path)?;
     let status = descriptor::status(fd).during("look at", &path)?;
     let name = path
         .strip_prefix(PREFIX)
         .and_then(|name| name.strip_suffix(SUFFIX));
-    let state = MemoryFile {
+    let position = description::position_of(fd, flags, &path)?;
+    Ok(MemoryFile {
         name: name.unwrap_or_default().to_owned(),
         identity: FileIdentity {
             device: status.device,
             inode: status.inode,
         },
         flags,
-        position: file::position_of(fd, flags, &path)?,
+        position,
         length_bytes: status.length_bytes,
         seals: memfd::seals(fd).during("read the seals of", &path)?,
-        content: Vec::new(),
-    };
-    if mapped {
-        return Ok(state);
-    }
-    let content = read_content(fd, state.position, &path)?;
-    Ok(MemoryFile { content, ..state })
+        content: read_content(fd, position, &path)?,
+    })
 }
 
 /// Looking for data moves the position, which the service shares: it is put back in every case.
@@ -83,17 +122,43 @@ fn read_all_at(fd: BorrowedFd<'_>, bytes: &mut [u8], offset: u64) -> std::io::Re
     Ok(())
 }
 
+fn make(batch: &Batch<'_>, scene: &Scene, restored: &mut Restored) -> Result<(), Error> {
+    make_each(batch, restored, |id, object| match object {
+        Object::MemoryFile(state) => {
+            let existing = scene.memory_files.get(&id).map(AsFd::as_fd);
+            restore(state, existing).map(Some)
+        }
+        _ => Ok(None),
+    })
+}
+
+/// A mapping that was made before could be written through, which the kernel does not allow beside a
+/// seal against writes. The service is better off without the seal than without its replica.
+fn seal_all(batch: &Batch<'_>, _: &Scene, restored: &mut Restored) -> Result<(), Error> {
+    for (id, object) in batch {
+        if let (Object::MemoryFile(state), Some(descriptor)) =
+            (object, restored.descriptors.get(id))
+            && let Err(error) = seal(descriptor.as_fd(), state)
+        {
+            restored
+                .shortcomings
+                .push(format!("without its seals: {error}"));
+        }
+    }
+    Ok(())
+}
+
 /// Makes the memfd, or opens once more the one in `existing`: the memory of the replica has made
 /// it already when it is mapped, and descriptions of one memfd share it. The seals come last, by
 /// [`seal`], when all content and all mappings are there.
 pub fn restore(state: &MemoryFile, existing: Option<BorrowedFd<'_>>) -> Result<OwnedFd, Error> {
     let name = &state.name;
     let fd = match existing {
-        Some(existing) => fdinfo::reopen(existing, file::open_flags(state.flags))
+        Some(existing) => fdinfo::reopen(existing, description::open_flags(state.flags))
             .during("open once more the memfd", name)?,
         None => create(state)?,
     };
-    file::set_position(fd.as_fd(), state.flags, state.position, name)?;
+    description::set_position(fd.as_fd(), state.flags, state.position, name)?;
     Ok(fd)
 }
 
@@ -122,7 +187,7 @@ fn create(state: &MemoryFile) -> Result<OwnedFd, Error> {
         descriptor::set_status_flags(fd.as_fd(), state.flags).during("set the flags of", name)?;
         return Ok(fd);
     }
-    fdinfo::reopen(fd.as_fd(), file::open_flags(state.flags)).during("open once more", name)
+    fdinfo::reopen(fd.as_fd(), description::open_flags(state.flags)).during("open once more", name)
 }
 
 /// Puts the seals on, once for each memfd, after everything else. Returns at once when they are

@@ -1,63 +1,98 @@
 //! Pipes and FIFOs: content, packet borders, capacity, and ends that belong together.
 
-use crate::{Context, Error, file};
+use crate::methods::{Capture, Inode, Look, Means, Methods, Reading};
+use crate::restored::{Batch, Phase, Restored, Scene};
+use crate::scratch::Scratch;
+use crate::{Context, Error, description};
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use unbroken_image::object::{Pipe, PipeEnd};
+use unbroken_image::{Object, ObjectId};
 use unbroken_sys::{descriptor, fdinfo, pipe};
 
-/// A pipe of ours into which content is copied to be read, and the buffer for it; kept from
-/// capture to capture.
-pub struct Scratch {
-    read: OwnedFd,
-    write: OwnedFd,
-    capacity_bytes: usize,
-    buffer: Vec<u8>,
+pub(crate) const METHODS: Methods = Methods {
+    inode: Inode::OfAllEnds,
+    // A write end has no state of its own but flags.
+    is_volatile: |object| matches!(object, Object::PipeEnd(end) if end.pipe.is_some()),
+    look,
+    ..Methods::new(Capture::Descriptor(read), &[(Phase::Make, make)])
+};
+
+fn read(reading: &mut Reading, fd: BorrowedFd<'_>, means: &mut Means<'_>) -> Result<(), Error> {
+    let state = capture(fd, &mut means.tools.scratch)?;
+    refuse_end_outside(fd, &state, means.other_ends)?;
+    reading.state = Some(Object::PipeEnd(state));
+    Ok(())
 }
 
-impl Scratch {
-    pub fn new() -> Result<Scratch, Error> {
-        let (read, write) =
-            pipe::pipe(libc::O_NONBLOCK).during("create", "a pipe to copy pipes into")?;
-        let capacity_bytes =
-            pipe::capacity(read.as_fd()).during("read the capacity of", "a pipe")?;
-        Ok(Scratch {
-            read,
-            write,
-            capacity_bytes,
-            buffer: Vec::new(),
-        })
+fn look(reading: &mut Reading, means: &mut Means<'_>) -> Result<Look, Error> {
+    let Some(Object::PipeEnd(PipeEnd {
+        pipe: Some(known), ..
+    })) = &mut reading.state
+    else {
+        return Ok(Look::Same);
+    };
+    let Some(fd) = means.holders.duplicate()? else {
+        return Ok(Look::Unknown);
+    };
+    let unread = descriptor::unread_bytes(fd.as_fd()).during("look into", "a pipe")?;
+    if unread == 0 && known.content.is_empty() {
+        return Ok(Look::Same);
     }
+    let now = capture_content(fd.as_fd(), &mut means.tools.scratch)?;
+    if now == *known {
+        return Ok(Look::Same);
+    }
+    *known = now;
+    Ok(Look::Refreshed)
+}
 
-    /// Copies the content of `from` into the empty scratch pipe; the number of bytes.
-    fn copy(&mut self, from: BorrowedFd<'_>, capacity_bytes: usize) -> Result<usize, Error> {
-        // tee copies slots, not bytes: with as many slots as the pipe has, nothing is left out.
-        if self.capacity_bytes < capacity_bytes {
-            pipe::set_capacity(self.write.as_fd(), capacity_bytes)
-                .during("enlarge", "the pipe to copy pipes into")?;
-            self.capacity_bytes = capacity_bytes;
-        }
-        match pipe::tee(from, self.write.as_fd(), i32::MAX as usize) {
-            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(0),
-            other => other.during("copy the content of", "a pipe"),
+/// Refuses a pipe whose other end some process outside the service has open. No state tells of it:
+/// the kernel says whether there is any other end at all.
+fn refuse_end_outside(
+    fd: BorrowedFd<'_>,
+    state: &PipeEnd,
+    other_ends: &[OwnedFd],
+) -> Result<(), Error> {
+    let access = state.flags & libc::O_ACCMODE;
+    if access == libc::O_RDWR {
+        return Ok(());
+    }
+    for other in other_ends {
+        let flags =
+            descriptor::status_flags(other.as_fd()).during("read the flags of", "a pipe")?;
+        if flags & libc::O_ACCMODE != access {
+            return Ok(());
         }
     }
-
-    /// Reads one entry out of the scratch pipe: everything there, or one packet.
-    fn read_entry(&mut self, most_bytes: usize) -> Result<Vec<u8>, Error> {
-        self.buffer.resize(most_bytes.max(self.buffer.len()), 0);
-        let count = descriptor::read(self.read.as_fd(), &mut self.buffer[..most_bytes])
-            .during("read", "the copy of a pipe")?;
-        Ok(self.buffer[..count].to_vec())
+    let (events, closed) = match access {
+        libc::O_RDONLY => (libc::POLLIN, libc::POLLHUP),
+        _ => (libc::POLLOUT, libc::POLLERR),
+    };
+    let ready = descriptor::poll_now(fd, events).during("poll", "a pipe")?;
+    // A FIFO that never had a writer shows no hang-up, and nothing can have come through it.
+    let is_unused = state.fifo_path.is_some() && ready == 0 && access == libc::O_RDONLY;
+    if ready & closed != 0 || is_unused {
+        return Ok(());
     }
+    let what = match &state.fifo_path {
+        Some(path) => format!("the FIFO {path}"),
+        None => format!("a pipe with inode {}", state.inode),
+    };
+    Err(Error::refused(
+        what,
+        "a process outside the service holds its other end; start that process as part of the \
+         service, or give the service /dev/null or a file instead",
+    ))
 }
 
 /// Reads out a descriptor of ours that names one end of a pipe or FIFO, without taking anything
 /// out of it.
 pub fn capture(fd: BorrowedFd<'_>, scratch: &mut Scratch) -> Result<PipeEnd, Error> {
     let flags = descriptor::status_flags(fd).during("read the flags of", "a pipe")?;
-    file::refuse_ownership(fd, flags, "a pipe")?;
+    description::refuse_ownership(fd, flags, "a pipe")?;
     let status = descriptor::status(fd).during("look at", "a pipe")?;
-    let path = file::path_of(fd)?;
+    let path = description::path_of(fd)?;
     let fifo_path = (!path.starts_with("pipe:")).then_some(path);
     let pipe = match flags & libc::O_ACCMODE {
         libc::O_WRONLY => None,
@@ -72,7 +107,7 @@ pub fn capture(fd: BorrowedFd<'_>, scratch: &mut Scratch) -> Result<PipeEnd, Err
 }
 
 /// The content of the pipe behind a read end, and its shape.
-pub(crate) fn capture_content(fd: BorrowedFd<'_>, scratch: &mut Scratch) -> Result<Pipe, Error> {
+fn capture_content(fd: BorrowedFd<'_>, scratch: &mut Scratch) -> Result<Pipe, Error> {
     let capacity = pipe::capacity(fd).during("read the capacity of", "a pipe")?;
     let total = scratch.copy(fd, capacity)?;
     let mut content = Vec::new();
@@ -112,12 +147,27 @@ fn is_packet(
 ) -> Result<bool, Error> {
     scratch.copy(fd, capacity)?;
     scratch.read_entry(length - 1)?;
-    let left =
-        descriptor::unread_bytes(scratch.read.as_fd()).during("look into", "a pipe's copy")?;
+    let left = scratch.unread_bytes()?;
     if left > 0 {
         scratch.read_entry(left)?;
     }
     Ok(left == 0)
+}
+
+fn make(batch: &Batch<'_>, _: &Scene, restored: &mut Restored) -> Result<(), Error> {
+    let mut pipes: BTreeMap<u64, Vec<(ObjectId, &PipeEnd)>> = BTreeMap::new();
+    for (id, object) in batch {
+        if let Object::PipeEnd(state) = object {
+            pipes.entry(state.inode).or_default().push((*id, state));
+        }
+    }
+    for ends in pipes.into_values() {
+        let states: Vec<&PipeEnd> = ends.iter().map(|(_, state)| *state).collect();
+        let descriptors = restore_group(&states)?;
+        let ids = ends.iter().map(|(id, _)| *id);
+        restored.descriptors.extend(ids.zip(descriptors));
+    }
+    Ok(())
 }
 
 /// Makes one pipe or FIFO and all the ends in `ends` (which name the same one), in their order.
@@ -138,19 +188,6 @@ pub fn restore_group(ends: &[&PipeEnd]) -> Result<Vec<OwnedFd>, Error> {
         Some(path) => restore_fifo(path, ends, state),
         None => restore_pipe(ends, state),
     }
-}
-
-/// [`restore_group`] for the usual case: at most one read end and one write end.
-pub fn restore_pair(
-    read: Option<&PipeEnd>,
-    write: Option<&PipeEnd>,
-) -> Result<(Option<OwnedFd>, Option<OwnedFd>), Error> {
-    let ends: Vec<&PipeEnd> = read.into_iter().chain(write).collect();
-    let mut restored = restore_group(&ends)?.into_iter();
-    Ok((
-        read.and_then(|_| restored.next()),
-        write.and_then(|_| restored.next()),
-    ))
 }
 
 fn restore_pipe(ends: &[&PipeEnd], state: Option<&Pipe>) -> Result<Vec<OwnedFd>, Error> {

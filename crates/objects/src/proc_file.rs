@@ -8,7 +8,8 @@
 //! `/proc/PID/mem` is more than its path: the memory that it reads and writes is found when it is
 //! opened (`mem_open` of fs/proc/base.c), and stays when the thread in its path ends.
 
-use crate::{Context, Error, file};
+use crate::methods::Event;
+use crate::{Context, Error, description};
 use std::io;
 use std::os::fd::BorrowedFd;
 use unbroken_image::{Pid, Tid};
@@ -22,9 +23,12 @@ enum Named {
     Descriptor,
 }
 
-/// Whether the path is of a file in the directory of a thread, which goes with that thread.
-pub fn names_thread(path: &str) -> bool {
-    matches!(named(path), Some(Named::Thread(..)))
+/// A file in the directory of a thread goes with that thread.
+pub(crate) fn stale_after(path: &str) -> Option<Event> {
+    match named(path) {
+        Some(Named::Thread(..)) => Some(Event::ThreadEnded),
+        _ => None,
+    }
 }
 
 /// What a replica can open in the place of `path`, which `fd`, a duplicate of the service's
@@ -38,7 +42,7 @@ pub(crate) fn path_for_replica(
     (path, flags): (String, i32),
     process: impl Fn(Pid) -> Option<i32>,
 ) -> Result<String, Error> {
-    if !file::is_of_proc(fd, &path)? {
+    if !description::is_of_proc(fd, &path)? {
         return Ok(path);
     }
     if path.ends_with("/mem") {
@@ -162,7 +166,7 @@ mod tests {
         let pid = child.id().cast_signed();
         let process = pidfd::open(pid).expect("pidfd_open");
         let fd = pidfd::get_descriptor(process.as_fd(), 9).expect("pidfd_getfd");
-        let path = file::path_of(fd.as_fd()).expect("path");
+        let path = description::path_of(fd.as_fd()).expect("path");
         let flags = descriptor::status_flags(fd.as_fd()).expect("flags");
         let result = path_for_replica(fd.as_fd(), (path, flags), |other| {
             (other.0 == pid).then_some(pid)

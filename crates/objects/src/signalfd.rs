@@ -1,14 +1,30 @@
 //! signalfds: only a mask. The signals themselves are queued at the process.
 
+use crate::methods::{Capture, Methods};
+use crate::restored::{Phase, make_each};
 use crate::{Context, Error};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use unbroken_image::Object;
 use unbroken_image::object::SignalDescriptor;
 use unbroken_sys::{descriptor, event, fdinfo};
+
+pub(crate) const METHODS: Methods = Methods::new(
+    Capture::Descriptor(|reading, fd, _| {
+        reading.state = Some(Object::SignalDescriptor(capture(fd)?));
+        Ok(())
+    }),
+    &[(Phase::Make, |batch, _, restored| {
+        make_each(batch, restored, |_, object| match object {
+            Object::SignalDescriptor(state) => restore(state).map(Some),
+            _ => Ok(None),
+        })
+    })],
+);
 
 /// Reads out a descriptor of ours that names a signalfd.
 pub fn capture(fd: BorrowedFd<'_>) -> Result<SignalDescriptor, Error> {
     let flags = descriptor::status_flags(fd).during("read the flags of", "a signalfd")?;
-    crate::file::refuse_ownership(fd, flags, "a signalfd")?;
+    crate::description::refuse_ownership(fd, flags, "a signalfd")?;
     let mut text = Vec::new();
     fdinfo::own_fdinfo(fd, &mut text).during("read the mask of", "a signalfd")?;
     let mask = fdinfo::field(&text, "sigmask")

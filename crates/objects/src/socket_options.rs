@@ -5,7 +5,7 @@
 //! namespace and cannot know the default. A default that a later kernel changes costs only a
 //! redundant entry.
 
-use crate::socket::SocketError;
+use crate::Error;
 use std::io;
 use std::os::fd::BorrowedFd;
 use unbroken_image::object::SocketOption;
@@ -173,6 +173,7 @@ static KNOWN: &[Known] = &[
     known(Unix, 83 /* SO_PASSRIGHTS */, Value(1), AfterConnect),
 
     known(Any, libc::SO_BROADCAST, Value(0), AfterConnect),
+    known(Any, libc::SO_NO_CHECK, Value(0), AfterConnect),
     known(Any, libc::SO_DONTROUTE, Value(0), AfterConnect),
     known(Any, libc::SO_KEEPALIVE, Value(0), AfterConnect),
     known(Any, libc::SO_OOBINLINE, Value(0), AfterConnect),
@@ -200,11 +201,7 @@ static KNOWN: &[Known] = &[
 
 /// Everything about a socket of `family` and `kind` (`SOCK_*`) that differs from a fresh one, in
 /// the form that [`apply`] takes. `TCP_CORK` is not among it: it is a phase of the send queue.
-pub fn capture(
-    fd: BorrowedFd<'_>,
-    family: i32,
-    kind: i32,
-) -> Result<Vec<SocketOption>, SocketError> {
+pub fn capture(fd: BorrowedFd<'_>, family: i32, kind: i32) -> Result<Vec<SocketOption>, Error> {
     let mut options = Vec::new();
     for option in KNOWN
         .iter()
@@ -240,10 +237,10 @@ pub fn apply(
     options: &[SocketOption],
     moment: Moment,
     subject: &'static str,
-) -> Result<(), SocketError> {
+) -> Result<(), Error> {
     for option in options.iter().filter(|option| moment_of(option) == moment) {
         sockopt::set(fd, option.level, option.name, &option.value).map_err(|source| {
-            SocketError::Option {
+            Error::Option {
                 level: option.level,
                 name: option.name,
                 subject,
@@ -295,7 +292,7 @@ fn capture_buffers(fd: BorrowedFd<'_>, options: &mut Vec<SocketOption>) {
 }
 
 /// A socket filter could only be carried as a program; none of it is worth a wrong guess.
-fn refuse_filters(fd: BorrowedFd<'_>) -> Result<(), SocketError> {
+fn refuse_filters(fd: BorrowedFd<'_>) -> Result<(), Error> {
     // With no room the kernel answers the number of instructions (net/core/filter.c,
     // sk_get_filter), and EACCES for an eBPF program.
     let filtered = match sockopt::get(fd, libc::SOL_SOCKET, sockopt::SO_GET_FILTER, &mut []) {
@@ -303,10 +300,10 @@ fn refuse_filters(fd: BorrowedFd<'_>) -> Result<(), SocketError> {
         Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
     };
     if filtered {
-        return Err(SocketError::Refused {
-            what: "a socket with a packet filter (SO_ATTACH_FILTER, SO_ATTACH_BPF)",
-            why: "the program cannot be read back whole",
-        });
+        return Err(Error::refused(
+            "a socket with a packet filter (SO_ATTACH_FILTER, SO_ATTACH_BPF)",
+            "the program cannot be read back whole",
+        ));
     }
     Ok(())
 }

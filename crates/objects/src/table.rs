@@ -12,6 +12,7 @@ mod flags;
 mod interest;
 mod interests;
 mod order;
+pub(crate) mod process;
 mod source;
 mod states;
 mod verify;
@@ -19,26 +20,19 @@ mod verify;
 pub use announced::{Announced, Announcement};
 pub use source::Source;
 
+use crate::Error;
 use crate::classify::classify_into;
-use crate::pipe::Scratch;
-use crate::{Error, Kind};
+use crate::kinds::Kind;
+use crate::methods::{Event, Inode, Tools};
 use announced::Slots;
 use entry::Entry;
 use interest::Namings;
 use order::Order;
+use process::Process;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::os::fd::{AsFd, OwnedFd};
-use unbroken_image::{
-    Descriptor, DescriptorChange, Fd, FileIdentity, InterestChange, ObjectId, Pid,
-};
+use std::os::fd::AsFd;
+use unbroken_image::{Descriptor, DescriptorChange, Fd, InterestChange, ObjectId, Pid};
 use unbroken_sys::kcmp;
-
-/// One process and its slots.
-#[derive(Debug)]
-pub(crate) struct Process {
-    source: Source,
-    slots: Slots,
-}
 
 /// What an update found. The buffers are kept from epoch to epoch.
 #[derive(Debug, Default)]
@@ -82,17 +76,20 @@ pub struct Mirror {
     /// Objects that their inode names.
     sockets: HashMap<u64, ObjectId>,
     /// The ends of each pipe.
-    pipes: BTreeMap<u64, Vec<ObjectId>>,
+    ends: BTreeMap<u64, Vec<ObjectId>>,
     volatile: BTreeSet<ObjectId>,
-    /// memfds whose pages travel with memory.
-    mapped: BTreeSet<FileIdentity>,
+    /// What is to be captured again after which event.
+    stale: BTreeSet<(Event, ObjectId)>,
+    /// Objects at rest that moved before the last verification, and how, until it is known whether
+    /// something woke them (I7).
+    moved_at_rest: Vec<(ObjectId, String)>,
     /// How many of the objects are Unix sockets.
     unix_sockets: usize,
     /// Inodes of the pipes behind the service's standard output (1) and error (2).
     outputs: Vec<(u64, u8)>,
     next: u64,
     namings: Namings,
-    scratch: Scratch,
+    tools: Tools,
     link: Vec<u8>,
     text: Vec<u8>,
     list: Vec<i32>,
@@ -108,14 +105,15 @@ impl Mirror {
             objects: BTreeMap::new(),
             order: Order::default(),
             sockets: HashMap::new(),
-            pipes: BTreeMap::new(),
+            ends: BTreeMap::new(),
             volatile: BTreeSet::new(),
-            mapped: BTreeSet::new(),
+            stale: BTreeSet::new(),
+            moved_at_rest: Vec::new(),
             unix_sockets: 0,
             outputs: outputs.to_vec(),
             next: first.0,
             namings: Namings::default(),
-            scratch: Scratch::new()?,
+            tools: Tools::new()?,
             link: Vec::new(),
             text: Vec::new(),
             list: Vec::new(),
@@ -132,8 +130,10 @@ impl Mirror {
         self.objects.clear();
         self.order = Order::default();
         self.sockets.clear();
-        self.pipes.clear();
+        self.ends.clear();
         self.volatile.clear();
+        self.stale.clear();
+        self.moved_at_rest.clear();
         self.unix_sockets = 0;
         changes.clear();
         let announcements = self.attach_all(sources)?;
@@ -268,7 +268,7 @@ impl Mirror {
                 let entry = old.and_then(|old| self.objects.get_mut(&old.object));
                 if let Some(entry) = entry {
                     entry.remove_slot((*pid, *fd));
-                    unordered |= entry.slots.is_empty() && !entry.kind.has_unique_inode();
+                    unordered |= entry.slots.is_empty() && entry.kind.inode() != Inode::Unique;
                 }
             }
         }
@@ -319,8 +319,8 @@ impl Mirror {
             return Ok(None);
         };
         let close_on_exec = process.source.close_on_exec(fd, &mut self.text)?;
-        let (kind, status) = classify_into(duplicate.as_fd(), &mut self.link)?;
-        let known = if kind.has_unique_inode() {
+        let (kind, status) = classify_into(duplicate.as_fd(), &self.outputs, &mut self.link)?;
+        let known = if kind.inode() == Inode::Unique {
             self.sockets.get(&status.inode).copied().ok_or(0)
         } else {
             let host_pid = process.source.host_pid;
@@ -334,21 +334,16 @@ impl Mirror {
             Err(place) => {
                 let id = ObjectId(self.next);
                 self.next += 1;
-                if kind.has_unique_inode() {
+                if kind.inode() == Inode::Unique {
                     self.sockets.insert(status.inode, id);
                 } else {
                     self.order.insert(place, id);
                 }
-                let output = self
-                    .outputs
-                    .iter()
-                    .find(|(inode, _)| kind == Kind::Pipe && *inode == status.inode);
-                let entry = Entry::new(kind, &status, output.map(|(_, stream)| *stream));
                 self.unix_sockets += usize::from(kind == Kind::Unix);
-                if kind == Kind::Pipe || kind == Kind::Fifo {
-                    self.pipes.entry(status.inode).or_default().push(id);
+                if kind.inode() == Inode::OfAllEnds {
+                    self.ends.entry(status.inode).or_default().push(id);
                 }
-                self.objects.insert(id, entry);
+                self.objects.insert(id, Entry::new(kind, &status));
                 changes.appeared.push(id);
                 id
             }
@@ -426,34 +421,23 @@ impl Mirror {
             changes.gone.push(*id);
             self.volatile.remove(id);
             self.unix_sockets -= usize::from(entry.kind == Kind::Unix);
-            if entry.kind.has_unique_inode() {
+            if entry.kind.inode() == Inode::Unique {
                 self.sockets.remove(&entry.identity.inode);
             } else {
                 self.order.retain(|other| other != id);
             }
-            if let Some(ends) = self.pipes.get_mut(&entry.identity.inode) {
+            if let Some(ends) = self.ends.get_mut(&entry.identity.inode) {
                 ends.retain(|end| end != id);
                 if ends.is_empty() {
-                    self.pipes.remove(&entry.identity.inode);
+                    self.ends.remove(&entry.identity.inode);
                 }
+            }
+            if let Some(methods) = entry.kind.methods_if_any()
+                && let Some(event) = entry.reading.state.as_ref().and_then(methods.stale_after)
+            {
+                self.stale.remove(&(event, *id));
             }
             self.forget_interest(*id, &entry, changes);
         }
     }
-}
-
-/// A fresh duplicate by the first slot of `slots` that still has one.
-pub(crate) fn duplicate(
-    processes: &BTreeMap<Pid, Process>,
-    slots: &[(Pid, Fd)],
-) -> Result<Option<OwnedFd>, Error> {
-    for (pid, fd) in slots {
-        let Some(process) = processes.get(pid) else {
-            continue;
-        };
-        if let Some(duplicate) = process.source.duplicate(*fd)? {
-            return Ok(Some(duplicate));
-        }
-    }
-    Ok(None)
 }

@@ -2,31 +2,38 @@
 //!
 //! [`capture`] reads a connection whole, [`Tracker::capture_into`] reads it again at the price of
 //! what is queued. [`prepare`] builds it in the replica's namespace without a packet, and
-//! [`Prepared::go_live`] lets it speak.
+//! [`Prepared::go_live`] lets it speak. [`capture_orphan`] reads one that is about to lose its last
+//! descriptor.
 
-mod capture;
+pub(crate) mod capture;
 mod closed;
-mod closing;
+mod difference;
 mod fingerprint;
-mod known;
-mod packets;
+pub(crate) mod known;
+mod methods;
+mod orphan;
+pub(crate) mod packets;
+pub(crate) mod plan;
 mod queues;
 mod quiet;
-mod restore;
+pub(crate) mod restore;
 
-pub use capture::{Tracker, capture, capture_accepted, capture_known, difference};
-pub use closing::{capture_closing, has_words_left, is_said, said_since};
+pub use capture::{Tracker, capture, capture_known};
+pub use difference::difference;
 pub use fingerprint::{Fingerprint, Seen, fingerprint};
-pub use known::{Known, Sent};
+pub use known::{Ends, Known, Sent};
+pub(crate) use methods::METHODS;
+pub use orphan::{capture_orphan, has_unfinished_orphan};
 pub use packets::{Inject, Resend};
+pub use plan::{Heard, View};
 pub use quiet::{is_quiet, may_be_quiet};
-pub use restore::{Heard, Live, Prepared, View, prepare};
+pub use restore::{Live, Prepared, prepare};
 
 use unbroken_image::object::{TcpConnection, TcpPhase};
 use unbroken_sys::tcp::state;
 
 /// How errors call a socket of this module.
-const SUBJECT: &str = "TCP connection";
+const SUBJECT: &str = "on a TCP connection";
 
 /// The phase of a socket in `state` (`TCP_INFO`); `None` for one that listens. A descriptor whose
 /// connection is in TIME_WAIT shows `CLOSE`: the kernel keeps that state apart from the socket.

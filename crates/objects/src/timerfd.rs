@@ -1,10 +1,34 @@
 //! timerfds: kept as absolute deadlines, so that the time of the takeover is not added to them.
 
+use crate::methods::{Capture, Look, Means, Methods, Reading};
+use crate::restored::{Phase, make_each};
 use crate::{Context, Error};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use unbroken_image::Object;
 use unbroken_image::object::TimerDescriptor;
 use unbroken_sys::timer::{self, Setting};
 use unbroken_sys::{descriptor, fdinfo};
+
+pub(crate) const METHODS: Methods = Methods {
+    is_volatile: |_| true,
+    look,
+    ..Methods::new(
+        Capture::Descriptor(|reading, fd, means| {
+            let previous = match &reading.state {
+                Some(Object::TimerDescriptor(state)) if !means.announced => Some(state),
+                _ => None,
+            };
+            reading.state = Some(Object::TimerDescriptor(capture(fd, previous)?));
+            reading.watches.open(&means.holders)
+        }),
+        &[(Phase::Make, |batch, _, restored| {
+            make_each(batch, restored, |_, object| match object {
+                Object::TimerDescriptor(state) => restore(state).map(Some),
+                _ => Ok(None),
+            })
+        })],
+    )
+};
 
 const SUBJECT: &str = "a timerfd";
 const ABSOLUTE: u32 = libc::TFD_TIMER_ABSTIME as u32;
@@ -21,7 +45,7 @@ const LATE_INTERRUPT_READS: usize = 16;
 /// The clock that the kernel runs a timer on: `CLOCK_REALTIME` timers that are not absolute are
 /// `CLOCK_MONOTONIC` ones inside (kernel/time/hrtimer.c `__hrtimer_setup`), alarm clocks are their
 /// base clock.
-pub(crate) fn counting_clock(clock: i32, set_flags: u32) -> i32 {
+fn counting_clock(clock: i32, set_flags: u32) -> i32 {
     match clock {
         libc::CLOCK_REALTIME if set_flags & ABSOLUTE == 0 => libc::CLOCK_MONOTONIC,
         libc::CLOCK_REALTIME_ALARM => libc::CLOCK_REALTIME,
@@ -32,7 +56,7 @@ pub(crate) fn counting_clock(clock: i32, set_flags: u32) -> i32 {
 
 /// What fdinfo says about a timerfd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Reading {
+pub(crate) struct Shown {
     pub clock: i32,
     pub ticks: u64,
     pub set_flags: u32,
@@ -40,7 +64,7 @@ pub(crate) struct Reading {
     pub interval_ns: u64,
 }
 
-pub(crate) fn parse(text: &[u8]) -> Result<Reading, Error> {
+pub(crate) fn parse(text: &[u8]) -> Result<Shown, Error> {
     let number = |name| fdinfo::field(text, name)?.parse::<u64>().ok();
     let pair = |name| {
         let value = fdinfo::field(text, name)?
@@ -51,7 +75,7 @@ pub(crate) fn parse(text: &[u8]) -> Result<Reading, Error> {
         seconds.checked_add(rest.parse().ok()?)
     };
     let reading = || {
-        Some(Reading {
+        Some(Shown {
             clock: i32::try_from(number("clockid")?).ok()?,
             ticks: number("ticks")?,
             set_flags: u32::from_str_radix(fdinfo::field(text, "settime flags")?, 8).ok()?,
@@ -74,7 +98,7 @@ pub fn capture(
     previous: Option<&TimerDescriptor>,
 ) -> Result<TimerDescriptor, Error> {
     let flags = descriptor::status_flags(fd).during("read the flags of", SUBJECT)?;
-    crate::file::refuse_ownership(fd, flags, SUBJECT)?;
+    crate::description::refuse_ownership(fd, flags, SUBJECT)?;
     let mut text = Vec::new();
     // A periodic timer that expired unread reads as 0 in fdinfo; this moves it on to its next
     // deadline, which a reader would have done (fs/timerfd.c).
@@ -121,6 +145,24 @@ fn exact(reckoned_ns: u64, interval_ns: u64, previous: Option<&TimerDescriptor>)
         candidate_ns
     } else {
         reckoned_ns
+    }
+}
+
+fn look(reading: &mut Reading, _: &mut Means<'_>) -> Result<Look, Error> {
+    reading.watches.read()?;
+    let (Some(text), Some(Object::TimerDescriptor(known))) =
+        (reading.watches.text(), &reading.state)
+    else {
+        return Ok(Look::Unknown);
+    };
+    let now = parse(text)?;
+    let is_due = known.expiry_ns != 0 && {
+        let clock = counting_clock(known.clock, known.set_flags);
+        timer::now_ns(clock).during("read the clock of", SUBJECT)? >= known.expiry_ns
+    };
+    match is_due || now.ticks != known.ticks {
+        true => Ok(Look::Unknown),
+        false => Ok(Look::Same),
     }
 }
 

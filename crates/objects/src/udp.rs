@@ -4,17 +4,67 @@
 //! Not carried, as nothing shows it: multicast memberships, and a datagram under construction
 //! (`MSG_MORE`).
 
-use crate::socket::{Context, SocketError};
+use crate::methods::{Capture, Inode, Look, Means, Methods, Reading};
+use crate::restored::{Batch, Phase, Restored, Scene};
 use crate::socket_options::{self, Moment};
+use crate::{Context, Error};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 use unbroken_image::object::UdpSocket;
+use unbroken_image::{Object, ObjectId};
 use unbroken_sys::{socket, sockopt};
 
+pub(crate) const METHODS: Methods = Methods {
+    inode: Inode::Unique,
+    is_volatile: |_| true,
+    look,
+    ..Methods::new(
+        Capture::Descriptor(|reading, fd, means| {
+            let mut state = capture(fd)?;
+            state.shutdown = shutdown(fd, &state, means)?;
+            reading.state = Some(Object::UdpSocket(state));
+            Ok(())
+        }),
+        &[(Phase::Make, make)],
+    )
+};
+
+/// `poll` tells of the reading side, and of the other only when both are shut down.
+fn shutdown(fd: BorrowedFd<'_>, state: &UdpSocket, means: &mut Means<'_>) -> Result<u8, Error> {
+    let told = match (state.local, state.remote) {
+        (Some(local), Some(remote)) => means
+            .tools
+            .udp_diag(fd)?
+            .shutdown(fd, local, remote)
+            .during("ask sock_diag", SUBJECT)?,
+        _ => None,
+    };
+    let ready = socket::poll(fd, libc::POLLRDHUP, Duration::ZERO).during("poll", SUBJECT)?;
+    Ok(
+        told.unwrap_or(match ready & (libc::POLLRDHUP | libc::POLLHUP) {
+            0 => 0,
+            libc::POLLRDHUP => 1,
+            _ => 3,
+        }),
+    )
+}
+
+fn look(reading: &mut Reading, means: &mut Means<'_>) -> Result<Look, Error> {
+    let (Some(Object::UdpSocket(state)), Some(fd)) =
+        (&mut reading.state, means.holders.duplicate()?)
+    else {
+        return Ok(Look::Unknown);
+    };
+    match capture_queue_into(fd.as_fd(), state)? {
+        true => Ok(Look::Refreshed),
+        false => Ok(Look::Same),
+    }
+}
+
 /// How errors call a socket of this module.
-const SUBJECT: &str = "UDP socket";
+const SUBJECT: &str = "on a UDP socket";
 
 /// Room for the largest datagram.
 const DATAGRAM_BYTES: usize = 65536;
@@ -24,55 +74,46 @@ const UDP_CORK: i32 = 1;
 
 /// Reads a socket and leaves it as it is. `Refused` for protocols other than UDP and for a corked
 /// socket.
-pub fn capture(fd: BorrowedFd<'_>) -> Result<UdpSocket, SocketError> {
+pub fn capture(fd: BorrowedFd<'_>) -> Result<UdpSocket, Error> {
     let protocol = sockopt::get_i32(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL)
-        .context("read SO_PROTOCOL", SUBJECT)?;
+        .during("read SO_PROTOCOL", SUBJECT)?;
     if protocol != libc::IPPROTO_UDP {
-        return Err(SocketError::Refused {
-            what: "a datagram socket of a protocol other than UDP (as ICMP or UDP-Lite)",
-            why: "its state is not known",
-        });
+        return Err(Error::refused(
+            "a datagram socket of a protocol other than UDP (as ICMP or UDP-Lite)",
+            "its state is not known",
+        ));
     }
-    if sockopt::get_i32(fd, libc::IPPROTO_UDP, UDP_CORK).context("read UDP_CORK", SUBJECT)? != 0 {
-        return Err(SocketError::Refused {
-            what: "a corked UDP socket",
-            why: "the datagram under construction cannot be read back",
-        });
+    if sockopt::get_i32(fd, libc::IPPROTO_UDP, UDP_CORK).during("read UDP_CORK", SUBJECT)? != 0 {
+        return Err(Error::refused(
+            "a corked UDP socket",
+            "the datagram under construction cannot be read back",
+        ));
     }
     let family = sockopt::get_i32(fd, libc::SOL_SOCKET, libc::SO_DOMAIN)
-        .context("read SO_DOMAIN", SUBJECT)?;
-    let local = socket::local_address(fd).context("getsockname", SUBJECT)?;
+        .during("read SO_DOMAIN", SUBJECT)?;
+    let local = socket::local_address(fd).during("getsockname", SUBJECT)?;
     let remote = match socket::peer_address(fd) {
         Ok(remote) => Some(remote),
         Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => None,
-        Err(error) => return Err(error).context("read SO_PEERNAME", SUBJECT),
+        Err(error) => return Err(error).during("read SO_PEERNAME", SUBJECT),
     };
     let mut state = UdpSocket {
         family,
-        flags: socket::status_flags(fd).context("F_GETFL", SUBJECT)?,
+        flags: socket::status_flags(fd).during("F_GETFL", SUBJECT)?,
         local: (local.port() != 0).then_some(local),
         remote,
         socket_options: socket_options::capture(fd, family, libc::SOCK_DGRAM)?,
         queue: Vec::new(),
+        shutdown: 0,
     };
     capture_queue(fd, &mut state.queue)?;
     Ok(state)
 }
 
-/// Reads again what may have changed since the last capture of the same socket into the same
-/// `state`; everything when `attributes_changed`, as the announced calls say (`bind`, `connect`,
-/// `setsockopt`, `fcntl`), else the unread datagrams. Says whether anything did change.
-pub fn capture_into(
-    fd: BorrowedFd<'_>,
-    state: &mut UdpSocket,
-    attributes_changed: bool,
-) -> Result<bool, SocketError> {
-    if attributes_changed {
-        let now = capture(fd)?;
-        let changed = *state != now;
-        *state = now;
-        return Ok(changed);
-    }
+/// Reads the unread datagrams again, into the `state` of the same socket; says whether they are
+/// others. What else there is changes by announced calls alone (`bind`, `connect`, `setsockopt`,
+/// `fcntl`).
+pub fn capture_queue_into(fd: BorrowedFd<'_>, state: &mut UdpSocket) -> Result<bool, Error> {
     if state.queue.is_empty() && !has_input(fd)? {
         return Ok(false);
     }
@@ -82,20 +123,17 @@ pub fn capture_into(
 }
 
 /// SIOCINQ would not do: it is the first datagram's length, and 0 also for an empty one.
-fn has_input(fd: BorrowedFd<'_>) -> Result<bool, SocketError> {
-    let ready = socket::poll(fd, libc::POLLIN, Duration::ZERO).context("poll", SUBJECT)?;
+fn has_input(fd: BorrowedFd<'_>) -> Result<bool, Error> {
+    let ready = socket::poll(fd, libc::POLLIN, Duration::ZERO).during("poll", SUBJECT)?;
     Ok(ready & libc::POLLIN != 0)
 }
 
-fn capture_queue(
-    fd: BorrowedFd<'_>,
-    queue: &mut Vec<(SocketAddr, Vec<u8>)>,
-) -> Result<(), SocketError> {
+fn capture_queue(fd: BorrowedFd<'_>, queue: &mut Vec<(SocketAddr, Vec<u8>)>) -> Result<(), Error> {
     if !has_input(fd)? {
         return Ok(());
     }
     let before = sockopt::get_i32(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF)
-        .context("read SO_PEEK_OFF", SUBJECT)?;
+        .during("read SO_PEEK_OFF", SUBJECT)?;
     let result = walk_queue(fd, queue);
     set_peek_offset(fd, before)?;
     result
@@ -104,10 +142,7 @@ fn capture_queue(
 /// The peek offset counts bytes and steps over whole datagrams before it (net/core/datagram.c,
 /// `__skb_try_recv_from_queue`), except that an empty one is stepped over too once it was peeked
 /// at: the first capture alone sees it.
-fn walk_queue(
-    fd: BorrowedFd<'_>,
-    queue: &mut Vec<(SocketAddr, Vec<u8>)>,
-) -> Result<(), SocketError> {
+fn walk_queue(fd: BorrowedFd<'_>, queue: &mut Vec<(SocketAddr, Vec<u8>)>) -> Result<(), Error> {
     let mut walked_bytes = 0;
     let mut buffer = Vec::with_capacity(DATAGRAM_BYTES);
     loop {
@@ -120,50 +155,97 @@ fn walk_queue(
                 queue.push((source, buffer.clone()));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-            Err(error) => return Err(error).context("peek at the queue", SUBJECT),
+            Err(error) => return Err(error).during("peek at the queue", SUBJECT),
         }
     }
 }
 
-fn set_peek_offset(fd: BorrowedFd<'_>, offset: i32) -> Result<(), SocketError> {
+fn set_peek_offset(fd: BorrowedFd<'_>, offset: i32) -> Result<(), Error> {
     sockopt::set_i32(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset)
-        .context("set SO_PEEK_OFF", SUBJECT)
+        .during("set SO_PEEK_OFF", SUBJECT)
 }
 
-/// Makes the socket again on the calling thread's network namespace, unread datagrams included.
-pub fn restore(state: &UdpSocket) -> Result<OwnedFd, SocketError> {
-    let fd = socket::open(state.family, libc::SOCK_DGRAM, libc::IPPROTO_UDP)
-        .context("create", SUBJECT)?;
-    let udp = fd.as_fd();
-    let options = &state.socket_options;
-    socket_options::apply(udp, options, Moment::BeforeBind, SUBJECT)?;
-    let reuse = |value| {
-        sockopt::set_i32(udp, libc::SOL_SOCKET, libc::SO_REUSEADDR, value)
-            .context("set SO_REUSEADDR", SUBJECT)
-    };
-    reuse(1)?;
-    if let Some(local) = &state.local {
-        socket::bind(udp, local).context("bind", SUBJECT)?;
-    }
-    reuse(0)?;
-    if let Some(remote) = &state.remote {
-        socket::connect(udp, remote).context("connect", SUBJECT)?;
-    }
-    socket_options::apply(udp, options, Moment::AfterConnect, SUBJECT)?;
-    socket_options::apply(udp, options, Moment::Last, SUBJECT)?;
-    if let Some(local) = state.local {
-        for (source, bytes) in &state.queue {
-            deliver(*source, local, bytes)?;
+fn make(batch: &Batch<'_>, _: &Scene, restored: &mut Restored) -> Result<(), Error> {
+    let (ids, states): (Vec<ObjectId>, Vec<&UdpSocket>) = batch
+        .iter()
+        .filter_map(|(id, object)| match object {
+            Object::UdpSocket(state) => Some((*id, state)),
+            _ => None,
+        })
+        .unzip();
+    let sockets = restore_all(&states)?;
+    restored.descriptors.extend(ids.into_iter().zip(sockets));
+    Ok(())
+}
+
+/// Makes the sockets again on the calling thread's network namespace, in their order, unread
+/// datagrams included. What let several of them have one address may have been switched off since,
+/// so all are bound with `SO_REUSEADDR` first; and all are connected before any gets its datagrams,
+/// which go to the socket that fits best.
+pub fn restore_all(states: &[&UdpSocket]) -> Result<Vec<OwnedFd>, Error> {
+    let sockets = states.iter().map(|state| bind(state));
+    let sockets = sockets.collect::<Result<Vec<OwnedFd>, Error>>()?;
+    let all = || states.iter().zip(&sockets);
+    all().try_for_each(|(state, socket)| connect(socket.as_fd(), state))?;
+    for (state, _) in all() {
+        if let Some(local) = state.local {
+            for (source, bytes) in &state.queue {
+                deliver(*source, local, bytes)?;
+            }
         }
     }
-    socket::set_status_flags(udp, state.flags).context("F_SETFL", SUBJECT)?;
+    for (state, socket) in all() {
+        shut_down(socket.as_fd(), state.shutdown)?;
+        socket::set_status_flags(socket.as_fd(), state.flags).during("F_SETFL", SUBJECT)?;
+    }
+    Ok(sockets)
+}
+
+fn bind(state: &UdpSocket) -> Result<OwnedFd, Error> {
+    let fd = socket::open(state.family, libc::SOCK_DGRAM, libc::IPPROTO_UDP)
+        .during("create", SUBJECT)?;
+    let options = &state.socket_options;
+    socket_options::apply(fd.as_fd(), options, Moment::BeforeBind, SUBJECT)?;
+    set_reuse_address(fd.as_fd(), 1)?;
+    if let Some(local) = &state.local {
+        socket::bind(fd.as_fd(), local).during("bind", SUBJECT)?;
+    }
     Ok(fd)
+}
+
+fn connect(socket: BorrowedFd<'_>, state: &UdpSocket) -> Result<(), Error> {
+    set_reuse_address(socket, 0)?;
+    if let Some(remote) = &state.remote {
+        socket::connect(socket, remote).during("connect", SUBJECT)?;
+    }
+    let options = &state.socket_options;
+    socket_options::apply(socket, options, Moment::AfterConnect, SUBJECT)?;
+    socket_options::apply(socket, options, Moment::Last, SUBJECT)
+}
+
+fn set_reuse_address(socket: BorrowedFd<'_>, value: i32) -> Result<(), Error> {
+    sockopt::set_i32(socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, value)
+        .during("set SO_REUSEADDR", SUBJECT)
+}
+
+fn shut_down(socket: BorrowedFd<'_>, shutdown: u8) -> Result<(), Error> {
+    let how = match shutdown {
+        1 => libc::SHUT_RD,
+        2 => libc::SHUT_WR,
+        3 => libc::SHUT_RDWR,
+        _ => return Ok(()),
+    };
+    match socket::shutdown(socket, how) {
+        // Without a peer it is done all the same (net/ipv4/af_inet.c, inet_shutdown).
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => Ok(()),
+        other => other.during("shut down", SUBJECT),
+    }
 }
 
 /// Sends a datagram as if from `source` to a socket of this namespace. A raw socket may name any
 /// source, and what goes to a local address comes back over the loopback device with its route, so
 /// no check of the source is made (net/ipv4/ip_input.c).
-fn deliver(source: SocketAddr, local: SocketAddr, bytes: &[u8]) -> Result<(), SocketError> {
+fn deliver(source: SocketAddr, local: SocketAddr, bytes: &[u8]) -> Result<(), Error> {
     let port = local.port();
     let source = SocketAddr::new(source.ip().to_canonical(), source.port());
     let (family, destination, packet) = match (source.ip(), local.ip().to_canonical()) {
@@ -190,13 +272,13 @@ fn deliver(source: SocketAddr, local: SocketAddr, bytes: &[u8]) -> Result<(), So
             )
         }
     };
-    let raw = socket::open(family, libc::SOCK_RAW, libc::IPPROTO_RAW).context(
-        "create a raw socket (needs CAP_NET_RAW) for an unread datagram of a",
+    let raw = socket::open(family, libc::SOCK_RAW, libc::IPPROTO_RAW).during(
+        "create a raw socket (needs CAP_NET_RAW) for an unread datagram",
         SUBJECT,
     )?;
     socket::connect(raw.as_fd(), &SocketAddr::new(destination, 0))
-        .context("route an unread datagram to a", SUBJECT)?;
-    socket::send(raw.as_fd(), &packet, 0).context("deliver an unread datagram to a", SUBJECT)?;
+        .during("route an unread datagram", SUBJECT)?;
+    socket::send(raw.as_fd(), &packet, 0).during("deliver an unread datagram", SUBJECT)?;
     Ok(())
 }
 

@@ -6,19 +6,66 @@
 
 mod restore;
 
-pub use restore::restore_all;
-
-use crate::socket::{Context, SocketError};
-use crate::socket_options;
-use std::collections::HashSet;
-use std::os::fd::BorrowedFd;
+use crate::methods::{Capture, Inode, Look, Means, Methods, Reading};
+use crate::restored::{Batch, Phase, Restored, Scene};
+use crate::table::process::Holders;
+use crate::{Context, Error, socket_options};
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use unbroken_image::object::{UnixAddress, UnixKind, UnixMessage, UnixSocket};
+use unbroken_image::{Object, ObjectId};
 use unbroken_sys::unix::{self, Diag, Name};
 use unbroken_sys::{socket, sockopt};
 
+pub(crate) const METHODS: Methods = Methods {
+    inode: Inode::Unique,
+    is_volatile: |_| true,
+    look,
+    refuse: |object, others| match object {
+        Object::UnixSocket(state) => refuse(state, others.has_socket),
+        _ => Ok(()),
+    },
+    ..Methods::new(
+        Capture::Descriptor(|reading, fd, means| {
+            let diag = means.tools.unix_diag(fd)?;
+            let mut state = capture(fd, diag)?;
+            find_directory(&mut state, diag, &means.holders)?;
+            reading.state = Some(Object::UnixSocket(state));
+            Ok(())
+        }),
+        &[(Phase::Make, make)],
+    )
+};
+
+fn look(reading: &mut Reading, means: &mut Means<'_>) -> Result<Look, Error> {
+    let (Some(Object::UnixSocket(state)), Some(fd)) =
+        (&mut reading.state, means.holders.duplicate()?)
+    else {
+        return Ok(Look::Unknown);
+    };
+    let diag = means.tools.unix_diag(fd.as_fd())?;
+    match capture_into(fd.as_fd(), diag, state)? {
+        true => Ok(Look::Refreshed),
+        false => Ok(Look::Same),
+    }
+}
+
+fn make(batch: &Batch<'_>, _: &Scene, restored: &mut Restored) -> Result<(), Error> {
+    let sockets: Vec<(ObjectId, &UnixSocket)> = batch
+        .iter()
+        .filter_map(|(id, object)| match object {
+            Object::UnixSocket(state) => Some((*id, state)),
+            _ => None,
+        })
+        .collect();
+    restored.descriptors.extend(restore::restore_all(&sockets)?);
+    Ok(())
+}
+
 /// How errors call a socket of this module.
-const SUBJECT: &str = "Unix socket";
+const SUBJECT: &str = "on a Unix socket";
 
 /// Room for one peek at a stream.
 const PEEK_BYTES: usize = 64 * 1024;
@@ -27,20 +74,20 @@ const PEEK_BYTES: usize = 64 * 1024;
 /// service's network namespace ([`Diag::of_namespace`]).
 ///
 /// `Refused` when unread messages carry descriptors, or bytes wait in a connection that nobody has
-/// accepted. Whether the peer is in the tree shows only when all sockets are known: [`check`].
-pub fn capture(fd: BorrowedFd<'_>, diag: &mut Diag) -> Result<UnixSocket, SocketError> {
+/// accepted.
+pub fn capture(fd: BorrowedFd<'_>, diag: &mut Diag) -> Result<UnixSocket, Error> {
     let kind =
-        sockopt::get_i32(fd, libc::SOL_SOCKET, libc::SO_TYPE).context("read SO_TYPE", SUBJECT)?;
-    let inode = socket::inode(fd).context("fstat", SUBJECT)?;
-    let facts = diag.query(inode).context("ask sock_diag", SUBJECT)?;
+        sockopt::get_i32(fd, libc::SOL_SOCKET, libc::SO_TYPE).during("read SO_TYPE", SUBJECT)?;
+    let inode = socket::inode(fd).during("fstat", SUBJECT)?;
+    let facts = diag.query(inode).during("ask sock_diag", SUBJECT)?;
     let connected = facts.peer_inode.is_some();
     let mut state = UnixSocket {
         kind: kind_of(kind)?,
-        flags: socket::status_flags(fd).context("F_GETFL", SUBJECT)?,
+        flags: socket::status_flags(fd).during("F_GETFL", SUBJECT)?,
         inode,
         peer_inode: facts.peer_inode.filter(|inode| *inode != 0),
         connected,
-        local: address(unix::local_name(fd).context("getsockname", SUBJECT)?)?,
+        local: address(unix::local_name(fd).during("getsockname", SUBJECT)?)?,
         connected_to: None,
         backlog: facts.listening.then_some(facts.limit.cast_signed()),
         queue: Vec::new(),
@@ -48,75 +95,120 @@ pub fn capture(fd: BorrowedFd<'_>, diag: &mut Diag) -> Result<UnixSocket, Socket
         socket_options: socket_options::capture(fd, libc::AF_UNIX, kind)?,
     };
     if connected {
-        state.connected_to = address(unix::peer_name(fd).context("getpeername", SUBJECT)?)?;
+        state.connected_to = address(unix::peer_name(fd).during("getpeername", SUBJECT)?)?;
     }
     if !facts.listening {
         capture_queue(fd, state.kind, &mut state.queue)?;
     }
     if waits_for_accept(&state) && facts.limit != 0 {
-        return Err(SocketError::Refused {
-            what: "bytes sent on a Unix connection that is not accepted yet",
-            why: "they have no descriptor that they could be read from",
-        });
+        return Err(Error::refused(
+            "bytes sent on a Unix connection that is not accepted yet",
+            "they have no descriptor that they could be read from",
+        ));
     }
     Ok(state)
 }
 
-/// Reads again what may have changed since the last capture of the same socket into the same
-/// `state`: everything when `attributes_changed`, as the announced calls say, or when the peer may
-/// have done something, else nothing. Says whether anything did change. A socket at rest costs one
-/// `poll`.
+/// Reads the socket again into its `state` when the peer may have done something; says whether
+/// anything did change. A socket at rest costs one `poll`.
 pub fn capture_into(
     fd: BorrowedFd<'_>,
     diag: &mut Diag,
     state: &mut UnixSocket,
-    attributes_changed: bool,
-) -> Result<bool, SocketError> {
+) -> Result<bool, Error> {
     let at_rest = state.queue.is_empty()
         && state.shutdown == 0
         && (!state.connected || state.peer_inode.is_some());
-    if at_rest && !attributes_changed {
+    if at_rest {
         // A listener's input is connections to accept, which are not its state.
         let events = if state.backlog.is_some() {
             0
         } else {
             libc::POLLIN | libc::POLLRDHUP
         };
-        let ready = socket::poll(fd, events, Duration::ZERO).context("poll", SUBJECT)?;
+        let ready = socket::poll(fd, events, Duration::ZERO).during("poll", SUBJECT)?;
         if ready & (libc::POLLIN | libc::POLLRDHUP) == 0 {
             return Ok(false);
         }
     }
-    let now = capture(fd, diag)?;
+    let mut now = capture(fd, diag)?;
+    // A call that binds is announced.
+    now.local.clone_from(&state.local);
     let changed = *state != now;
     *state = now;
     Ok(changed)
 }
 
-/// Says whether these sockets, all of the tree, can be restored together.
-pub fn check<'a>(
-    sockets: impl IntoIterator<Item = &'a UnixSocket> + Clone,
-) -> Result<(), SocketError> {
-    let own: HashSet<u64> = sockets
-        .clone()
-        .into_iter()
-        .map(|socket| socket.inode)
-        .collect();
-    for socket in sockets {
-        let outside = socket.peer_inode.is_some_and(|peer| !own.contains(&peer));
-        if outside && socket.kind != UnixKind::Datagram {
-            return Err(SocketError::Refused {
-                what: "a Unix connection to a process outside the service",
-                why: "the other end cannot be made to talk to the replica; have it connect over \
-                      TCP, or run it inside the service",
+/// Finds where a relative path begins: the working directory of a process that holds the socket, if
+/// the path leads from there to the very file that the socket is bound to.
+fn find_directory(
+    state: &mut UnixSocket,
+    diag: &mut Diag,
+    holders: &Holders<'_>,
+) -> Result<(), Error> {
+    let Some(UnixAddress::Path(path)) = &state.local else {
+        return Ok(());
+    };
+    if path.starts_with('/') {
+        return Ok(());
+    }
+    let facts = diag.query(state.inode).during("ask sock_diag", SUBJECT)?;
+    let leads_to_it = |link: &Path| {
+        let file = fs::symlink_metadata(link.join(path));
+        file.is_ok_and(|file| facts.is_file(&file))
+    };
+    let host_pids = holders
+        .slots
+        .iter()
+        .filter_map(|(pid, _)| holders.host_pid(*pid));
+    let links = host_pids.map(|host_pid| PathBuf::from(format!("/proc/{host_pid}/cwd")));
+    for link in links {
+        if leads_to_it(&link)
+            && let Ok(directory) = fs::read_link(&link)
+            && let Some(directory) = directory.to_str()
+        {
+            state.local = Some(UnixAddress::Relative {
+                directory: directory.to_owned(),
+                path: path.clone(),
             });
+            return Ok(());
         }
-        if outside && socket.connected_to.is_none() {
-            return Err(SocketError::Refused {
-                what: "a datagram socket connected to a socket without a name outside the service",
-                why: "there is nothing that the replica could connect to",
-            });
-        }
+    }
+    Ok(())
+}
+
+/// Whether the socket can be made again, as far as its names and its peer are concerned:
+/// `has_socket` says which inodes are of the service's sockets.
+pub(crate) fn refuse(socket: &UnixSocket, has_socket: &dyn Fn(u64) -> bool) -> Result<(), Error> {
+    let is_relative = |name: &Option<UnixAddress>| matches!(name, Some(UnixAddress::Path(path)) if !path.starts_with('/'));
+    if is_relative(&socket.local) {
+        return Err(Error::refused(
+            "a Unix socket bound to a relative path",
+            "no process that has it open is in the directory that the path began in, or the file is \
+             gone; have the service bind to an absolute path",
+        ));
+    }
+    let connects = socket.kind == UnixKind::Datagram || waits_for_accept(socket);
+    if connects && is_relative(&socket.connected_to) {
+        return Err(Error::refused(
+            "a Unix socket connected to a relative path",
+            "what directory the path began in is not known; have the service connect to an \
+             absolute path",
+        ));
+    }
+    let outside = socket.peer_inode.is_some_and(|peer| !has_socket(peer));
+    if outside && socket.kind != UnixKind::Datagram {
+        return Err(Error::refused(
+            "a Unix connection to a process outside the service",
+            "the other end cannot be made to talk to the replica; have it connect over \
+             TCP, or run it inside the service",
+        ));
+    }
+    if outside && socket.connected_to.is_none() {
+        return Err(Error::refused(
+            "a datagram socket connected to a socket without a name outside the service",
+            "there is nothing that the replica could connect to",
+        ));
     }
     Ok(())
 }
@@ -129,15 +221,15 @@ fn waits_for_accept(state: &UnixSocket) -> bool {
         && state.shutdown == 0
 }
 
-fn kind_of(kind: i32) -> Result<UnixKind, SocketError> {
+fn kind_of(kind: i32) -> Result<UnixKind, Error> {
     match kind {
         libc::SOCK_STREAM => Ok(UnixKind::Stream),
         libc::SOCK_DGRAM => Ok(UnixKind::Datagram),
         libc::SOCK_SEQPACKET => Ok(UnixKind::SequencedPacket),
-        _ => Err(SocketError::Refused {
-            what: "a Unix socket of an unknown type",
-            why: "only streams, datagrams and sequenced packets are known",
-        }),
+        _ => Err(Error::refused(
+            "a Unix socket of an unknown type",
+            "only streams, datagrams and sequenced packets are known",
+        )),
     }
 }
 
@@ -149,14 +241,16 @@ fn number_of(kind: UnixKind) -> i32 {
     }
 }
 
-fn address(name: Option<Name>) -> Result<Option<UnixAddress>, SocketError> {
+fn address(name: Option<Name>) -> Result<Option<UnixAddress>, Error> {
     Ok(match name {
         None => None,
         Some(Name::Abstract(bytes)) => Some(UnixAddress::Abstract(bytes)),
         Some(Name::Path(bytes)) => {
-            let path = String::from_utf8(bytes).map_err(|_| SocketError::Refused {
-                what: "a Unix socket whose path is not UTF-8",
-                why: "paths travel as text",
+            let path = String::from_utf8(bytes).map_err(|_| {
+                Error::refused(
+                    "a Unix socket whose path is not UTF-8",
+                    "paths travel as text",
+                )
             })?;
             Some(UnixAddress::Path(path))
         }
@@ -165,7 +259,9 @@ fn address(name: Option<Name>) -> Result<Option<UnixAddress>, SocketError> {
 
 fn name(address: &UnixAddress) -> Name {
     match address {
-        UnixAddress::Path(path) => Name::Path(path.clone().into_bytes()),
+        UnixAddress::Path(path) | UnixAddress::Relative { path, .. } => {
+            Name::Path(path.clone().into_bytes())
+        }
         UnixAddress::Abstract(bytes) => Name::Abstract(bytes.clone()),
     }
 }
@@ -177,14 +273,14 @@ fn capture_queue(
     fd: BorrowedFd<'_>,
     kind: UnixKind,
     queue: &mut Vec<UnixMessage>,
-) -> Result<(), SocketError> {
+) -> Result<(), Error> {
     // SIOCINQ is the length of all unread bytes of a stream, of the first message otherwise.
-    let unread = socket::unread_bytes(fd).context("read SIOCINQ", SUBJECT)?;
+    let unread = socket::unread_bytes(fd).during("read SIOCINQ", SUBJECT)?;
     if unread == 0 && kind == UnixKind::Stream {
         return Ok(());
     }
     let before = sockopt::get_i32(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF)
-        .context("read SO_PEEK_OFF", SUBJECT)?;
+        .during("read SO_PEEK_OFF", SUBJECT)?;
     let result = walk_queue(fd, kind, queue);
     set_peek_offset(fd, before)?;
     result
@@ -194,27 +290,27 @@ fn walk_queue(
     fd: BorrowedFd<'_>,
     kind: UnixKind,
     queue: &mut Vec<UnixMessage>,
-) -> Result<(), SocketError> {
+) -> Result<(), Error> {
     let mut walked_bytes = 0;
     loop {
         set_peek_offset(fd, i32::try_from(walked_bytes).unwrap_or(i32::MAX))?;
         let mut bytes = Vec::new();
-        let Some(mut peeked) = unix::peek(fd, &mut bytes, PEEK_BYTES).context("peek", SUBJECT)?
+        let Some(mut peeked) = unix::peek(fd, &mut bytes, PEEK_BYTES).during("peek", SUBJECT)?
         else {
             return Ok(());
         };
         if peeked.length_bytes > bytes.len() {
             set_peek_offset(fd, i32::try_from(walked_bytes).unwrap_or(i32::MAX))?;
             bytes.clear();
-            let again = unix::peek(fd, &mut bytes, peeked.length_bytes).context("peek", SUBJECT)?;
+            let again = unix::peek(fd, &mut bytes, peeked.length_bytes).during("peek", SUBJECT)?;
             peeked = again.unwrap_or(peeked);
         }
         if peeked.descriptors {
-            return Err(SocketError::Refused {
-                what: "descriptors in flight on a Unix socket (SCM_RIGHTS)",
-                why: "an unread message that carries descriptors cannot be made again; it will \
+            return Err(Error::refused(
+                "descriptors in flight on a Unix socket (SCM_RIGHTS)",
+                "an unread message that carries descriptors cannot be made again; it will \
                       pass when the receiver reads it",
-            });
+            ));
         }
         // The end of a connection reads as no bytes. An empty sequenced packet looks the same.
         if bytes.is_empty() && kind != UnixKind::Datagram {
@@ -225,7 +321,7 @@ fn walk_queue(
     }
 }
 
-fn set_peek_offset(fd: BorrowedFd<'_>, offset: i32) -> Result<(), SocketError> {
+fn set_peek_offset(fd: BorrowedFd<'_>, offset: i32) -> Result<(), Error> {
     sockopt::set_i32(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset)
-        .context("set SO_PEEK_OFF", SUBJECT)
+        .during("set SO_PEEK_OFF", SUBJECT)
 }

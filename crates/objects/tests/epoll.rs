@@ -8,6 +8,7 @@ use unbroken_image::object::{Epoll, EpollEntry};
 use unbroken_image::{Fd, Object, ObjectId, Pid};
 use unbroken_objects::epoll::{Step, plan};
 use unbroken_objects::table::{Changes, Mirror};
+use unbroken_objects::tcp::Known;
 
 const EPOLL_CTL_ADD: i32 = libc::EPOLL_CTL_ADD;
 
@@ -70,7 +71,10 @@ fn furnish(mirror: &mut Mirror, original: &Guest) -> Guest {
         if staged.contains_key(&slot.object) {
             continue;
         }
-        let made = match mirror.capture(slot.object).expect("capture") {
+        let made = match mirror
+            .capture(slot.object, &Known::NOTHING)
+            .expect("capture")
+        {
             Some(Object::Epoll(_)) => copy.must(libc::SYS_epoll_create1, &[&0]),
             Some(Object::EventCounter(state)) => copy.must(libc::SYS_eventfd2, &[&state.count, &0]),
             Some(Object::SignalDescriptor(state)) => {
@@ -135,16 +139,13 @@ fn make(copy: &mut Guest, step: Step) {
 fn restore(original: &Guest) -> Guest {
     let (mut mirror, shapes) = survey(original);
     let mut copy = furnish(&mut mirror, original);
-    let states: Vec<(ObjectId, Epoll)> = mirror
-        .objects()
-        .filter_map(|(id, _)| match mirror.state(id) {
-            Some(Object::Epoll(state)) => Some((id, state.clone())),
-            _ => None,
-        })
-        .collect();
-    let states: Vec<(ObjectId, &Epoll)> = states.iter().map(|(id, state)| (*id, state)).collect();
+    let tables = mirror.tables();
+    let slots = tables.iter().map(|(pid, slots)| (*pid, slots)).collect();
+    let named = tables.values().flatten().map(|(_, slot)| slot.object);
+    let objects = named.filter_map(|id| Some((id, mirror.state(id)?.clone())));
+    let objects = objects.collect();
     let before = copy_slots(&copy);
-    for (_, step) in plan(&states, &mirror.tables()).expect("plan") {
+    for (_, step) in plan(&objects, &slots).expect("plan") {
         make(&mut copy, step);
     }
     assert_eq!(

@@ -5,11 +5,10 @@ use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use unbroken_image::Pid;
-use unbroken_image::object::{FileLock, LockOwner};
+use unbroken_image::object::{FileLock, LockOwner, PipeEnd};
 use unbroken_objects::file::CutBack;
-use unbroken_objects::pipe::Scratch;
 use unbroken_objects::{
-    Error, Kind, classify, device, directory, eventfd, file, memfd, pipe, signalfd,
+    Error, Kind, Scratch, classify, device, directory, eventfd, file, memfd, pipe, signalfd,
 };
 use unbroken_sys::{descriptor, event, lock, memfd as sys_memfd, pipe as sys_pipe};
 
@@ -67,7 +66,7 @@ fn a_file_keeps_position_flags_and_path() {
     );
     let state = file::capture(original.as_fd()).expect("capture");
     assert_eq!((state.position, state.length_bytes), (4, Some(10)));
-    let copy = file::restore(&state, None).expect("restore");
+    let copy = file::restore(&state).expect("restore");
     assert_eq!(
         file::capture(copy.as_fd()).expect("capture the copy"),
         state
@@ -81,19 +80,13 @@ fn a_file_keeps_position_flags_and_path() {
 }
 
 #[test]
-fn a_renamed_file_is_found_by_its_reference_and_refused_by_its_path() {
+fn a_file_that_was_replaced_is_refused() {
     let scene = Scene::new("rename");
     let original = scene.open("a", libc::O_RDONLY);
-    let reference = scene.open("a", libc::O_PATH);
     let state = file::capture(original.as_fd()).expect("capture");
     fs::rename(scene.0.join("a"), scene.0.join("b")).expect("rename");
     fs::write(scene.0.join("a"), b"another").expect("put another file there");
-    assert!(matches!(
-        file::restore(&state, None),
-        Err(Error::Differs { .. })
-    ));
-    let copy = file::restore(&state, Some(reference.as_fd())).expect("restore by reference");
-    assert_eq!(read_some(copy.as_fd(), 20), b"0123456789");
+    assert!(matches!(file::restore(&state), Err(Error::Differs { .. })));
 }
 
 #[test]
@@ -119,7 +112,7 @@ fn a_file_is_cut_back_only_when_its_writer_is_sequential() {
     let append = scene.open("a", libc::O_WRONLY | libc::O_APPEND);
     let state = file::capture(append.as_fd()).expect("capture");
     write_all(append.as_fd(), b"after the commit");
-    let copy = file::restore(&state, None).expect("restore");
+    let copy = file::restore(&state).expect("restore");
     let cut = file::cut_back(copy.as_fd(), &state).expect("cut back");
     assert_eq!(
         cut,
@@ -177,7 +170,7 @@ fn locks_of_the_description_are_taken_again() {
         },
     ];
     assert_eq!(state.locks, expected);
-    let copy = file::restore(&state, None).expect("restore");
+    let copy = file::restore(&state).expect("restore");
     let error = file::lock_again(copy.as_fd(), &state).expect_err("the original holds the lock");
     assert_eq!(error.errno(), Some(libc::EWOULDBLOCK));
     drop(original);
@@ -240,7 +233,7 @@ fn a_directory_goes_on_listing_where_it_was() {
         Kind::Directory
     );
     let state = directory::capture(original.as_fd()).expect("capture");
-    let copy = directory::restore(&state, None).expect("restore");
+    let copy = directory::restore(&state).expect("restore");
     let mut rest = 0;
     descriptor::each_name(copy.as_fd(), |_| rest += 1).expect("list");
     assert_eq!(rest, 0, "the listing was at its end");
@@ -282,7 +275,7 @@ fn a_memfd_keeps_holes_position_and_seals() {
         classify(original.as_fd()).expect("classify"),
         Kind::MemoryFile
     );
-    let state = memfd::capture(original.as_fd(), false).expect("capture");
+    let state = memfd::capture(original.as_fd()).expect("capture");
     assert_eq!(
         (state.name.as_str(), state.position, state.content.len()),
         ("cache", 77, 1)
@@ -294,7 +287,7 @@ fn a_memfd_keeps_holes_position_and_seals() {
 
     let copy = memfd::restore(&state, None).expect("restore");
     memfd::seal(copy.as_fd(), &state).expect("seal");
-    let mut again = memfd::capture(copy.as_fd(), false).expect("capture the copy");
+    let mut again = memfd::capture(copy.as_fd()).expect("capture the copy");
     again.identity = state.identity;
     assert_eq!(again, state);
     assert!(
@@ -319,7 +312,7 @@ fn a_read_only_memfd_is_filled_and_sealed_all_the_same() {
     let all = libc::F_SEAL_WRITE | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
     let again = unbroken_sys::fdinfo::reopen(original.as_fd(), libc::O_RDWR).expect("reopen");
     sys_memfd::add_seals(again.as_fd(), all).expect("seal");
-    let state = memfd::capture(original.as_fd(), false).expect("capture");
+    let state = memfd::capture(original.as_fd()).expect("capture");
     let copy = memfd::restore(&state, None).expect("restore");
     memfd::seal(copy.as_fd(), &state).expect("seal");
     assert_eq!(sys_memfd::seals(copy.as_fd()).expect("seals"), all);
@@ -330,6 +323,11 @@ fn a_read_only_memfd_is_filled_and_sealed_all_the_same() {
 fn pipe_pair(flags: i32) -> (OwnedFd, OwnedFd, Scratch) {
     let (read, write) = sys_pipe::pipe(flags).expect("pipe");
     (read, write, Scratch::new().expect("scratch"))
+}
+
+fn restore_both(ends: &[PipeEnd; 2]) -> Result<[OwnedFd; 2], Error> {
+    let restored = pipe::restore_group(&[&ends[0], &ends[1]])?;
+    Ok(restored.try_into().expect("as many ends as were asked for"))
 }
 
 #[test]
@@ -346,9 +344,7 @@ fn a_pipe_keeps_content_flags_and_capacity() {
         descriptor::unread_bytes(read.as_fd()).expect("FIONREAD"),
         content.len()
     );
-    let (copy_read, copy_write) =
-        pipe::restore_pair(Some(&states[0]), Some(&states[1])).expect("restore");
-    let (copy_read, copy_write) = (copy_read.expect("read end"), copy_write.expect("write end"));
+    let [copy_read, copy_write] = restore_both(&states).expect("restore");
     for (end, state) in [(&copy_read, &states[0]), (&copy_write, &states[1])] {
         let mut again = pipe::capture(end.as_fd(), &mut scratch).expect("capture the copy");
         again.inode = state.inode;
@@ -376,8 +372,7 @@ fn packets_keep_their_borders() {
         assert_eq!(content.content, packets);
         // The write end is closed meanwhile: the borders must not hang on it.
         drop(write);
-        let (copy, _) = pipe::restore_pair(Some(&state), None).expect("restore");
-        let copy = copy.expect("read end");
+        let copy = pipe::restore_group(&[&state]).expect("restore").remove(0);
         for packet in packets {
             // A short read of a packet loses its rest.
             assert_eq!(read_some(copy.as_fd(), 2), packet[..2]);
@@ -399,8 +394,8 @@ fn a_write_end_alone_breaks_as_the_original_does() {
     let (read, write, mut scratch) = pipe_pair(libc::O_NONBLOCK);
     drop(read);
     let state = pipe::capture(write.as_fd(), &mut scratch).expect("capture");
-    let (_, copy) = pipe::restore_pair(None, Some(&state)).expect("restore");
-    let error = descriptor::write(copy.expect("write end").as_fd(), b"x").expect_err("EPIPE");
+    let copy = pipe::restore_group(&[&state]).expect("restore").remove(0);
+    let error = descriptor::write(copy.as_fd(), b"x").expect_err("EPIPE");
     assert_eq!(error.raw_os_error(), Some(libc::EPIPE));
 }
 
@@ -435,11 +430,10 @@ fn a_fifo_is_opened_by_its_path() {
     let mut scratch = Scratch::new().expect("scratch");
     let states =
         [&read, &write].map(|end| pipe::capture(end.as_fd(), &mut scratch).expect("capture"));
-    let error = pipe::restore_pair(Some(&states[0]), Some(&states[1])).expect_err("held open");
+    let error = restore_both(&states).expect_err("held open");
     assert!(matches!(error, Error::Differs { .. }), "{error}");
     drop((read, write));
-    let (copy, other) = pipe::restore_pair(Some(&states[0]), Some(&states[1])).expect("restore");
-    let (copy, other) = (copy.expect("read end"), other.expect("write end"));
+    let [copy, other] = restore_both(&states).expect("restore");
     write_all(other.as_fd(), b", new");
     assert_eq!(read_some(copy.as_fd(), 20), b"unread, new");
 }
@@ -487,7 +481,7 @@ fn a_file_of_proc_is_opened_again_whatever_its_inode() {
     let mut start = [0; 5];
     original.read_exact(&mut start).expect("read");
     let state = file::capture(original.as_fd()).expect("capture");
-    let mut copy = File::from(file::restore(&state, None).expect("restore"));
+    let mut copy = File::from(file::restore(&state).expect("restore"));
     let mut rest = String::new();
     copy.read_to_string(&mut rest).expect("read");
     assert!(rest.starts_with('\t'), "{rest:?}");

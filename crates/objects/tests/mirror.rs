@@ -7,6 +7,7 @@ use guest::Guest;
 use scene::Scene;
 use unbroken_image::{Fd, Object, ObjectId, Pid};
 use unbroken_objects::table::{Announced, Announcement, Changes, Mirror};
+use unbroken_objects::tcp::Known;
 
 #[test]
 fn duplicates_share_an_object_and_opened_twice_does_not() {
@@ -162,12 +163,18 @@ fn a_fired_oneshot_entry_is_found_without_an_announcement() {
     scene.epoch();
     let id = scene.object(epoll);
     assert!(scene.mirror.volatile().any(|(volatile, _)| volatile == id));
-    assert!(scene.mirror.look(id).expect("look").is_none());
+    assert!(
+        scene
+            .mirror
+            .look(id, &Known::NOTHING)
+            .expect("look")
+            .is_none()
+    );
     let count = scene
         .guest
         .must(libc::SYS_epoll_wait, &[&epoll, &"bytes:120", &10, &0]);
     assert_eq!(count, 1);
-    let Some(Object::Epoll(state)) = scene.mirror.look(id).expect("look") else {
+    let Some(Object::Epoll(state)) = scene.mirror.look(id, &Known::NOTHING).expect("look") else {
         panic!("the entry fired")
     };
     assert_eq!(state.entries[0].events, libc::EPOLLONESHOT as u32);
@@ -225,20 +232,59 @@ fn an_outside_process_at_the_other_end_of_a_pipe_is_refused() {
     // The guest's standard input comes from this test.
     let error = scene
         .mirror
-        .capture(scene.object(0))
+        .capture(scene.object(0), &Known::NOTHING)
         .expect_err("the other end is ours");
     assert!(error.to_string().contains("outside the service"), "{error}");
     scene.tell(Announced::Created { count: 2 });
     scene.guest.must(libc::SYS_pipe2, &[&"pair", &0]);
     scene.epoch();
     for id in scene.changes.appeared.clone() {
-        assert!(scene.mirror.capture(id).expect("capture").is_some());
+        assert!(
+            scene
+                .mirror
+                .capture(id, &Known::NOTHING)
+                .expect("capture")
+                .is_some()
+        );
     }
     // With the write end closed, the read end has nobody outside either.
     let read = scene.changes.slots[0].1.fd.0;
     scene.close(read + 1);
     scene.epoch();
-    scene.mirror.capture(scene.object(read)).expect("capture");
+    scene
+        .mirror
+        .capture(scene.object(read), &Known::NOTHING)
+        .expect("capture");
+}
+
+#[test]
+fn an_outside_process_at_the_other_end_of_a_unix_connection_is_refused() {
+    let mut scene = Scene::new();
+    scene.tell(Announced::Created { count: 2 });
+    let arguments: [&dyn std::fmt::Display; 4] = [&libc::AF_UNIX, &libc::SOCK_STREAM, &0, &"pair"];
+    scene.guest.must(libc::SYS_socketpair, &arguments);
+    scene.epoch();
+    let slots = scene.changes.slots.iter();
+    let [one, other] = slots.map(|(_, slot)| slot.fd.0).collect::<Vec<_>>()[..] else {
+        panic!("a pair has two ends");
+    };
+    for fd in [one, other] {
+        let captured = scene.mirror.capture(scene.object(fd), &Known::NOTHING);
+        assert!(captured.expect("both ends are inside").is_some());
+    }
+    let outside = scene
+        .guest
+        .source()
+        .duplicate(Fd(other))
+        .expect("duplicate");
+    scene.close(other);
+    scene.epoch();
+    let captured = scene.mirror.capture(scene.object(one), &Known::NOTHING);
+    let error = captured.expect_err("the other end is ours");
+    assert!(error.to_string().contains("outside the service"), "{error}");
+    drop(outside);
+    let captured = scene.mirror.capture(scene.object(one), &Known::NOTHING);
+    assert!(captured.expect("nobody has the other end").is_some());
 }
 
 #[test]
@@ -256,7 +302,7 @@ fn standard_output_is_known_by_its_inode() {
         .survey(vec![guest.source()], &mut Changes::default())
         .expect("survey");
     let id = mirror.slot(Pid(guest.pid), Fd(1)).expect("open").object;
-    let state = mirror.capture(id).expect("capture");
+    let state = mirror.capture(id, &Known::NOTHING).expect("capture");
     assert!(
         matches!(state, Some(Object::Output { stream: 1, .. })),
         "{state:?}"

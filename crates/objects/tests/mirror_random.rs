@@ -5,11 +5,12 @@ mod scene;
 
 use guest::Guest;
 use scene::{Scene, mirror};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use unbroken_image::object::Epoll;
 use unbroken_image::{Fd, Object, ObjectId, Pid};
 use unbroken_objects::Kind;
 use unbroken_objects::table::{Announced, Mirror};
+use unbroken_objects::tcp::Known;
 
 /// A small generator of its own (xorshift), so that a seed names a run for good.
 struct Random(u64);
@@ -113,16 +114,15 @@ fn random_step(scene: &mut Scene, random: &mut Random) {
             }
         }
         _ => {
-            let epolls: Vec<ObjectId> = scene
-                .mirror
-                .objects()
-                .filter_map(|(id, kind)| (kind == Kind::Epoll).then_some(id))
-                .collect();
+            let tables = scene.mirror.tables();
+            let named = tables.values().flatten().map(|(_, slot)| slot.object);
+            let named: BTreeSet<ObjectId> = named.collect();
+            let is_epoll = |id: &ObjectId| scene.mirror.kind(*id) == Some(Kind::Epoll);
+            let epolls: Vec<ObjectId> = named.into_iter().filter(is_epoll).collect();
             if epolls.is_empty() {
                 return;
             }
             let wanted = epolls[random.below(epolls.len() as u64) as usize];
-            let tables = scene.mirror.tables();
             let epoll = tables
                 .values()
                 .flatten()
@@ -204,10 +204,10 @@ fn capture_changed(scene: &mut Scene, told: &mut Told) {
         .chain(&scene.changes.touched)
         .copied()
         .collect();
-    let sockets = |mirror: &Mirror, id| mirror.kind(id).is_none_or(Kind::is_socket);
     for id in fresh {
-        if !sockets(&scene.mirror, id) && !is_outer(scene, id) {
-            scene.mirror.capture(id).expect("capture");
+        if !is_outer(scene, id) {
+            let captured = scene.mirror.capture(id, &Known::NOTHING);
+            captured.expect("capture");
             tell_whole(scene, id, told);
         }
     }
@@ -218,9 +218,9 @@ fn capture_changed(scene: &mut Scene, told: &mut Told) {
     }
     let volatile: Vec<ObjectId> = scene.mirror.volatile().map(|(id, _)| id).collect();
     for id in volatile {
-        if !sockets(&scene.mirror, id) && !is_outer(scene, id) {
-            let changed = scene.mirror.look(id).expect("look").is_some();
-            if changed {
+        if !is_outer(scene, id) {
+            let state = scene.mirror.look(id, &Known::NOTHING).expect("look");
+            if state.is_some() {
                 tell_whole(scene, id, told);
             }
         }

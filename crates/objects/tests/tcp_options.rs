@@ -106,7 +106,7 @@ fn listeners_go_on() {
         let for_replica = state.clone();
         let restored = net
             .replica
-            .run(move || listener::restore(&for_replica).unwrap());
+            .run(move || listener::restore_all(&[&for_replica]).unwrap().remove(0));
         assert_eq!(listener::capture(restored.as_fd()).unwrap(), state);
         net.cut();
         net.connect_replica();
@@ -141,7 +141,7 @@ fn sockets_that_never_listened_go_on() {
             let for_replica = state.clone();
             let restored = net
                 .replica
-                .run(move || listener::restore(&for_replica).unwrap());
+                .run(move || listener::restore_all(&[&for_replica]).unwrap().remove(0));
             assert_eq!(listener::capture(restored.as_fd()).unwrap(), state);
         }
     }

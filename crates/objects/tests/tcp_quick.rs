@@ -10,7 +10,7 @@ use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Instant;
 use unbroken_image::object::TcpConnection;
-use unbroken_objects::tcp::{self, Known, Seen, Tracker};
+use unbroken_objects::tcp::{self, Ends, Known, Seen, Tracker};
 use unbroken_sys::bpf::{Record, SocketProgram, SocketReader};
 
 /// A connection as a primary follows it.
@@ -33,9 +33,9 @@ impl Followed {
 
     /// What the wire would have: all that was sent, which is all that was written unless some of
     /// it waits.
-    fn sent(&self, wrote: usize) -> impl Fn(u32, usize, &mut Vec<u8>) -> bool + use<> {
+    fn sent(&self, wrote: usize) -> impl Fn(Ends, u32, usize, &mut Vec<u8>) -> bool + use<> {
         let first = self.first;
-        move |from, length, into| {
+        move |_, from, length, into| {
             let start = from.wrapping_sub(first) as usize;
             if start + length != wrote {
                 return false;

@@ -50,7 +50,7 @@ fn many_connections(random: &mut Random) {
     let listening = listener::capture(listener.as_fd()).unwrap();
     let _listener = net
         .replica
-        .run(move || listener::restore(&listening).unwrap());
+        .run(move || listener::restore_all(&[&listening]).unwrap());
     let states = pairs
         .iter()
         .map(|pair| (capture_checked(&pair.service), tcp::View::default()));

@@ -49,7 +49,9 @@ fn unread_datagrams_come_back() {
             assert_eq!(lengths, [5, 9_000, 0], "{family:?}");
             assert!(state.queue.iter().all(|(source, _)| *source == from));
             let for_replica = state.clone();
-            let restored = net.replica.run(move || udp::restore(&for_replica).unwrap());
+            let restored = net
+                .replica
+                .run(move || udp::restore_all(&[&for_replica]).unwrap().remove(0));
             assert_eq!(udp::capture(restored.as_fd()).unwrap(), state);
             // Neither capture took anything, from the live socket or the restored one.
             for end in [service, UdpSocket::from(restored)] {
@@ -68,16 +70,16 @@ fn a_second_capture_sees_what_changed() {
     let net = Net::new();
     let service = net.service.run(|| UdpSocket::bind("127.0.0.1:0").unwrap());
     let mut state = udp::capture(service.as_fd()).unwrap();
-    assert!(!udp::capture_into(service.as_fd(), &mut state, false).unwrap());
+    assert!(!udp::capture_queue_into(service.as_fd(), &mut state).unwrap());
     service
         .send_to(b"to myself", service.local_addr().unwrap())
         .unwrap();
     service.peek(&mut [0]).unwrap();
-    assert!(udp::capture_into(service.as_fd(), &mut state, false).unwrap());
-    assert!(!udp::capture_into(service.as_fd(), &mut state, false).unwrap());
+    assert!(udp::capture_queue_into(service.as_fd(), &mut state).unwrap());
+    assert!(!udp::capture_queue_into(service.as_fd(), &mut state).unwrap());
     assert_eq!(udp::capture(service.as_fd()).unwrap(), state);
     service.recv(&mut [0]).unwrap();
-    assert!(udp::capture_into(service.as_fd(), &mut state, false).unwrap());
+    assert!(udp::capture_queue_into(service.as_fd(), &mut state).unwrap());
     assert!(state.queue.is_empty());
 }
 
@@ -87,6 +89,6 @@ fn a_fresh_socket_comes_back() {
         unbroken_sys::socket::open(libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP).unwrap();
     let state = udp::capture(socket.as_fd()).unwrap();
     assert_eq!((state.local, state.remote), (None, None));
-    let restored = udp::restore(&state).unwrap();
+    let restored = udp::restore_all(&[&state]).unwrap().remove(0);
     assert_eq!(udp::capture(restored.as_fd()).unwrap(), state);
 }

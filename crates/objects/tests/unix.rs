@@ -4,10 +4,9 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
-use unbroken_image::ObjectId;
 use unbroken_image::object::{UnixAddress, UnixKind, UnixSocket};
-use unbroken_objects::socket::SocketError;
-use unbroken_objects::unix;
+use unbroken_image::{Object, ObjectId};
+use unbroken_objects::{Error, Phase, Restored, Scene, unix};
 use unbroken_sys::unix::Diag;
 use unbroken_sys::{socket, sockopt};
 
@@ -20,17 +19,17 @@ fn capture(fd: impl AsFd) -> UnixSocket {
 }
 
 fn restore(states: &[&UnixSocket]) -> Vec<OwnedFd> {
-    let named: Vec<_> = states
-        .iter()
-        .enumerate()
-        .map(|(index, state)| (ObjectId(index as u64), *state))
-        .collect();
-    let restored = unix::restore_all(&named).unwrap();
-    for (index, (id, _)) in restored.iter().enumerate() {
-        assert_eq!(id.0, index as u64);
-    }
-    assert_eq!(restored.len(), states.len());
-    restored.into_iter().map(|(_, fd)| fd).collect()
+    let descriptors = try_to_restore(states).unwrap();
+    assert_eq!(descriptors.len(), states.len());
+    descriptors
+}
+
+fn try_to_restore(states: &[&UnixSocket]) -> Result<Vec<OwnedFd>, Error> {
+    let named = states.iter().zip(0..);
+    let objects = named.map(|(state, id)| (ObjectId(id), Object::UnixSocket((*state).clone())));
+    let (objects, mut restored) = (objects.collect(), Restored::default());
+    unbroken_objects::restore(Phase::Make, &objects, &Scene::default(), &mut restored)?;
+    Ok(restored.descriptors.into_values().collect())
 }
 
 /// What must be the same, as inodes are not.
@@ -122,7 +121,7 @@ fn a_second_capture_sees_what_changed() {
     let mut state = unix::capture(one.as_fd(), &mut diag).unwrap();
     let mut look = |changed: bool| {
         assert_eq!(
-            unix::capture_into(one.as_fd(), &mut diag, &mut state, false).unwrap(),
+            unix::capture_into(one.as_fd(), &mut diag, &mut state).unwrap(),
             changed
         );
         assert_eq!(unix::capture(one.as_fd(), &mut diag).unwrap(), state);
@@ -271,10 +270,8 @@ fn an_abstract_listener() {
 fn a_connection_to_another_process_is_refused() {
     let (one, _other) = UnixStream::pair().unwrap();
     let state = capture(&one);
-    assert!(matches!(
-        unix::check([&state]),
-        Err(SocketError::Refused { .. })
-    ));
+    let result = try_to_restore(&[&state]);
+    assert!(matches!(result, Err(Error::Refused { .. })), "{result:?}");
 }
 
 #[test]
@@ -293,8 +290,43 @@ fn descriptors_in_flight_are_refused() {
     }
     let mut diag = Diag::open().unwrap();
     let result = unix::capture(other.as_fd(), &mut diag);
-    assert!(
-        matches!(result, Err(SocketError::Refused { .. })),
-        "{result:?}"
-    );
+    assert!(matches!(result, Err(Error::Refused { .. })), "{result:?}");
+}
+
+#[test]
+fn a_message_of_a_closed_peer_is_kept() {
+    let (one, other) = UnixDatagram::pair().unwrap();
+    other.send(b"left").unwrap();
+    drop(other);
+    let state = capture(&one);
+    assert_eq!((state.connected, state.peer_inode), (true, None));
+    drop(one);
+    let restored = UnixDatagram::from(restore(&[&state]).remove(0));
+    assert_eq!(without_inodes(&capture(&restored)), without_inodes(&state));
+    let mut bytes = [0; 10];
+    assert_eq!(restored.recv(&mut bytes).unwrap(), 4);
+    let error = restored.send(b"x").unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED));
+}
+
+#[test]
+fn a_relative_path_is_bound_where_it_was() {
+    let directory = Directory::new("relative");
+    let listener = UnixListener::bind(directory.file("here")).unwrap();
+    let mut state = capture(&listener);
+    drop(listener);
+    state.local = Some(UnixAddress::Relative {
+        directory: directory.0.to_str().unwrap().to_owned(),
+        path: "here".to_owned(),
+    });
+    let before = std::env::current_dir().unwrap();
+    let restored = UnixListener::from(restore(&[&state]).remove(0));
+    assert_eq!(std::env::current_dir().unwrap(), before);
+    let name = restored.local_addr().unwrap();
+    assert_eq!(name.as_pathname(), Some("here".as_ref()));
+    UnixStream::connect(directory.file("here")).unwrap();
+    // Of a path that begins nobody knows where.
+    state.local = Some(UnixAddress::Path("here".to_owned()));
+    let result = try_to_restore(&[&state]);
+    assert!(matches!(result, Err(Error::Refused { .. })), "{result:?}");
 }

@@ -46,6 +46,7 @@ pub mod tcp;
 pub mod tcp_diag;
 pub mod timer;
 pub mod tun;
+pub mod udp_diag;
 pub mod uffd;
 pub mod unix;
 pub mod wait;

@@ -7,11 +7,16 @@
 use crate::socket::{check, check_length};
 use std::io;
 use std::mem::size_of;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// From include/uapi/linux/sock_diag.h.
 pub(crate) const SOCK_DIAG_BY_FAMILY: u16 = 20;
 pub(crate) const HEADER_BYTES: usize = size_of::<libc::nlmsghdr>();
+/// Of `struct inet_diag_req_v2` (include/uapi/linux/inet_diag.h), header included.
+const INET_REQUEST_BYTES: usize = HEADER_BYTES + 56;
+/// `INET_DIAG_NOCOOKIE`, twice.
+pub(crate) const NO_COOKIE: [u8; 8] = [0xff; 8];
 
 /// It answers for the network namespace that it was opened in, whatever thread asks.
 #[derive(Debug)]
@@ -75,4 +80,35 @@ impl DiagSocket {
         }
         Ok(length)
     }
+}
+
+/// A question about one socket. A connection over IPv4 that an IPv6 socket has is asked for as what it is on the wire.
+pub(crate) fn inet_request(
+    protocol: i32,
+    local: SocketAddr,
+    remote: SocketAddr,
+    cookie: [u8; 8],
+) -> [u8; INET_REQUEST_BYTES] {
+    let mut bytes = [0; INET_REQUEST_BYTES];
+    let family = match local.ip().to_canonical() {
+        IpAddr::V4(_) => libc::AF_INET,
+        IpAddr::V6(_) => libc::AF_INET6,
+    };
+    bytes[..4].copy_from_slice(&(INET_REQUEST_BYTES as u32).to_ne_bytes());
+    bytes[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    bytes[6..8].copy_from_slice(&(libc::NLM_F_REQUEST as u16).to_ne_bytes());
+    let body = &mut bytes[HEADER_BYTES..];
+    body[0] = family as u8;
+    body[1] = protocol as u8;
+    body[4..8].copy_from_slice(&u32::MAX.to_ne_bytes());
+    body[8..10].copy_from_slice(&local.port().to_be_bytes());
+    body[10..12].copy_from_slice(&remote.port().to_be_bytes());
+    for (at, address) in [(12, local), (28, remote)] {
+        match address.ip().to_canonical() {
+            IpAddr::V4(ip) => body[at..at + 4].copy_from_slice(&ip.octets()),
+            IpAddr::V6(ip) => body[at..at + 16].copy_from_slice(&ip.octets()),
+        }
+    }
+    body[48..56].copy_from_slice(&cookie);
+    bytes
 }

@@ -10,6 +10,7 @@ use crate::socket::{check, check_length};
 use std::io;
 use std::mem::{offset_of, size_of, zeroed};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
 /// Longest `sun_path`.
 const PATH_BYTES: usize = 108;
@@ -161,6 +162,17 @@ pub struct Facts {
     pub waiting: u32,
     /// For a listener the backlog, else bytes that the peer has not read.
     pub limit: u32,
+    /// The file that it is bound to: the low half of its inode, and its device as the kernel
+    /// writes it (include/linux/kdev_t.h).
+    pub file: Option<(u32, u32)>,
+}
+
+impl Facts {
+    /// Whether this is the file that the socket is bound to.
+    pub fn is_file(&self, file: &std::fs::Metadata) -> bool {
+        let (major, minor) = (libc::major(file.dev()), libc::minor(file.dev()));
+        self.file == Some((file.ino() as u32, major << 20 | minor))
+    }
 }
 
 /// Asks sock_diag about Unix sockets of the network namespace that it was opened in.
@@ -168,8 +180,10 @@ pub struct Facts {
 pub struct Diag(DiagSocket);
 
 // From include/uapi/linux/unix_diag.h.
+const UDIAG_SHOW_VFS: u32 = 0x2;
 const UDIAG_SHOW_PEER: u32 = 0x4;
 const UDIAG_SHOW_RQLEN: u32 = 0x10;
+const UNIX_DIAG_VFS: u16 = 1;
 const UNIX_DIAG_PEER: u16 = 2;
 const UNIX_DIAG_RQLEN: u16 = 4;
 const UNIX_DIAG_SHUTDOWN: u16 = 6;
@@ -226,7 +240,7 @@ impl Diag {
             pad: 0,
             states: u32::MAX,
             inode,
-            show: UDIAG_SHOW_PEER | UDIAG_SHOW_RQLEN,
+            show: UDIAG_SHOW_VFS | UDIAG_SHOW_PEER | UDIAG_SHOW_RQLEN,
             // INET_DIAG_NOCOOKIE
             cookie: [u32::MAX; 2],
         };
@@ -251,6 +265,10 @@ fn parse(message: &[u8]) -> io::Result<Facts> {
     let mut at = header_bytes + size_of::<Answer>();
     while let (Some(length), Some(kind)) = (read_u16(message, at), read_u16(message, at + 2)) {
         match kind {
+            UNIX_DIAG_VFS => {
+                let file = (read_u32(message, at + 4), read_u32(message, at + 8));
+                facts.file = file.0.zip(file.1);
+            }
             UNIX_DIAG_PEER => facts.peer_inode = read_u32(message, at + 4).map(u64::from),
             UNIX_DIAG_RQLEN => {
                 facts.waiting = read_u32(message, at + 4).ok_or_else(malformed)?;

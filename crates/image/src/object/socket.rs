@@ -103,6 +103,8 @@ pub struct UdpSocket {
     pub socket_options: Vec<SocketOption>,
     /// Unread datagrams and who sent them.
     pub queue: Vec<(SocketAddress, Vec<u8>)>,
+    /// `SHUT_RD` (bit 0) and `SHUT_WR` (bit 1).
+    pub shutdown: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,6 +118,11 @@ pub enum UnixKind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UnixAddress {
     Path(String),
+    /// A path that is no absolute one, and where it was bound.
+    Relative {
+        directory: String,
+        path: String,
+    },
     Abstract(Vec<u8>),
 }
 

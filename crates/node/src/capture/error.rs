@@ -1,7 +1,6 @@
 //! Why there was no epoch.
 
 use std::io;
-use unbroken_objects::socket::SocketError;
 use unbroken_tracee::TraceError;
 
 #[derive(Debug, thiserror::Error)]
@@ -10,8 +9,6 @@ pub enum CaptureError {
     Trace(#[from] TraceError),
     #[error(transparent)]
     Object(unbroken_objects::Error),
-    #[error(transparent)]
-    Socket(SocketError),
     #[error("the service's process ended during a capture")]
     ProcessGone,
     /// Only SIGKILL moves a thread out of a tracer's stop.
@@ -62,15 +59,6 @@ impl From<unbroken_objects::Error> for CaptureError {
         match error {
             unbroken_objects::Error::Refused { .. } => CaptureError::Unfit(error.to_string()),
             other => CaptureError::Object(other),
-        }
-    }
-}
-
-impl From<SocketError> for CaptureError {
-    fn from(error: SocketError) -> CaptureError {
-        match error {
-            SocketError::Refused { .. } => CaptureError::Unfit(error.to_string()),
-            other => CaptureError::Socket(other),
         }
     }
 }

@@ -7,11 +7,12 @@
 
 mod announcements;
 mod candidate;
-mod closed;
+mod delta;
 mod error;
 mod fill;
 mod memory;
 mod objects;
+mod orphans;
 mod process;
 mod signals;
 mod sockets;
@@ -28,9 +29,10 @@ use crate::stage::notifier::Announcements;
 use crate::steps::{Captured, EpochStep, StepClock};
 use announcements::DueObjects;
 use candidate::Candidate;
+use delta::ObjectsDelta;
 pub use error::CaptureError;
 use fill::Fill;
-use objects::{Objects, ObjectsDelta};
+use objects::Objects;
 use std::io;
 use std::os::fd::OwnedFd;
 use tree::{FollowedTree, page_count};

@@ -47,7 +47,7 @@ impl Closings {
             return;
         };
         let reading = self.hold_sockets();
-        let read = tcp::capture_closing(descriptor.as_fd());
+        let read = tcp::capture_orphan(descriptor.as_fd());
         drop(reading);
         match read {
             Ok(Some(connection)) => self.add(connection, descriptor.as_fd()),
@@ -61,7 +61,7 @@ impl Closings {
     pub fn add(&self, connection: TcpConnection, socket: BorrowedFd<'_>) {
         let mut list = lock(&self.list);
         if list.diag.is_none() {
-            // Without it connections count as having words left, which a takeover finds out.
+            // Without it connections count as unfinished, which a takeover finds out.
             list.diag = TcpDiag::of_namespace(socket).ok();
             list.spare_diag = TcpDiag::of_namespace(socket).ok();
         }
@@ -92,7 +92,7 @@ impl List {
     fn tidy(&mut self) {
         if let Some(diag) = &self.diag {
             self.connections
-                .retain(|connection| has_words_left(diag, connection).unwrap_or(true));
+                .retain(|connection| is_unfinished(diag, connection).unwrap_or(true));
         }
         let surplus = self.connections.len().saturating_sub(KEPT_MAX);
         if surplus > 0 {
@@ -108,9 +108,9 @@ impl List {
 }
 
 /// Whether the kernel still has to bring something to the client of a closed connection.
-pub fn has_words_left(diag: &TcpDiag, connection: &TcpConnection) -> io::Result<bool> {
+pub fn is_unfinished(diag: &TcpDiag, connection: &TcpConnection) -> io::Result<bool> {
     let state = diag.state(connection.local, connection.remote)?;
-    Ok(state.is_some_and(tcp::has_words_left))
+    Ok(state.is_some_and(tcp::has_unfinished_orphan))
 }
 
 fn duplicate(thread: u32, fd: Fd) -> io::Result<OwnedFd> {

@@ -37,7 +37,7 @@ pub enum FollowError {
     #[error(transparent)]
     Decode(#[from] unbroken_image::DecodeError),
     #[error(transparent)]
-    Restore(#[from] crate::takeover::objects::RestoreError),
+    Restore(#[from] unbroken_objects::Error),
     #[error(transparent)]
     Trace(#[from] unbroken_tracee::TraceError),
     #[error(transparent)]

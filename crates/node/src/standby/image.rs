@@ -57,8 +57,7 @@ impl ServiceImage {
         change
     }
 
-    /// The objects that slots name. Connections that the service has closed with words left are
-    /// not among them.
+    /// The objects that slots name. Orphaned connections are not among them.
     pub fn named_objects(&self) -> HashSet<ObjectId> {
         let slots = self
             .processes

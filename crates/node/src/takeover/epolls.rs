@@ -5,31 +5,21 @@ use crate::standby::follow::FollowError;
 use crate::standby::image::ServiceImage;
 use std::collections::BTreeMap;
 use std::io;
-use unbroken_image::object::Epoll;
-use unbroken_image::{Object, ObjectId, Pid};
+use unbroken_image::Pid;
 use unbroken_objects::epoll::{Slots, Step, plan};
 use unbroken_tracee::{Batch, HostTid, Stopped, Tree};
 
 /// Gives every epoll instance its entries. All descriptors are in place.
 pub fn restore(tree: &mut Tree, image: &ServiceImage) -> Result<(), FollowError> {
-    let epolls: Vec<(ObjectId, &Epoll)> = image
-        .objects
-        .iter()
-        .filter_map(|(&id, object)| match object {
-            Object::Epoll(epoll) => Some((id, epoll)),
-            _ => None,
-        })
-        .collect();
-    if epolls.is_empty() {
-        return Ok(());
-    }
-    let tables: BTreeMap<Pid, Slots> = image
+    let tables: BTreeMap<Pid, &Slots> = image
         .processes
         .iter()
-        .map(|(&pid, process)| (pid, process.descriptors.clone()))
+        .map(|(&pid, process)| (pid, &process.descriptors))
         .collect();
-    let steps = plan(&epolls, &tables)
-        .map_err(|error| FollowError::Restore(super::objects::RestoreError::Object(error)))?;
+    let steps = plan(&image.objects, &tables)?;
+    if steps.is_empty() {
+        return Ok(());
+    }
     let mut stopped = tree.stop()?;
     let mut rest = &steps[..];
     while let Some((pid, _)) = rest.first() {

@@ -5,7 +5,7 @@
 //! (its pidfd said so), so at most one side speaks (I3).
 
 mod epolls;
-pub mod objects;
+mod objects;
 mod packets;
 
 use crate::capture::Capture;
@@ -20,7 +20,6 @@ use crate::stage::notifier::Announcements;
 use crate::standby::follow::{FollowError, Following};
 use crate::standby::image::ServiceImage;
 use crate::standby::{Outcome, Predecessor};
-use objects::Restored;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid as HostPid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -32,7 +31,9 @@ use unbroken_core::give_up::Fault;
 use unbroken_core::role::{Event, Failure, RoleState};
 use unbroken_image::Object;
 use unbroken_link::Cause;
+use unbroken_objects::file::locks_of_process;
 use unbroken_objects::tcp::{Heard, View};
+use unbroken_objects::{Phase, Restored, Scene};
 use unbroken_sys::affinity;
 use unbroken_sys::bpf::DeadlineProgram;
 use unbroken_tracee::Tree;
@@ -93,13 +94,13 @@ impl Following {
             // Nobody else may hold one when it is filled, and the old service does until its end.
             await_end(&self.predecessor.stage)?;
         }
-        let restored = self.restore_objects()?;
+        let mut restored = self.restore_objects()?;
         laps.done("objects");
         if self.holds_process_locks() {
             // Its own process takes such a lock, which the old one holds to its end.
             await_end(&self.predecessor.stage)?;
         }
-        objects::seal_memory_files(&self.image.objects, &restored.descriptors);
+        objects::complete(Phase::Mapped, &self.image.objects, &mut restored)?;
         self.install_descriptors(&restored)?;
         laps.done("descriptors");
         let Following { replica, .. } = self;
@@ -128,7 +129,8 @@ impl Following {
         // The old service ends while the replica is prepared, on the other core.
         await_end(&self.predecessor.stage)?;
         laps.done("end of the old service");
-        objects::take_files_over(&self.image.objects, &restored.descriptors)?;
+        let phase = Phase::OldServiceEnded;
+        objects::complete(phase, &self.image.objects, &mut restored)?;
         // Until here the core of the old service may be busy with its end.
         affinity::bind(0, &[self.config.service_core])?;
         bind_threads(&tree, self.config.service_core)?;
@@ -144,7 +146,7 @@ impl Following {
         let Restored {
             outputs,
             descriptors,
-            closed,
+            orphans,
             ..
         } = restored;
         let closings = announcements.clone();
@@ -169,7 +171,7 @@ impl Following {
         // Closing the last descriptor of a device takes the kernel milliseconds.
         let (stage, predecessor) = (self.stage, self.predecessor);
         std::thread::spawn(move || {
-            for (connection, socket) in closed {
+            for (connection, socket) in orphans {
                 closings.closings().add(connection, socket.as_fd());
             }
             drop((descriptors, stage, predecessor));
@@ -298,7 +300,7 @@ impl Following {
                             .map_or(0, |timestamps| timestamps.value),
                         clock_offset_ns: 0,
                     };
-                    views.insert(tuple, view);
+                    views.insert(id, view);
                 }
                 Object::MemoryFile(file) => {
                     if let Some(memory) = self.replica.shared_memory(file.identity) {
@@ -308,10 +310,14 @@ impl Following {
                 _ => {}
             }
         }
-        let (restored, objects) = self.stage.run(move || {
-            let restored = objects::restore(&objects, &named, &views, &memory_files);
-            (restored, objects)
-        })?;
+        let scene = Scene {
+            named,
+            views,
+            memory_files,
+        };
+        let (restored, objects) = self
+            .stage
+            .run(move || (objects::restore(&objects, &scene), objects))?;
         self.image.objects = objects;
         Ok(restored?)
     }
@@ -320,7 +326,7 @@ impl Following {
         let mut processes = self.image.processes.iter();
         processes.any(|(&pid, process)| {
             let table = &process.descriptors;
-            !objects::locks_of_process(pid, table, &self.image.objects).is_empty()
+            !locks_of_process(pid, table, &self.image.objects).is_empty()
         })
     }
 
@@ -335,7 +341,7 @@ impl Following {
             }
             self.replica.install_descriptors(pid, &mut slots)?;
             let (table, objects) = (&process.descriptors, &self.image.objects);
-            let locks = objects::locks_of_process(pid, table, objects);
+            let locks = locks_of_process(pid, table, objects);
             self.replica.lock_ranges(pid, &locks)?;
         }
         Ok(())
@@ -354,21 +360,28 @@ fn replay(
         .into_iter()
         .map(|(_, frame)| frame.to_vec())
         .collect();
-    // Connections that the service had closed and on which all is said need no socket.
-    let known: HashSet<Tuple> = restored.connections.iter().copied().collect();
+    let standing = restored.connections.iter();
+    let standing: Vec<Tuple> = standing
+        .filter_map(|id| match image.objects.get(id)? {
+            Object::TcpConnection(connection) => Some(connection.into()),
+            _ => None,
+        })
+        .collect();
+    // Orphaned connections that are at their end need no socket.
+    let known: HashSet<Tuple> = standing.iter().copied().collect();
     let mut over: Vec<Tuple> = image
         .connections()
         .into_iter()
         .map(|named| named.tuple)
         .collect();
     over.retain(|tuple| !known.contains(tuple));
-    let all_said = TableChange {
+    let finished = TableChange {
         gone: &over,
         input_position: image.input_position,
         ..TableChange::default()
     };
-    flows.commit(all_said, now_ns());
-    flows.became_primary(&restored.connections);
+    flows.commit(finished, now_ns());
+    flows.became_primary(&standing);
     for frame in &frames {
         // A network may lose a packet; its sender brings it again.
         match flows.answer_for_closed(frame) {

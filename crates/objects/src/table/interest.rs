@@ -4,8 +4,8 @@
 //! the announced calls instead, and read again only when their outcome is not certain.
 
 use super::announced::{Announced, Announcement};
-use crate::Kind;
 use crate::epoll::{EPOLLERR, EPOLLEXCLUSIVE, EPOLLHUP, EPOLLWAKEUP};
+use crate::methods::Pollable;
 use std::collections::HashMap;
 use unbroken_image::object::EpollEntry;
 use unbroken_image::{Fd, ObjectId, Pid};
@@ -23,7 +23,7 @@ pub(crate) enum Outcome {
 pub(crate) fn apply(
     entries: &mut Vec<EpollEntry>,
     operation: i32,
-    (fd, target, kind): (Fd, ObjectId, Kind),
+    (fd, target, pollable): (Fd, ObjectId, Pollable),
     event: Option<(u32, u64)>,
 ) -> Outcome {
     let place = entries.binary_search_by_key(&(fd, target), EpollEntry::key);
@@ -36,19 +36,13 @@ pub(crate) fn apply(
         (libc::EPOLL_CTL_ADD, Ok(_), Some(_)) => Outcome::Unchanged,
         (libc::EPOLL_CTL_DEL | libc::EPOLL_CTL_MOD, Err(_), _) => Outcome::Unchanged,
         // What has no poll operation cannot be added: EPERM.
-        (libc::EPOLL_CTL_ADD, Err(_), Some(_))
-            if matches!(kind, Kind::RegularFile | Kind::Directory | Kind::MemoryFile) =>
-        {
-            Outcome::Unchanged
-        }
+        (libc::EPOLL_CTL_ADD, Err(_), Some(_)) if pollable == Pollable::No => Outcome::Unchanged,
         // Nesting may fail by depth, EPOLLEXCLUSIVE by its other bits, EPOLLWAKEUP is dropped
         // without a capability, and devices poll or not.
         (_, _, Some((events, _))) if events & (EPOLLEXCLUSIVE | EPOLLWAKEUP) != 0 => {
             Outcome::Doubtful
         }
-        (libc::EPOLL_CTL_ADD, Err(place), Some((events, data)))
-            if !matches!(kind, Kind::Epoll | Kind::CharacterDevice | Kind::Refused(_)) =>
-        {
+        (libc::EPOLL_CTL_ADD, Err(place), Some((events, data))) if pollable == Pollable::Yes => {
             let events = events | EPOLLERR | EPOLLHUP;
             entries.insert(
                 place,
@@ -137,7 +131,7 @@ mod tests {
     use crate::epoll::{EPOLLIN, EPOLLOUT};
     use libc::{EPOLL_CTL_ADD as ADD, EPOLL_CTL_DEL as DEL, EPOLL_CTL_MOD as MOD};
 
-    const SOCKET: (Fd, ObjectId, Kind) = (Fd(5), ObjectId(9), Kind::Tcp);
+    const SOCKET: (Fd, ObjectId, Pollable) = (Fd(5), ObjectId(9), Pollable::Yes);
 
     #[test]
     fn calls_do_what_the_kernel_does() {
@@ -169,7 +163,7 @@ mod tests {
     #[test]
     fn uncertain_outcomes_are_called_so() {
         let mut entries = Vec::new();
-        let nested = (Fd(6), ObjectId(4), Kind::Epoll);
+        let nested = (Fd(6), ObjectId(4), Pollable::Unknown);
         assert_eq!(
             apply(&mut entries, ADD, nested, Some((EPOLLIN, 0))),
             Outcome::Doubtful
@@ -181,7 +175,7 @@ mod tests {
         );
         assert_eq!(apply(&mut entries, ADD, SOCKET, None), Outcome::Doubtful);
         assert_eq!(apply(&mut entries, 99, SOCKET, None), Outcome::Doubtful);
-        let file = (Fd(6), ObjectId(4), Kind::RegularFile);
+        let file = (Fd(6), ObjectId(4), Pollable::No);
         assert_eq!(
             apply(&mut entries, ADD, file, Some((EPOLLIN, 0))),
             Outcome::Unchanged

@@ -4,8 +4,10 @@ use super::announced::{Announced, Announcement};
 use super::entry::Entry;
 use super::interest::{self, Outcome};
 use super::{Changes, Mirror};
+use crate::Error;
 use crate::epoll::{self, RawEntry};
-use crate::{Error, Kind};
+use crate::kinds::Kind;
+use crate::methods::Inode;
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::AsFd;
 use unbroken_image::object::{Epoll, EpollEntry};
@@ -19,17 +21,14 @@ impl Mirror {
     /// Removes what a vanished object leaves in epoll instances: the kernel dropped the entries
     /// with the description. When it may only have changed its number, they are read again.
     pub(super) fn forget_interest(&mut self, id: ObjectId, gone: &Entry, changes: &mut Changes) {
-        if let Some(Object::Epoll(state)) = &gone.state {
+        if let Some(Object::Epoll(state)) = &gone.reading.state {
             for entry in &state.entries {
                 self.unwatch(entry.target, (id, entry.fd));
             }
         }
         for (watcher, fd) in &gone.watched_by {
-            let Some(Entry {
-                state: Some(Object::Epoll(state)),
-                ..
-            }) = self.objects.get_mut(watcher)
-            else {
+            let watcher_entry = self.objects.get_mut(watcher);
+            let Some(state) = watcher_entry.and_then(Entry::epoll_mut) else {
                 continue;
             };
             let change = InterestChange {
@@ -101,7 +100,7 @@ impl Mirror {
             && changes.appeared.iter().any(|id| {
                 self.objects
                     .get(id)
-                    .is_some_and(|entry| !entry.kind.has_unique_inode())
+                    .is_some_and(|entry| entry.kind.inode() != Inode::Unique)
             });
         if may_have_moved {
             let touched = changes.touched.iter().copied();
@@ -211,15 +210,13 @@ impl Mirror {
     /// not asked: only a program that adds a number before a call gave it out could be mistaken.
     fn is_proved(&self, instance: ObjectId, pid: Pid, target: Fd) -> bool {
         const ASKED_ENTRIES_MAX: usize = 4096;
-        let Some(Entry {
-            state: Some(Object::Epoll(state)),
-            slots,
-            ..
-        }) = self.objects.get(&instance)
-        else {
+        let Some(entry) = self.objects.get(&instance) else {
             return true;
         };
-        let here = slots.iter().find(|(owner, _)| *owner == pid);
+        let Some(Object::Epoll(state)) = &entry.reading.state else {
+            return true;
+        };
+        let here = entry.slots.iter().find(|(owner, _)| *owner == pid);
         let (Some((_, epoll)), Some(process), Some(slot)) =
             (here, self.processes.get(&pid), self.slot(pid, target))
         else {
@@ -254,14 +251,16 @@ impl Mirror {
         let Some(kind) = self.kind(target) else {
             return Outcome::Doubtful;
         };
-        let Some(Entry {
-            state: Some(Object::Epoll(state)),
-            ..
-        }) = self.objects.get_mut(&instance)
-        else {
+        let entry = self.objects.get_mut(&instance);
+        let Some(state) = entry.and_then(Entry::epoll_mut) else {
             return Outcome::Doubtful;
         };
-        let outcome = interest::apply(&mut state.entries, operation, (fd, target, kind), event);
+        let outcome = interest::apply(
+            &mut state.entries,
+            operation,
+            (fd, target, kind.pollable()),
+            event,
+        );
         if outcome == Outcome::Changed {
             self.unwatch(target, (instance, fd));
             if operation != libc::EPOLL_CTL_DEL
@@ -296,10 +295,10 @@ impl Mirror {
             return Ok(false);
         };
         let new = Object::Epoll(state);
-        if entry.state.as_ref() == Some(&new) {
+        if entry.reading.state.as_ref() == Some(&new) {
             return Ok(false);
         }
-        let old = entry.state.replace(new);
+        let old = entry.reading.state.replace(new);
         for (target, fd) in targets(old.as_ref()) {
             self.unwatch(target, (id, fd));
         }

@@ -1,12 +1,15 @@
 //! The states of objects: full captures, and which need a look in every epoch.
 
-use super::entry::Look;
-use super::{Changes, Mirror, duplicate};
-use crate::{Context, Error, Kind};
-use std::collections::BTreeMap;
+use super::entry::Entry;
+use super::process::Holders;
+use super::{Changes, Mirror};
+use crate::Error;
+use crate::kinds::Kind;
+use crate::methods::{Capture, Event, Inode, Look, Means, Methods, Others};
+use crate::tcp::known::Known;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
-use unbroken_image::{Descriptor, Fd, FileIdentity, Object, ObjectId, Pid};
-use unbroken_sys::descriptor;
+use unbroken_image::{Descriptor, Fd, Object, ObjectId, Pid};
 
 impl Mirror {
     /// The slots of every process, for [`crate::epoll::plan`].
@@ -28,64 +31,44 @@ impl Mirror {
         process.map_or(0, |process| process.slots.all().len())
     }
 
-    /// All objects and their kinds.
-    pub fn objects(&self) -> impl Iterator<Item = (ObjectId, Kind)> + '_ {
-        self.objects.iter().map(|(id, entry)| (*id, entry.kind))
-    }
-
     /// The kind of an object.
     pub fn kind(&self, id: ObjectId) -> Option<Kind> {
         self.objects.get(&id).map(|entry| entry.kind)
     }
 
-    /// The state of an object at its last capture; `None` for sockets.
+    /// The state of an object at its last capture or look.
     pub fn state(&self, id: ObjectId) -> Option<&Object> {
-        self.objects.get(&id)?.state.as_ref()
-    }
-
-    /// Says which memfds are mapped somewhere in the service: their content is left out of later
-    /// captures, because it travels with memory.
-    pub fn set_mapped(&mut self, identities: impl IntoIterator<Item = FileIdentity>) {
-        self.mapped.clear();
-        self.mapped.extend(identities);
-    }
-
-    /// The number that the next new object will get.
-    pub fn next_object(&self) -> ObjectId {
-        ObjectId(self.next)
+        self.objects.get(&id)?.reading.state.as_ref()
     }
 
     /// A number for an object that stands in no table.
     pub fn number_unlisted(&mut self) -> ObjectId {
-        let id = self.next_object();
+        let id = ObjectId(self.next);
         self.next += 1;
         id
     }
 
     /// The objects that must be looked at in every epoch, announced or not: their state changes
-    /// by calls that nobody announces. TCP connections are among them until they are marked
-    /// quiet.
+    /// by calls that nobody announces, or by none. A TCP connection that a look found at rest is not
+    /// among them.
     pub fn volatile(&self) -> impl Iterator<Item = (ObjectId, Kind)> + '_ {
         self.volatile
             .iter()
             .filter_map(|id| Some((*id, self.objects.get(id)?.kind)))
     }
 
-    /// Says that a socket needs no look until [`Mirror::mark_active`] (KERNEL.md, Quiet
-    /// connections).
-    pub fn mark_quiet(&mut self, id: ObjectId) {
-        self.volatile.remove(&id);
-    }
-
-    /// Says that a socket must be looked at again in every epoch.
-    pub fn mark_active(&mut self, id: ObjectId) {
-        if self
-            .objects
-            .get(&id)
-            .is_some_and(|entry| entry.is_volatile())
-        {
+    /// Says that an object at rest must be looked at again in every epoch.
+    pub fn wake(&mut self, id: ObjectId) {
+        let entry = self.objects.get(&id);
+        if entry.is_some_and(Entry::is_volatile) {
             self.volatile.insert(id);
         }
+    }
+
+    /// Adds the objects that are stale after `event` to those that a call changed.
+    pub fn touch_stale(&self, event: Event, changes: &mut Changes) {
+        let stale = self.stale.iter().filter(|(after, _)| *after == event);
+        stale.for_each(|(_, id)| changes.touch(*id));
     }
 
     pub(super) fn refresh_volatile(&mut self, changes: &Changes) {
@@ -105,53 +88,78 @@ impl Mirror {
         }
     }
 
-    /// A fresh duplicate of an object, for the modules of the sockets; to be closed before the
-    /// service goes on.
+    /// A fresh duplicate of an object, to be closed before the service goes on.
     ///
     /// # Errors
     /// `EBADF` when no slot of the mirror names it.
-    pub fn duplicate(&self, id: ObjectId) -> Result<OwnedFd, Error> {
-        let slots = self
-            .objects
-            .get(&id)
-            .map(|entry| entry.slots.as_slice())
-            .unwrap_or_default();
-        duplicate(&self.processes, slots)?
-            .ok_or_else(|| std::io::Error::from_raw_os_error(libc::EBADF))
-            .during("take a duplicate of object", id)
+    pub(super) fn duplicate(&self, id: ObjectId) -> Result<OwnedFd, Error> {
+        let entry = self.objects.get(&id);
+        let entry = entry.ok_or_else(|| Error::differs(format!("object {id}"), "it is unknown"))?;
+        self.duplicate_of(entry)
     }
 
-    /// Captures an object of any kind but a socket whole: after it appeared or was touched. The
-    /// state stays in the mirror.
+    fn duplicate_of(&self, entry: &Entry) -> Result<OwnedFd, Error> {
+        let holders = Holders {
+            processes: &self.processes,
+            slots: &entry.slots,
+        };
+        holders.require_duplicate()
+    }
+
+    /// Captures an object whole: after it appeared or was touched. The state stays in the mirror.
     ///
     /// # Errors
     /// [`Error::Refused`] when no replica can have the object.
-    pub fn capture(&mut self, id: ObjectId) -> Result<Option<&Object>, Error> {
-        self.refuse_outside_pipe(id)?;
-        self.capture_announced(id, true)?;
+    pub fn capture(&mut self, id: ObjectId, known: &Known<'_>) -> Result<Option<&Object>, Error> {
+        self.read(id, true, known)?;
         Ok(self.state(id))
     }
 
-    /// Looks cheaply at a volatile object that is no socket, and captures it again when something
-    /// changed: the new state, or `None` when it is as it was.
-    pub fn look(&mut self, id: ObjectId) -> Result<Option<&Object>, Error> {
+    /// Looks cheaply at a volatile object, and captures it again when that does not tell all: the
+    /// new state, or `None` when it is as it was.
+    pub fn look(&mut self, id: ObjectId, known: &Known<'_>) -> Result<Option<&Object>, Error> {
         let Some(entry) = self.objects.get_mut(&id) else {
             return Ok(None);
         };
-        if entry.kind == Kind::Epoll {
+        let methods = entry.kind.methods()?;
+        if let Capture::Mirror = methods.capture {
             let changed = self.read_epoll(id)?;
             self.refresh_one(id);
             return Ok(if changed { self.state(id) } else { None });
         }
-        if entry.kind.is_socket() {
-            return Ok(None);
-        }
-        match entry.look(&self.processes, &mut self.scratch)? {
+        let look = match entry.reading.state {
+            None => Look::Unknown,
+            Some(_) => {
+                let mut means = Means {
+                    holders: Holders {
+                        processes: &self.processes,
+                        slots: &entry.slots,
+                    },
+                    announced: false,
+                    other_ends: &[],
+                    outputs: &self.outputs,
+                    known,
+                    tools: &mut self.tools,
+                };
+                (methods.look)(&mut entry.reading, &mut means)?
+            }
+        };
+        match look {
             Look::Same => Ok(None),
-            Look::Refreshed => Ok(self.state(id)),
+            Look::AtRest => {
+                self.volatile.remove(&id);
+                Ok(None)
+            }
+            Look::Refreshed => {
+                let state = self.state(id);
+                if let Some(state) = state {
+                    refuse(methods, state, &self.sockets)?;
+                }
+                Ok(state)
+            }
             Look::Unknown => {
-                let before = entry.state.clone();
-                self.capture_announced(id, false)?;
+                let before = entry.reading.state.clone();
+                self.read(id, false, known)?;
                 let state = self.state(id);
                 Ok(if state == before.as_ref() {
                     None
@@ -162,75 +170,64 @@ impl Mirror {
         }
     }
 
-    fn capture_announced(&mut self, id: ObjectId, announced: bool) -> Result<(), Error> {
-        if self.kind(id) == Some(Kind::Epoll) {
+    fn read(&mut self, id: ObjectId, announced: bool, known: &Known<'_>) -> Result<(), Error> {
+        let Some(entry) = self.objects.get(&id) else {
+            return Ok(());
+        };
+        let methods = entry.kind.methods()?;
+        let Capture::Descriptor(capture) = methods.capture else {
             // An update has read it already, or followed the calls.
             return Ok(());
-        }
-        let fd = self.duplicate(id)?;
+        };
+        let fd = self.duplicate_of(entry)?;
+        let other_ends = match methods.inode {
+            Inode::OfAllEnds => self.other_ends(id, entry)?,
+            Inode::Unique | Inode::Shared => Vec::new(),
+        };
         let Some(entry) = self.objects.get_mut(&id) else {
             return Ok(());
         };
-        let mapped = self.mapped.contains(&entry.identity);
-        entry.capture(
-            fd.as_fd(),
-            (announced, mapped),
-            &self.processes,
-            &mut self.scratch,
-        )?;
-        self.refresh_one(id);
+        let mut means = Means {
+            holders: Holders {
+                processes: &self.processes,
+                slots: &entry.slots,
+            },
+            announced,
+            other_ends: &other_ends,
+            outputs: &self.outputs,
+            known,
+            tools: &mut self.tools,
+        };
+        capture(&mut entry.reading, fd.as_fd(), &mut means)?;
+        if let Some(state) = &entry.reading.state {
+            refuse(methods, state, &self.sockets)?;
+            self.stale
+                .extend((methods.stale_after)(state).map(|event| (event, id)));
+        }
+        match entry.is_volatile() {
+            true => self.volatile.insert(id),
+            false => self.volatile.remove(&id),
+        };
         Ok(())
     }
 
-    /// Refuses a pipe whose other end some process outside the service has open.
-    fn refuse_outside_pipe(&self, id: ObjectId) -> Result<(), Error> {
-        let Some(entry) = self.objects.get(&id) else {
-            return Ok(());
-        };
-        if !matches!(entry.kind, Kind::Pipe | Kind::Fifo) || entry.output.is_some() {
-            return Ok(());
-        }
-        let fd = self.duplicate(id)?;
-        let access = access_mode(&fd)?;
-        if access == libc::O_RDWR || self.has_other_end(id, access)? {
-            return Ok(());
-        }
-        // The kernel says whether there is any other end at all.
-        let (events, closed) = match access {
-            libc::O_RDONLY => (libc::POLLIN, libc::POLLHUP),
-            _ => (libc::POLLOUT, libc::POLLERR),
-        };
-        let ready = descriptor::poll_now(fd.as_fd(), events).during("poll", "a pipe")?;
-        // A FIFO that never had a writer shows no hang-up, and nothing can have come through it.
-        let is_unused = entry.kind == Kind::Fifo && ready == 0 && access == libc::O_RDONLY;
-        if ready & closed != 0 || is_unused {
-            return Ok(());
-        }
-        Err(Error::refused(
-            format!(
-                "a {} with inode {}",
-                entry.kind.name(),
-                entry.identity.inode
-            ),
-            "a process outside the service holds its other end; start that process as part of \
-             the service, or give the service /dev/null or a file instead",
-        ))
-    }
-
-    fn has_other_end(&self, id: ObjectId, access: i32) -> Result<bool, Error> {
-        let Some(entry) = self.objects.get(&id) else {
-            return Ok(false);
-        };
-        for other in self.pipes.get(&entry.identity.inode).into_iter().flatten() {
-            if *other != id && access_mode(&self.duplicate(*other)?)? != access {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+    /// Duplicates of the other ends of a pipe.
+    fn other_ends(&self, id: ObjectId, entry: &Entry) -> Result<Vec<OwnedFd>, Error> {
+        let ends = self.ends.get(&entry.identity.inode).into_iter().flatten();
+        ends.filter(|end| **end != id)
+            .map(|end| self.duplicate(*end))
+            .collect()
     }
 }
 
-fn access_mode(fd: &OwnedFd) -> Result<i32, Error> {
-    let flags = descriptor::status_flags(fd.as_fd()).during("read the flags of", "a pipe")?;
-    Ok(flags & libc::O_ACCMODE)
+/// What a restore would refuse.
+fn refuse(
+    methods: &Methods,
+    state: &Object,
+    sockets: &HashMap<u64, ObjectId>,
+) -> Result<(), Error> {
+    let others = Others {
+        has_socket: &|inode| sockets.contains_key(&inode),
+    };
+    (methods.refuse)(state, &others)
 }

@@ -1,16 +1,18 @@
 //! The comparison of the mirror with the kernel (invariant I7).
 
 use super::Mirror;
-use crate::{Error, Kind};
+use crate::Error;
+use crate::classify::classify_into;
+use crate::kinds::Kind;
 use std::cmp::Ordering;
 use std::os::fd::AsFd;
 use unbroken_image::{Fd, Object, Pid};
 use unbroken_sys::kcmp;
 
 impl Mirror {
-    /// Compares every slot, every identity and every epoll instance with the kernel. What
-    /// differs, in words; empty when the mirror is right.
-    pub fn verify(&self) -> Result<Vec<String>, Error> {
+    /// Compares every slot, every identity, every epoll instance and every connection with the
+    /// kernel. What differs, in words; empty when the mirror is right.
+    pub fn verify(&mut self) -> Result<Vec<String>, Error> {
         let mut differences = Vec::new();
         for (pid, process) in &self.processes {
             self.verify_slots(*pid, process, &mut differences)?;
@@ -21,11 +23,44 @@ impl Mirror {
                 continue;
             }
             let kernel = Object::Epoll(self.epoll_in_kernel(*id)?);
-            if entry.state.as_ref() != Some(&kernel) {
-                differences.push(format!("epoll {id}: {:?}, kernel {kernel:?}", entry.state));
+            if entry.reading.state.as_ref() != Some(&kernel) {
+                differences.push(format!(
+                    "epoll {id}: {:?}, kernel {kernel:?}",
+                    entry.reading.state
+                ));
             }
         }
+        self.verify_readings(&mut differences)?;
         Ok(differences)
+    }
+
+    fn verify_readings(&mut self, differences: &mut Vec<String>) -> Result<(), Error> {
+        // A packet that came, or left by a timer, after the last capture had heard what moved: this
+        // one heard of it, unless nothing tells.
+        for (id, difference) in std::mem::take(&mut self.moved_at_rest) {
+            if self.objects.contains_key(&id) && !self.volatile.contains(&id) {
+                differences.push(difference);
+            }
+        }
+        for (id, entry) in &self.objects {
+            let Some(verify) = entry
+                .kind
+                .methods_if_any()
+                .and_then(|methods| methods.verify)
+            else {
+                continue;
+            };
+            let at_rest = !self.volatile.contains(id);
+            let fd = self.duplicate(*id)?;
+            if let Some(difference) = verify(&entry.reading, fd.as_fd(), at_rest)? {
+                let difference = format!("object {id}: {difference}");
+                match at_rest {
+                    true => self.moved_at_rest.push((*id, difference)),
+                    false => differences.push(difference),
+                }
+            }
+        }
+        Ok(())
     }
 
     fn verify_slots(
@@ -53,7 +88,7 @@ impl Mirror {
             let Some(duplicate) = process.source.duplicate(*fd)? else {
                 continue;
             };
-            let (kind, status) = crate::classify::classify_into(duplicate.as_fd(), &mut text)?;
+            let (kind, status) = classify_into(duplicate.as_fd(), &self.outputs, &mut text)?;
             if (kind, status.inode) != (entry.kind, entry.identity.inode) {
                 differences.push(format!(
                     "{place}: {:?} inode {}, kernel {kind:?} inode {}",

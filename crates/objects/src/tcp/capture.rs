@@ -5,8 +5,8 @@ use super::fingerprint::{Fingerprint, Seen, fingerprint_from};
 use super::known::{Known, Sent};
 use super::queues::{peek_inline, peek_send_queue, peek_stream};
 use super::{SUBJECT, own_fin_is_open, peer_fin_arrived, phase_of};
-use crate::socket::{Context, SocketError};
 use crate::socket_options;
+use crate::{Context, Error};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 use unbroken_image::object::{SocketOption, TcpConnection, TcpPhase, TcpWindow};
@@ -27,31 +27,24 @@ pub struct Tracker {
     /// The numbers above are those that the handshake chose.
     handshake_done: bool,
     fingerprint: Fingerprint,
+    /// Since when no look has shown anything new.
+    pub(super) calm_since_ns: u64,
 }
 
 /// Reads a connection whole, options included. Uses repair mode for a moment, which sends nothing
 /// and is undone; a socket found in repair mode, left so by a node that died, is taken out of it.
 ///
 /// `Refused` for kTLS and MPTCP. The socket must not listen.
-pub fn capture(fd: BorrowedFd<'_>) -> Result<(TcpConnection, Tracker), SocketError> {
-    capture_with(fd, None)
+pub fn capture(fd: BorrowedFd<'_>) -> Result<(TcpConnection, Tracker), Error> {
+    capture_known(fd, &Known::NOTHING)
 }
 
-/// [`capture`] of a connection that was accepted since the last epoch from a listener with
-/// `options`, and had no attribute changed since. The kernel gives it the listener's options, so
-/// they need not be read.
-pub fn capture_accepted(
+/// [`capture`] that takes `options` for those of the connection.
+pub(super) fn capture_with_options(
     fd: BorrowedFd<'_>,
-    options: &[SocketOption],
-) -> Result<(TcpConnection, Tracker), SocketError> {
-    capture_with(fd, Some(options))
-}
-
-fn capture_with(
-    fd: BorrowedFd<'_>,
-    inherited: Option<&[SocketOption]>,
-) -> Result<(TcpConnection, Tracker), SocketError> {
-    undisturbed(|| capture_once(fd, inherited, &Known::NOTHING))
+    options: Vec<SocketOption>,
+) -> Result<(TcpConnection, Tracker), Error> {
+    undisturbed(|| capture_once(fd, Some(&options), &Known::NOTHING))
 }
 
 /// [`capture`] of a connection of which something is known already. Where that suffices the socket
@@ -60,28 +53,30 @@ fn capture_with(
 pub fn capture_known(
     fd: BorrowedFd<'_>,
     known: &Known<'_>,
-) -> Result<(TcpConnection, Tracker), SocketError> {
+) -> Result<(TcpConnection, Tracker), Error> {
     undisturbed(|| capture_once(fd, None, known))
 }
 
 fn capture_once(
     fd: BorrowedFd<'_>,
-    inherited: Option<&[SocketOption]>,
+    options: Option<&[SocketOption]>,
     known: &Known<'_>,
-) -> Result<(TcpConnection, Tracker), SocketError> {
-    let info = tcp::info(fd).context("read TCP_INFO", SUBJECT)?;
-    let phase = phase_of(info.state).ok_or(SocketError::Refused {
-        what: "a listening socket captured as a connection",
-        why: "it has no peer; capture it as a listener",
+) -> Result<(TcpConnection, Tracker), Error> {
+    let info = tcp::info(fd).during("read TCP_INFO", SUBJECT)?;
+    let phase = phase_of(info.state).ok_or_else(|| {
+        Error::refused(
+            "a listening socket captured as a connection",
+            "it has no peer; capture it as a listener",
+        )
     })?;
     let family = sockopt::get_i32(fd, libc::SOL_SOCKET, libc::SO_DOMAIN)
-        .context("read SO_DOMAIN", SUBJECT)?;
+        .during("read SO_DOMAIN", SUBJECT)?;
     let mut connection = TcpConnection {
         family,
         flags: 0,
         phase,
-        local: socket::local_address(fd).context("getsockname", SUBJECT)?,
-        remote: socket::peer_address(fd).context("read SO_PEERNAME", SUBJECT)?,
+        local: socket::local_address(fd).during("getsockname", SUBJECT)?,
+        remote: socket::peer_address(fd).during("read SO_PEERNAME", SUBJECT)?,
         send_sequence: 0,
         send_queue: Vec::new(),
         sent_bytes: 0,
@@ -107,11 +102,12 @@ fn capture_once(
         max_window: 0,
         handshake_done: is_connected(phase) && info.state != state::SYN_RECEIVED,
         fingerprint,
+        calm_since_ns: tcp::clock_ns(),
     };
-    match inherited {
+    match options {
         None => read_attributes(fd, &mut connection)?,
         Some(options) => {
-            connection.flags = socket::status_flags(fd).context("F_GETFL", SUBJECT)?;
+            connection.flags = socket::status_flags(fd).during("F_GETFL", SUBJECT)?;
             connection.socket_options.extend_from_slice(options);
         }
     }
@@ -130,11 +126,11 @@ fn capture_once(
 
 /// Reads anew until nothing moved meanwhile. Packets that the wire gave before a stop may still
 /// wait for the kernel (ksoftirqd), and of a connection that is being closed the peer speaks on.
-fn undisturbed<T>(mut read: impl FnMut() -> Result<T, SocketError>) -> Result<T, SocketError> {
+fn undisturbed<T>(mut read: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
     const TRIES: usize = 32;
     for _ in 1..TRIES {
         match read() {
-            Err(SocketError::Changed { .. }) => {}
+            Err(Error::Changed { .. }) => {}
             result => return result,
         }
     }
@@ -147,8 +143,8 @@ fn is_connected(phase: TcpPhase) -> bool {
 
 /// What was read belongs together if no packet came in between, and of a connection that is being
 /// closed nothing was written: queues and sequence numbers are read one after the other.
-fn expect_unmoved(fd: BorrowedFd<'_>, before: &Info) -> Result<(), SocketError> {
-    let now = tcp::info(fd).context("read TCP_INFO", SUBJECT)?;
+fn expect_unmoved(fd: BorrowedFd<'_>, before: &Info) -> Result<(), Error> {
+    let now = tcp::info(fd).during("read TCP_INFO", SUBJECT)?;
     let numbers = |info: &Info| {
         let sent = info.bytes_sent.wrapping_sub(info.bytes_retransmitted);
         let written = sent.wrapping_add(u64::from(info.not_sent_bytes));
@@ -157,7 +153,7 @@ fn expect_unmoved(fd: BorrowedFd<'_>, before: &Info) -> Result<(), SocketError> 
     if numbers(&now) == numbers(before) {
         return Ok(());
     }
-    Err(SocketError::Changed {
+    Err(Error::Changed {
         what: "sequence numbers of a TCP connection",
         expected_bytes: (before.bytes_acked + before.bytes_received) as usize,
         found_bytes: (now.bytes_acked + now.bytes_received) as usize,
@@ -174,9 +170,9 @@ impl Tracker {
         fd: BorrowedFd<'_>,
         connection: &mut TcpConnection,
         attributes_changed: bool,
-    ) -> Result<(), SocketError> {
+    ) -> Result<(), Error> {
         undisturbed(|| {
-            let info = tcp::info(fd).context("read TCP_INFO", SUBJECT)?;
+            let info = tcp::info(fd).during("read TCP_INFO", SUBJECT)?;
             let fingerprint = fingerprint_from(fd, &info)?;
             let known = &Known::NOTHING;
             self.take(
@@ -196,8 +192,8 @@ impl Tracker {
         fd: BorrowedFd<'_>,
         connection: &mut TcpConnection,
         known: &Known<'_>,
-    ) -> Result<bool, SocketError> {
-        let info = tcp::info(fd).context("read TCP_INFO", SUBJECT)?;
+    ) -> Result<bool, Error> {
+        let info = tcp::info(fd).during("read TCP_INFO", SUBJECT)?;
         let fingerprint = fingerprint_from(fd, &info)?;
         if fingerprint == self.fingerprint {
             return Ok(false);
@@ -210,7 +206,7 @@ impl Tracker {
             return Ok(true);
         }
         match self.take(fd, &info, fingerprint, connection, false, known) {
-            Err(SocketError::Changed { .. }) => self.capture_into(fd, connection, false)?,
+            Err(Error::Changed { .. }) => self.capture_into(fd, connection, false)?,
             result => result?,
         }
         Ok(true)
@@ -265,7 +261,10 @@ impl Tracker {
         let first = self.send_base.wrapping_add(fingerprint.bytes_acked as u32);
         let known = match queued {
             0 => packets_out == fin,
-            _ => sent(first, queued as usize, &mut connection.send_queue),
+            _ => {
+                let ends = (connection.local, connection.remote);
+                sent(ends, first, queued as usize, &mut connection.send_queue)
+            }
         };
         if !known {
             return false;
@@ -290,10 +289,12 @@ impl Tracker {
         connection: &mut TcpConnection,
         attributes_changed: bool,
         known: &Known<'_>,
-    ) -> Result<(), SocketError> {
-        let phase = phase_of(info.state).ok_or(SocketError::Refused {
-            what: "a connection that became a listener",
-            why: "it is another kind of object now; capture it as a listener",
+    ) -> Result<(), Error> {
+        let phase = phase_of(info.state).ok_or_else(|| {
+            Error::refused(
+                "a connection that became a listener",
+                "it is another kind of object now; capture it as a listener",
+            )
         })?;
         if attributes_changed {
             read_attributes(fd, connection)?;
@@ -327,21 +328,21 @@ impl Tracker {
         fd: BorrowedFd<'_>,
         info: &Info,
         connection: &mut TcpConnection,
-    ) -> Result<(), SocketError> {
+    ) -> Result<(), Error> {
         let reuse = reuses_address(connection);
         let numbers = in_repair(fd, reuse, || {
-            tcp::select_queue(fd, Queue::Receive).context("select receive queue", SUBJECT)?;
-            let receive_next = tcp::queue_sequence(fd).context("read rcv_nxt", SUBJECT)?;
-            tcp::select_queue(fd, Queue::Send).context("select send queue", SUBJECT)?;
-            let write_sequence = tcp::queue_sequence(fd).context("read write_seq", SUBJECT)?;
-            let window = tcp::repair_window(fd).context("read TCP_REPAIR_WINDOW", SUBJECT)?;
+            tcp::select_queue(fd, Queue::Receive).during("select receive queue", SUBJECT)?;
+            let receive_next = tcp::queue_sequence(fd).during("read rcv_nxt", SUBJECT)?;
+            tcp::select_queue(fd, Queue::Send).during("select send queue", SUBJECT)?;
+            let write_sequence = tcp::queue_sequence(fd).during("read write_seq", SUBJECT)?;
+            let window = tcp::repair_window(fd).during("read TCP_REPAIR_WINDOW", SUBJECT)?;
             // In repair mode TCP_MAXSEG shows the clamp instead of the current size.
             let mss_clamp = sockopt::get_i32(fd, libc::IPPROTO_TCP, libc::TCP_MAXSEG)
-                .context("read TCP_MAXSEG", SUBJECT)?;
+                .during("read TCP_MAXSEG", SUBJECT)?;
             Ok((receive_next, write_sequence, window, mss_clamp))
         })?;
         let (receive_next, write_sequence, window, mss_clamp) = numbers;
-        let unacknowledged = socket::unacknowledged_bytes(fd).context("read SIOCOUTQ", SUBJECT)?;
+        let unacknowledged = socket::unacknowledged_bytes(fd).during("read SIOCOUTQ", SUBJECT)?;
         let first = write_sequence.wrapping_sub(unacknowledged);
         self.send_base = first.wrapping_sub(info.bytes_acked as u32);
         self.receive_base = receive_next.wrapping_sub(info.bytes_received as u32);
@@ -363,7 +364,7 @@ impl Tracker {
         info: &Info,
         connection: &mut TcpConnection,
         known: &Known<'_>,
-    ) -> Result<(), SocketError> {
+    ) -> Result<(), Error> {
         self.read_receive_queue(fd, connection, known)?;
         match connection.phase {
             TcpPhase::Closed => {
@@ -415,7 +416,7 @@ impl Tracker {
         fd: BorrowedFd<'_>,
         connection: &mut TcpConnection,
         known: &Known<'_>,
-    ) -> Result<(), SocketError> {
+    ) -> Result<(), Error> {
         connection.receive_queue.clear();
         let unread_bytes = self.fingerprint.unread_bytes as usize;
         if unread_bytes == 0 && !is_at_mark(fd, known)? {
@@ -436,7 +437,7 @@ impl Tracker {
         info: &Info,
         connection: &mut TcpConnection,
         known: &Known<'_>,
-    ) -> Result<(), SocketError> {
+    ) -> Result<(), Error> {
         connection.send_queue.clear();
         let fin = u32::from(own_fin_is_open(connection.phase));
         let queued = self.fingerprint.unacknowledged_bytes.saturating_sub(fin) as usize;
@@ -449,65 +450,31 @@ impl Tracker {
         };
         connection.sent_bytes = (queued as u32).saturating_sub(not_sent);
         let first = self.send_base.wrapping_add(info.bytes_acked as u32);
-        if queued == 0 || (known.sent)(first, queued, &mut connection.send_queue) {
+        let ends = (connection.local, connection.remote);
+        if queued == 0 || (known.sent)(ends, first, queued, &mut connection.send_queue) {
             return Ok(());
         }
         let reuse = reuses_address(connection);
         in_repair(fd, reuse, || {
-            tcp::select_queue(fd, Queue::Send).context("select send queue", SUBJECT)?;
+            tcp::select_queue(fd, Queue::Send).during("select send queue", SUBJECT)?;
             peek_send_queue(fd, &mut connection.send_queue, queued)
         })
     }
 }
 
-/// I7: what is wrong with a connection that a capture, or several of the quick ways, brought up to
-/// date: reads it anew, and compares what packets, reads and writes move.
-pub fn difference(
-    fd: BorrowedFd<'_>,
-    connection: &TcpConnection,
-    tracker: &Tracker,
-) -> Result<Option<String>, SocketError> {
-    let (found, fresh) = capture(fd)?;
-    if fresh.fingerprint != tracker.fingerprint {
-        // A packet that was given before the stop came to the socket only now.
-        return Ok(None);
-    }
-    let numbers = |of: &TcpConnection| {
-        let TcpWindow {
-            snd_wnd, rcv_wnd, ..
-        } = of.window;
-        (
-            (of.phase, of.fin_sent, of.sent_bytes, of.send_sequence),
-            (of.receive_sequence, snd_wnd, rcv_wnd),
-            (of.send_queue.len(), of.receive_queue.len()),
-        )
-    };
-    let (known, now) = (numbers(connection), numbers(&found));
-    // A closed connection keeps the numbers of before, and no one asks for them again.
-    let both_closed = connection.phase == TcpPhase::Closed && found.phase == TcpPhase::Closed;
-    if known != now && !both_closed {
-        return Ok(Some(format!("{known:?}, kernel {now:?}")));
-    }
-    let queues = |of: &TcpConnection| (of.send_queue.clone(), of.receive_queue.clone());
-    if queues(connection) != queues(&found) {
-        return Ok(Some("its queues hold other bytes".to_owned()));
-    }
-    Ok(None)
-}
-
 /// What `poll` says at once.
-fn ready(fd: BorrowedFd<'_>, events: i16) -> Result<i16, SocketError> {
-    socket::poll(fd, events, Duration::ZERO).context("poll", SUBJECT)
+fn ready(fd: BorrowedFd<'_>, events: i16) -> Result<i16, Error> {
+    socket::poll(fd, events, Duration::ZERO).during("poll", SUBJECT)
 }
 
 /// Whether the next byte is an urgent one, as far as there may be any.
-fn is_at_mark(fd: BorrowedFd<'_>, known: &Known<'_>) -> Result<bool, SocketError> {
-    Ok(known.may_be_urgent() && socket::is_at_mark(fd).context("read SIOCATMARK", SUBJECT)?)
+fn is_at_mark(fd: BorrowedFd<'_>, known: &Known<'_>) -> Result<bool, Error> {
+    Ok(known.may_be_urgent() && socket::is_at_mark(fd).during("read SIOCATMARK", SUBJECT)?)
 }
 
 /// As a node leaves a socket that is killed in the wrong moment.
-fn is_in_repair(fd: BorrowedFd<'_>) -> Result<bool, SocketError> {
-    tcp::is_in_repair(fd).context("read TCP_REPAIR", SUBJECT)
+fn is_in_repair(fd: BorrowedFd<'_>) -> Result<bool, Error> {
+    tcp::is_in_repair(fd).during("read TCP_REPAIR", SUBJECT)
 }
 
 /// The sequence numbers from which `TCP_INFO` counts bytes: sent, received.
@@ -525,21 +492,21 @@ fn read_clock(
     fd: BorrowedFd<'_>,
     info: &Info,
     connection: &mut TcpConnection,
-) -> Result<(), SocketError> {
+) -> Result<(), Error> {
     if info.options & negotiated::TIMESTAMPS != 0 {
         connection.timestamp_read_at_ns = tcp::clock_ns();
-        connection.timestamp = tcp::timestamp(fd).context("read TCP_TIMESTAMP", SUBJECT)?;
+        connection.timestamp = tcp::timestamp(fd).during("read TCP_TIMESTAMP", SUBJECT)?;
     }
     Ok(())
 }
 
 /// Reads what only announced calls of the service change.
-fn read_attributes(fd: BorrowedFd<'_>, connection: &mut TcpConnection) -> Result<(), SocketError> {
+fn read_attributes(fd: BorrowedFd<'_>, connection: &mut TcpConnection) -> Result<(), Error> {
     refuse_layers(fd)?;
-    connection.flags = socket::status_flags(fd).context("F_GETFL", SUBJECT)?;
+    connection.flags = socket::status_flags(fd).during("F_GETFL", SUBJECT)?;
     connection.receive_shut = ready(fd, libc::POLLRDHUP)? & libc::POLLRDHUP != 0;
     connection.corked = sockopt::get_i32(fd, libc::IPPROTO_TCP, libc::TCP_CORK)
-        .context("read TCP_CORK", SUBJECT)?
+        .during("read TCP_CORK", SUBJECT)?
         != 0;
     connection.socket_options = socket_options::capture(fd, connection.family, libc::SOCK_STREAM)?;
     Ok(())
@@ -559,36 +526,36 @@ fn reuses_address(connection: &TcpConnection) -> bool {
 fn in_repair<T>(
     fd: BorrowedFd<'_>,
     reuse: bool,
-    work: impl FnOnce() -> Result<T, SocketError>,
-) -> Result<T, SocketError> {
-    tcp::repair(fd, Repair::On).context("enter TCP repair mode (needs CAP_NET_ADMIN)", SUBJECT)?;
+    work: impl FnOnce() -> Result<T, Error>,
+) -> Result<T, Error> {
+    tcp::repair(fd, Repair::On).during("enter TCP repair mode (needs CAP_NET_ADMIN)", SUBJECT)?;
     let result = work();
-    tcp::repair(fd, Repair::OffSilently).context("leave TCP repair mode", SUBJECT)?;
+    tcp::repair(fd, Repair::OffSilently).during("leave TCP repair mode", SUBJECT)?;
     if reuse {
         sockopt::set_i32(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)
-            .context("put SO_REUSEADDR back", SUBJECT)?;
+            .during("put SO_REUSEADDR back", SUBJECT)?;
     }
     result
 }
 
 /// Layers over or under TCP whose state no interface gives out.
-fn refuse_layers(fd: BorrowedFd<'_>) -> Result<(), SocketError> {
+fn refuse_layers(fd: BorrowedFd<'_>) -> Result<(), Error> {
     let protocol = sockopt::get_i32(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL)
-        .context("read SO_PROTOCOL", SUBJECT)?;
+        .during("read SO_PROTOCOL", SUBJECT)?;
     if protocol != libc::IPPROTO_TCP {
-        return Err(SocketError::Refused {
-            what: "a stream socket of a protocol other than TCP (as MPTCP or SCTP)",
-            why: "the kernel has no repair mode for it",
-        });
+        return Err(Error::refused(
+            "a stream socket of a protocol other than TCP (as MPTCP or SCTP)",
+            "the kernel has no repair mode for it",
+        ));
     }
     let mut name = [0; 16];
     // TCP_ULP answers no bytes when there is none, and fails on a kernel without them.
     if sockopt::get(fd, libc::IPPROTO_TCP, libc::TCP_ULP, &mut name).is_ok_and(|length| length > 0)
     {
-        return Err(SocketError::Refused {
-            what: "a TCP connection with an upper layer protocol (kernel TLS)",
-            why: "its keys and record state cannot be read back",
-        });
+        return Err(Error::refused(
+            "a TCP connection with an upper layer protocol (kernel TLS)",
+            "its keys and record state cannot be read back",
+        ));
     }
     Ok(())
 }

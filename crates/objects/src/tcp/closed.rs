@@ -3,9 +3,9 @@
 //! both ends are made on the loopback device, silently, and the peer hangs up.
 
 use super::SUBJECT;
-use super::restore::fill_queue;
-use crate::socket::{Context, SocketError};
+use super::queues::fill_queue;
 use crate::socket_options::{self, Moment};
+use crate::{Context, Error};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A socket that reads as `connection` would. Its names are of the loopback device: after the end
 /// of a connection `getpeername` fails anyhow.
-pub(super) fn restore(connection: &TcpConnection) -> Result<OwnedFd, SocketError> {
+pub(super) fn restore(connection: &TcpConnection) -> Result<OwnedFd, Error> {
     let ip = loopback(connection.local);
     let service = end_on_loopback(connection.family, ip)?;
     let peer = end_on_loopback(connection.family, ip)?;
@@ -35,7 +35,7 @@ pub(super) fn restore(connection: &TcpConnection) -> Result<OwnedFd, SocketError
         libc::SO_RCVBUFFORCE,
         room.max(65536),
     )
-    .context("raise SO_RCVBUF", SUBJECT)?;
+    .during("raise SO_RCVBUF", SUBJECT)?;
     let read = PEER_SEQUENCE.wrapping_add(connection.receive_queue.len() as u32);
     join(
         service.as_fd(),
@@ -44,16 +44,16 @@ pub(super) fn restore(connection: &TcpConnection) -> Result<OwnedFd, SocketError
         PEER_SEQUENCE,
     )?;
     join(peer.as_fd(), service.as_fd(), read, SERVICE_SEQUENCE)?;
-    tcp::select_queue(service.as_fd(), Queue::Receive).context("select receive queue", SUBJECT)?;
+    tcp::select_queue(service.as_fd(), Queue::Receive).during("select receive queue", SUBJECT)?;
     fill_queue(service.as_fd(), &connection.receive_queue)?;
     for (end, receive_next) in [(&service, read), (&peer, SERVICE_SEQUENCE)] {
         open_window(end.as_fd(), receive_next)?;
-        tcp::repair(end.as_fd(), Repair::OffSilently).context("leave TCP repair mode", SUBJECT)?;
+        tcp::repair(end.as_fd(), Repair::OffSilently).during("leave TCP repair mode", SUBJECT)?;
     }
     hang_up(service.as_fd(), peer, connection.error != 0)?;
     let options = &connection.socket_options;
     socket_options::apply(service.as_fd(), options, Moment::AfterConnect, SUBJECT)?;
-    socket::set_status_flags(service.as_fd(), connection.flags).context("F_SETFL", SUBJECT)?;
+    socket::set_status_flags(service.as_fd(), connection.flags).during("F_SETFL", SUBJECT)?;
     Ok(service)
 }
 
@@ -68,12 +68,12 @@ fn loopback(local: SocketAddr) -> IpAddr {
 }
 
 /// An unconnected socket in repair mode on a free port.
-fn end_on_loopback(family: i32, ip: IpAddr) -> Result<OwnedFd, SocketError> {
+fn end_on_loopback(family: i32, ip: IpAddr) -> Result<OwnedFd, Error> {
     let end =
-        socket::open(family, libc::SOCK_STREAM, libc::IPPROTO_TCP).context("create", SUBJECT)?;
-    socket::bind(end.as_fd(), &SocketAddr::new(ip, 0)).context("bind to loopback", SUBJECT)?;
+        socket::open(family, libc::SOCK_STREAM, libc::IPPROTO_TCP).during("create", SUBJECT)?;
+    socket::bind(end.as_fd(), &SocketAddr::new(ip, 0)).during("bind to loopback", SUBJECT)?;
     tcp::repair(end.as_fd(), Repair::On)
-        .context("enter TCP repair mode (needs CAP_NET_ADMIN)", SUBJECT)?;
+        .during("enter TCP repair mode (needs CAP_NET_ADMIN)", SUBJECT)?;
     Ok(end)
 }
 
@@ -82,23 +82,23 @@ fn join(
     to: BorrowedFd<'_>,
     send_sequence: u32,
     receive_sequence: u32,
-) -> Result<(), SocketError> {
+) -> Result<(), Error> {
     for (queue, sequence) in [
         (Queue::Receive, receive_sequence),
         (Queue::Send, send_sequence),
     ] {
-        tcp::select_queue(from, queue).context("select a queue", SUBJECT)?;
-        tcp::set_queue_sequence(from, sequence).context("set TCP_QUEUE_SEQ", SUBJECT)?;
+        tcp::select_queue(from, queue).during("select a queue", SUBJECT)?;
+        tcp::set_queue_sequence(from, sequence).during("set TCP_QUEUE_SEQ", SUBJECT)?;
     }
-    let to = socket::local_address(to).context("getsockname", SUBJECT)?;
-    socket::connect(from, &to).context(
+    let to = socket::local_address(to).during("getsockname", SUBJECT)?;
+    socket::connect(from, &to).during(
         "connect over loopback (the namespace's lo must be up)",
         SUBJECT,
     )
 }
 
 /// Without a handshake there is no window, and a FIN does not fit into none.
-fn open_window(end: BorrowedFd<'_>, receive_next: u32) -> Result<(), SocketError> {
+fn open_window(end: BorrowedFd<'_>, receive_next: u32) -> Result<(), Error> {
     let window = RepairWindow {
         snd_wl1: receive_next,
         snd_wnd: WINDOW_BYTES,
@@ -106,29 +106,29 @@ fn open_window(end: BorrowedFd<'_>, receive_next: u32) -> Result<(), SocketError
         rcv_wnd: WINDOW_BYTES,
         rcv_wup: receive_next,
     };
-    tcp::set_repair_window(end, &window).context("set TCP_REPAIR_WINDOW", SUBJECT)
+    tcp::set_repair_window(end, &window).during("set TCP_REPAIR_WINDOW", SUBJECT)
 }
 
 /// Ends the connection by a reset when there is an error to report, by FINs when not.
-fn hang_up(service: BorrowedFd<'_>, peer: OwnedFd, by_reset: bool) -> Result<(), SocketError> {
+fn hang_up(service: BorrowedFd<'_>, peer: OwnedFd, by_reset: bool) -> Result<(), Error> {
     if by_reset {
         // Linger on with no time: close resets (man 7 socket).
         let mut linger = [0; 8];
         linger[..4].copy_from_slice(&1i32.to_ne_bytes());
         sockopt::set(peer.as_fd(), libc::SOL_SOCKET, libc::SO_LINGER, &linger)
-            .context("set SO_LINGER", SUBJECT)?;
+            .during("set SO_LINGER", SUBJECT)?;
     } else {
-        socket::shutdown(service, libc::SHUT_WR).context("shut down writing", SUBJECT)?;
+        socket::shutdown(service, libc::SHUT_WR).during("shut down writing", SUBJECT)?;
         wait_for(peer.as_fd(), libc::POLLRDHUP)?;
     }
     drop(peer);
     wait_for(service, libc::POLLHUP)
 }
 
-fn wait_for(end: BorrowedFd<'_>, event: i16) -> Result<(), SocketError> {
-    let ready = socket::poll(end, event, PATIENCE).context("poll", SUBJECT)?;
+fn wait_for(end: BorrowedFd<'_>, event: i16) -> Result<(), Error> {
+    let ready = socket::poll(end, event, PATIENCE).during("poll", SUBJECT)?;
     if ready & event == 0 {
-        return Err(std::io::Error::from(std::io::ErrorKind::TimedOut)).context(
+        return Err(std::io::Error::from(std::io::ErrorKind::TimedOut)).during(
             "wait for the end over loopback (the namespace's lo must be up)",
             SUBJECT,
         );

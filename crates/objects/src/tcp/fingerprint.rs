@@ -1,7 +1,7 @@
 //! The numbers that tell whether anything moved on a connection.
 
 use super::SUBJECT;
-use crate::socket::{Context, SocketError};
+use crate::{Context, Error};
 use std::os::fd::BorrowedFd;
 use unbroken_sys::bpf::Record;
 use unbroken_sys::socket;
@@ -24,15 +24,12 @@ pub struct Fingerprint {
 }
 
 /// Reads a fingerprint without repair mode (about a microsecond).
-pub fn fingerprint(fd: BorrowedFd<'_>) -> Result<Fingerprint, SocketError> {
-    let info = tcp::info(fd).context("read TCP_INFO", SUBJECT)?;
+pub fn fingerprint(fd: BorrowedFd<'_>) -> Result<Fingerprint, Error> {
+    let info = tcp::info(fd).during("read TCP_INFO", SUBJECT)?;
     fingerprint_from(fd, &info)
 }
 
-pub(super) fn fingerprint_from(
-    fd: BorrowedFd<'_>,
-    info: &Info,
-) -> Result<Fingerprint, SocketError> {
+pub(super) fn fingerprint_from(fd: BorrowedFd<'_>, info: &Info) -> Result<Fingerprint, Error> {
     Ok(Fingerprint {
         state: info.state,
         bytes_acked: info.bytes_acked,
@@ -42,8 +39,8 @@ pub(super) fn fingerprint_from(
         not_sent_bytes: info.not_sent_bytes,
         send_window: info.send_window,
         receive_window: info.receive_window,
-        unread_bytes: socket::unread_bytes(fd).context("read SIOCINQ", SUBJECT)?,
-        unacknowledged_bytes: socket::unacknowledged_bytes(fd).context("read SIOCOUTQ", SUBJECT)?,
+        unread_bytes: socket::unread_bytes(fd).during("read SIOCINQ", SUBJECT)?,
+        unacknowledged_bytes: socket::unacknowledged_bytes(fd).during("read SIOCOUTQ", SUBJECT)?,
     })
 }
 

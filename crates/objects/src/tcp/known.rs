@@ -1,10 +1,14 @@
 //! What others than a socket know of it while the service stands.
 
+use std::net::SocketAddr;
 use unbroken_sys::bpf::Record;
 
-/// Fills a buffer with the bytes that the service has sent from a sequence number on, if they are
-/// so many and end where all that it sent does; otherwise leaves it as it is.
-pub type Sent<'a> = &'a dyn Fn(u32, usize, &mut Vec<u8>) -> bool;
+/// The two addresses of a connection, the service's first.
+pub type Ends = (SocketAddr, SocketAddr);
+
+/// Fills a buffer with the bytes that the service has sent on a connection from a sequence number
+/// on, if they are so many and end where all that it sent does; otherwise leaves it as it is.
+pub type Sent<'a> = &'a dyn Fn(Ends, u32, usize, &mut Vec<u8>) -> bool;
 
 /// What is known of one connection. What is not is asked of the kernel.
 #[derive(Clone, Copy)]
@@ -17,7 +21,7 @@ pub struct Known<'a> {
 impl<'a> Known<'a> {
     pub const NOTHING: Known<'static> = Known {
         record: None,
-        sent: &|_, _, _| false,
+        sent: &|_, _, _, _| false,
     };
 
     /// `record` is from a pass since the service was stopped.

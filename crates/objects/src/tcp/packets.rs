@@ -1,9 +1,9 @@
 //! The packets that a restored connection needs from its node: one that brings the socket to its
 //! phase, and what brings the client up to date.
 
-use super::restore::{OwnFin, Plan};
+use super::plan::{OwnFin, Plan};
 use super::{SUBJECT, peer_fin_arrived};
-use crate::socket::{Context, SocketError};
+use crate::{Context, Error};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
@@ -53,11 +53,11 @@ pub(super) fn packets(
     socket: BorrowedFd<'_>,
     connection: &TcpConnection,
     plan: &Plan,
-) -> Result<(Option<Inject>, Resend), SocketError> {
-    let info = tcp::info(socket).context("read TCP_INFO", SUBJECT)?;
+) -> Result<(Option<Inject>, Resend), Error> {
+    let info = tcp::info(socket).during("read TCP_INFO", SUBJECT)?;
     let with_timestamps = connection.options & u32::from(negotiated::TIMESTAMPS) != 0;
     let clock = if with_timestamps {
-        tcp::timestamp(socket).context("read TCP_TIMESTAMP", SUBJECT)?
+        tcp::timestamp(socket).during("read TCP_TIMESTAMP", SUBJECT)?
     } else {
         0
     };

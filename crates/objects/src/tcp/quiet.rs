@@ -1,7 +1,7 @@
 //! When a connection need not be looked at until a packet or an announced call concerns it.
 
 use super::{SUBJECT, is_inside};
-use crate::socket::{Context, SocketError};
+use crate::{Context, Error};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 use unbroken_image::object::{TcpConnection, TcpPhase};
@@ -14,12 +14,12 @@ const UNPACED: [&[u8]; 2] = [b"cubic", b"reno"];
 /// Whether nothing can move on the connection without a packet that the wire sees: both queues are
 /// empty, so reads change nothing, and whatever is written goes out at once (KERNEL.md, Quiet
 /// connections). The caller has just read `connection`, or found it as it was.
-pub fn is_quiet(fd: BorrowedFd<'_>, connection: &TcpConnection) -> Result<bool, SocketError> {
+pub fn is_quiet(fd: BorrowedFd<'_>, connection: &TcpConnection) -> Result<bool, Error> {
     if !may_be_quiet(connection) {
         return Ok(false);
     }
     // Urgent data, an error: read without a packet.
-    let ready = socket::poll(fd, libc::POLLPRI, Duration::ZERO).context("poll", SUBJECT)?;
+    let ready = socket::poll(fd, libc::POLLPRI, Duration::ZERO).during("poll", SUBJECT)?;
     Ok(ready & (libc::POLLPRI | libc::POLLERR) == 0)
 }
 

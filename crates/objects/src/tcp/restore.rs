@@ -2,9 +2,11 @@
 //! stand, silent, before its network moves to them; only then may any of them speak.
 
 use super::packets::{Inject, Resend, packets};
-use super::{SUBJECT, closed, is_inside, own_fin_is_open, peer_fin_arrived};
-use crate::socket::{Context, SocketError};
+use super::plan::{OwnFin, Plan, View};
+use super::queues::fill_queue;
+use super::{SUBJECT, closed, is_inside, peer_fin_arrived};
 use crate::socket_options::{self, Moment};
+use crate::{Context, Error};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use unbroken_image::object::{TcpConnection, TcpPhase};
 use unbroken_sys::tcp::{self, Queue, Repair, RepairOption, RepairWindow, negotiated};
@@ -13,60 +15,12 @@ use unbroken_sys::{socket, sockopt};
 /// Bounds of `TCP_MAXSEG` (include/net/tcp.h, TCP_MIN_MSS and MAX_TCP_WINDOW).
 const MSS_RANGE: std::ops::RangeInclusive<u32> = 88..=32767;
 
-/// Largest piece for one write into a queue under repair; the kernel allocates it in one go.
-const QUEUE_CHUNK_BYTES: usize = 64 * 1024;
-
-/// What the wire knows about the client beyond the committed epoch.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct View {
-    /// The client's newest acknowledgement, if it has spoken.
-    pub heard: Option<Heard>,
-    /// The client's latest timestamp value; 0 when it is not known.
-    pub client_timestamp: u32,
-    /// The service's `CLOCK_MONOTONIC` minus ours: not 0 when the service lives in a time
-    /// namespace of its own.
-    pub clock_offset_ns: i64,
-}
-
-/// What the header of one of the client's packets says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Heard {
-    /// It may cover bytes that the committed state still holds as unacknowledged; one beyond what
-    /// was sent is ignored, as the kernel does.
-    pub acknowledgement: u32,
-    /// Scaled down.
-    pub window: u16,
-}
-
 /// A connection that stands in repair mode and has sent nothing. Dropping it makes it vanish
 /// without a packet.
 #[derive(Debug)]
-pub struct Prepared<'a> {
+pub struct Prepared {
     fd: OwnedFd,
-    connection: &'a TcpConnection,
     plan: Plan,
-}
-
-/// What leaving repair mode still has to do.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Plan {
-    pub(super) view: View,
-    /// Bytes at the front of the queue that the client has acknowledged.
-    pub(super) dropped_bytes: usize,
-    /// What the client takes beyond those.
-    pub(super) client_window: u32,
-    pub(super) own_fin: OwnFin,
-    /// The send buffer to put back, as the kernel chose it (doubled), when it had to be raised.
-    send_buffer_raised_from: Option<i32>,
-}
-
-/// This side's FIN.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum OwnFin {
-    None,
-    Unsent,
-    Sent,
-    Acknowledged,
 }
 
 /// A connection that speaks, and the packets it needs to be where it was.
@@ -82,8 +36,8 @@ pub struct Live {
 
 /// Builds `connection` on the calling thread's network namespace, which must have the local
 /// address and a route to the peer. Sends nothing. Listeners must be restored before.
-pub fn prepare(connection: &TcpConnection, view: View) -> Result<Prepared<'_>, SocketError> {
-    let mut own_fin = own_fin(connection);
+pub fn prepare(connection: &TcpConnection, view: View) -> Result<Prepared, Error> {
+    let mut own_fin = OwnFin::of(connection);
     if is_inside(connection) && own_fin != OwnFin::None {
         // Nothing can be injected between two sockets of one namespace, and nothing needs to be:
         // each end shuts down once more and its FIN goes over the loopback device.
@@ -98,24 +52,16 @@ pub fn prepare(connection: &TcpConnection, view: View) -> Result<Prepared<'_>, S
     };
     if connection.phase == TcpPhase::Closed {
         let fd = closed::restore(connection)?;
-        return Ok(Prepared {
-            fd,
-            connection,
-            plan,
-        });
+        return Ok(Prepared { fd, plan });
     }
     let fd = socket::open(connection.family, libc::SOCK_STREAM, libc::IPPROTO_TCP)
-        .context("create", SUBJECT)?;
+        .during("create", SUBJECT)?;
     let socket = fd.as_fd();
     tcp::repair(socket, Repair::On)
-        .context("enter TCP repair mode (needs CAP_NET_ADMIN)", SUBJECT)?;
+        .during("enter TCP repair mode (needs CAP_NET_ADMIN)", SUBJECT)?;
     bind(socket, connection)?;
     if connection.phase == TcpPhase::SynSent {
-        return Ok(Prepared {
-            fd,
-            connection,
-            plan,
-        });
+        return Ok(Prepared { fd, plan });
     }
     plan.hear(connection);
     connect(socket, connection, &plan)?;
@@ -131,34 +77,22 @@ pub fn prepare(connection: &TcpConnection, view: View) -> Result<Prepared<'_>, S
     )?;
     if connection.corked {
         sockopt::set_i32(socket, libc::IPPROTO_TCP, libc::TCP_CORK, 1)
-            .context("set TCP_CORK", SUBJECT)?;
+            .during("set TCP_CORK", SUBJECT)?;
     }
     if matches!(plan.own_fin, OwnFin::Sent | OwnFin::Acknowledged) {
         // With the send queue selected the FIN counts as sent without a packet
         // (net/ipv4/tcp_output.c, tcp_write_xmit).
-        tcp::select_queue(socket, Queue::Send).context("select send queue", SUBJECT)?;
-        socket::shutdown(socket, libc::SHUT_WR).context("shut down writing", SUBJECT)?;
+        tcp::select_queue(socket, Queue::Send).during("select send queue", SUBJECT)?;
+        socket::shutdown(socket, libc::SHUT_WR).during("shut down writing", SUBJECT)?;
     }
-    Ok(Prepared {
-        fd,
-        connection,
-        plan,
-    })
+    Ok(Prepared { fd, plan })
 }
 
-impl Prepared<'_> {
-    /// The socket, for what else must know it before it speaks.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-
+impl Prepared {
     /// Leaves repair mode and writes what had not been sent, which may go out at once.
-    pub fn go_live(self) -> Result<Live, SocketError> {
-        let Prepared {
-            fd,
-            connection,
-            plan,
-        } = self;
+    /// `connection` is the one that this was prepared from.
+    pub fn go_live(self, connection: &TcpConnection) -> Result<Live, Error> {
+        let Prepared { fd, plan } = self;
         let socket = fd.as_fd();
         if connection.phase == TcpPhase::Closed {
             return Ok(Live {
@@ -175,14 +109,14 @@ impl Prepared<'_> {
                 resend: None,
             });
         }
-        tcp::repair(socket, Repair::OffSilently).context("leave TCP repair mode", SUBJECT)?;
+        tcp::repair(socket, Repair::OffSilently).during("leave TCP repair mode", SUBJECT)?;
         let unsent = &connection.send_queue[connection.sent_bytes as usize..];
         write_unsent(socket, unsent)?;
         if plan.own_fin == OwnFin::Unsent {
-            socket::shutdown(socket, libc::SHUT_WR).context("shut down writing", SUBJECT)?;
+            socket::shutdown(socket, libc::SHUT_WR).during("shut down writing", SUBJECT)?;
         }
         if connection.receive_shut && !peer_fin_arrived(connection.phase) {
-            socket::shutdown(socket, libc::SHUT_RD).context("shut down reading", SUBJECT)?;
+            socket::shutdown(socket, libc::SHUT_RD).during("shut down reading", SUBJECT)?;
         }
         settle(socket, connection, plan.send_buffer_raised_from)?;
         if is_inside(connection) {
@@ -201,65 +135,9 @@ impl Prepared<'_> {
     }
 }
 
-impl Heard {
-    pub(super) fn window_bytes(&self, connection: &TcpConnection) -> u32 {
-        u32::from(self.window) << connection.send_window_scale
-    }
-}
-
-impl Plan {
-    /// Sending again what the client has acknowledged would stall: its acknowledgements would lie
-    /// beyond the replica's `snd_nxt` and be dropped. Sending beyond its window would wait for a
-    /// timer: what it cannot take counts as on its way.
-    fn hear(&mut self, connection: &TcpConnection) {
-        let Some(heard) = self.view.heard else {
-            return;
-        };
-        let ahead = heard.acknowledgement.wrapping_sub(connection.send_sequence) as usize;
-        let sent = connection.sent_bytes as usize;
-        if ahead <= sent {
-            self.dropped_bytes = ahead;
-        } else if ahead == sent + 1 && self.own_fin == OwnFin::Sent {
-            self.dropped_bytes = sent;
-            self.own_fin = OwnFin::Acknowledged;
-        } else {
-            return;
-        }
-        self.client_window = heard.window_bytes(connection);
-    }
-
-    /// Sequence number of the first byte that the restored send queue holds.
-    fn first_sequence(&self, connection: &TcpConnection) -> u32 {
-        // In FIN_WAIT2 snd_una is behind the FIN, which the restored socket goes through again.
-        let fin = u32::from(connection.phase == TcpPhase::FinWait2);
-        connection
-            .send_sequence
-            .wrapping_sub(fin)
-            .wrapping_add(self.dropped_bytes as u32)
-    }
-
-    /// What the client has acknowledged as far as this side may show it.
-    pub(super) fn acknowledged(&self, connection: &TcpConnection) -> u32 {
-        let fin = u32::from(self.own_fin == OwnFin::Acknowledged);
-        self.first_sequence(connection).wrapping_add(fin)
-    }
-}
-
-fn own_fin(connection: &TcpConnection) -> OwnFin {
-    if connection.phase == TcpPhase::FinWait2 {
-        OwnFin::Acknowledged
-    } else if !own_fin_is_open(connection.phase) {
-        OwnFin::None
-    } else if connection.fin_sent {
-        OwnFin::Sent
-    } else {
-        OwnFin::Unsent
-    }
-}
-
 /// Binds beside the listener and the other connections of the port, which repair mode's forced
 /// reuse allows.
-fn bind(socket: BorrowedFd<'_>, connection: &TcpConnection) -> Result<(), SocketError> {
+fn bind(socket: BorrowedFd<'_>, connection: &TcpConnection) -> Result<(), Error> {
     socket_options::apply(
         socket,
         &connection.socket_options,
@@ -272,22 +150,18 @@ fn bind(socket: BorrowedFd<'_>, connection: &TcpConnection) -> Result<(), Socket
         Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {
             let free_bind = |value| {
                 sockopt::set_i32(socket, libc::IPPROTO_IP, libc::IP_FREEBIND, value)
-                    .context("set IP_FREEBIND", SUBJECT)
+                    .during("set IP_FREEBIND", SUBJECT)
             };
             free_bind(1)?;
-            socket::bind(socket, &connection.local).context("bind", SUBJECT)?;
+            socket::bind(socket, &connection.local).during("bind", SUBJECT)?;
             free_bind(0)
         }
-        other => other.context("bind", SUBJECT),
+        other => other.during("bind", SUBJECT),
     }
 }
 
 /// Sequence numbers and the connection itself, then what its handshake had negotiated.
-fn connect(
-    socket: BorrowedFd<'_>,
-    connection: &TcpConnection,
-    plan: &Plan,
-) -> Result<(), SocketError> {
+fn connect(socket: BorrowedFd<'_>, connection: &TcpConnection, plan: &Plan) -> Result<(), Error> {
     // The segment size is computed in connect, from the clamp that TCP_MAXSEG sets. Set later, the
     // first writes would be cut to the default of 536.
     let segment = connection
@@ -299,17 +173,17 @@ fn connect(
         libc::TCP_MAXSEG,
         segment.cast_signed(),
     )
-    .context("set TCP_MAXSEG", SUBJECT)?;
+    .during("set TCP_MAXSEG", SUBJECT)?;
     // The window clamp is computed in connect from the buffer's size.
     force_buffer(socket, libc::SO_RCVBUFFORCE, receive_room_bytes(connection))?;
     for (queue, sequence) in [
         (Queue::Receive, connection.receive_sequence),
         (Queue::Send, plan.first_sequence(connection)),
     ] {
-        tcp::select_queue(socket, queue).context("select a queue", SUBJECT)?;
-        tcp::set_queue_sequence(socket, sequence).context("set TCP_QUEUE_SEQ", SUBJECT)?;
+        tcp::select_queue(socket, queue).during("select a queue", SUBJECT)?;
+        tcp::set_queue_sequence(socket, sequence).during("set TCP_QUEUE_SEQ", SUBJECT)?;
     }
-    socket::connect(socket, &connection.remote).context("connect under repair", SUBJECT)?;
+    socket::connect(socket, &connection.remote).during("connect under repair", SUBJECT)?;
     set_negotiated(socket, connection, plan.view.clock_offset_ns)
 }
 
@@ -317,7 +191,7 @@ fn set_negotiated(
     socket: BorrowedFd<'_>,
     connection: &TcpConnection,
     clock_offset_ns: i64,
-) -> Result<(), SocketError> {
+) -> Result<(), Error> {
     let has = |bit: u8| connection.options & u32::from(bit) != 0;
     let clamp = connection.mss_clamp.min(u32::from(u16::MAX)) as u16;
     let mut options = [RepairOption::MaximumSegment(clamp); 4];
@@ -336,12 +210,11 @@ fn set_negotiated(
             count += 1;
         }
     }
-    tcp::set_repair_options(socket, &options[..count])
-        .context("set TCP_REPAIR_OPTIONS", SUBJECT)?;
+    tcp::set_repair_options(socket, &options[..count]).during("set TCP_REPAIR_OPTIONS", SUBJECT)?;
     if has(negotiated::TIMESTAMPS) {
         let now_ns = tcp::clock_ns().wrapping_add_signed(clock_offset_ns);
         tcp::set_timestamp(socket, timestamp_at(connection, now_ns))
-            .context("set TCP_TIMESTAMP", SUBJECT)?;
+            .during("set TCP_TIMESTAMP", SUBJECT)?;
     }
     Ok(())
 }
@@ -367,30 +240,15 @@ fn fill_queues(
     socket: BorrowedFd<'_>,
     connection: &TcpConnection,
     plan: &Plan,
-) -> Result<(), SocketError> {
+) -> Result<(), Error> {
     let sent = &connection.send_queue[plan.dropped_bytes..connection.sent_bytes as usize];
     for (queue, bytes) in [
         (Queue::Receive, connection.receive_queue.as_slice()),
         (Queue::Send, sent),
     ] {
         if !bytes.is_empty() {
-            tcp::select_queue(socket, queue).context("select a queue", SUBJECT)?;
+            tcp::select_queue(socket, queue).during("select a queue", SUBJECT)?;
             fill_queue(socket, bytes)?;
-        }
-    }
-    Ok(())
-}
-
-pub(super) fn fill_queue(socket: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), SocketError> {
-    let mut chunk = QUEUE_CHUNK_BYTES;
-    while !bytes.is_empty() {
-        match socket::send(socket, &bytes[..bytes.len().min(chunk)], libc::MSG_DONTWAIT) {
-            Ok(written) => bytes = &bytes[written..],
-            // One allocation holds the piece; a smaller one may still be had.
-            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) && chunk > 1024 => chunk /= 2,
-            Err(source) => {
-                return Err(source).context("write a queue under repair", SUBJECT);
-            }
         }
     }
     Ok(())
@@ -400,7 +258,7 @@ fn set_window(
     socket: BorrowedFd<'_>,
     connection: &TcpConnection,
     client_window: u32,
-) -> Result<(), SocketError> {
+) -> Result<(), Error> {
     let receive_next = connection
         .receive_sequence
         .wrapping_add(connection.receive_queue.len() as u32);
@@ -418,7 +276,7 @@ fn set_window(
         rcv_wnd: window.rcv_wnd.saturating_add(fin),
         rcv_wup: earlier(window.rcv_wup.wrapping_sub(fin)),
     };
-    tcp::set_repair_window(socket, &window).context("set TCP_REPAIR_WINDOW", SUBJECT)
+    tcp::set_repair_window(socket, &window).during("set TCP_REPAIR_WINDOW", SUBJECT)
 }
 
 /// Receive buffer that holds the queue and the offered window with room for the kernel's own
@@ -430,32 +288,28 @@ fn receive_room_bytes(connection: &TcpConnection) -> usize {
 
 /// Raises a buffer to at least twice `bytes`, the kernel's measure of room for `bytes`. Returns
 /// what `SO_SNDBUF` or `SO_RCVBUF` read before, when it was too small.
-fn force_buffer(
-    socket: BorrowedFd<'_>,
-    name: i32,
-    bytes: usize,
-) -> Result<Option<i32>, SocketError> {
+fn force_buffer(socket: BorrowedFd<'_>, name: i32, bytes: usize) -> Result<Option<i32>, Error> {
     let (read, operation) = if name == libc::SO_RCVBUFFORCE {
         (libc::SO_RCVBUF, "raise SO_RCVBUF")
     } else {
         (libc::SO_SNDBUF, "raise SO_SNDBUF")
     };
-    let current = sockopt::get_i32(socket, libc::SOL_SOCKET, read).context(operation, SUBJECT)?;
+    let current = sockopt::get_i32(socket, libc::SOL_SOCKET, read).during(operation, SUBJECT)?;
     let wanted = i32::try_from(bytes)
         .unwrap_or(i32::MAX / 2)
         .min(i32::MAX / 2);
     if current / 2 >= wanted {
         return Ok(None);
     }
-    sockopt::set_i32(socket, libc::SOL_SOCKET, name, wanted).context(operation, SUBJECT)?;
+    sockopt::set_i32(socket, libc::SOL_SOCKET, name, wanted).during(operation, SUBJECT)?;
     Ok(Some(current))
 }
 
-fn write_unsent(socket: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), SocketError> {
+fn write_unsent(socket: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), Error> {
     while !bytes.is_empty() {
         // The send buffer was forced large enough in fill_queues.
         let written = socket::send(socket, bytes, libc::MSG_DONTWAIT)
-            .context("write the unsent part of the send queue", SUBJECT)?;
+            .during("write the unsent part of the send queue", SUBJECT)?;
         bytes = &bytes[written..];
     }
     Ok(())
@@ -466,7 +320,7 @@ fn settle(
     socket: BorrowedFd<'_>,
     connection: &TcpConnection,
     send_buffer_raised_from: Option<i32>,
-) -> Result<(), SocketError> {
+) -> Result<(), Error> {
     let options = &connection.socket_options;
     if let Some(doubled_bytes) = send_buffer_raised_from {
         sockopt::set_i32(
@@ -475,7 +329,7 @@ fn settle(
             libc::SO_SNDBUFFORCE,
             doubled_bytes / 2,
         )
-        .context("put SO_SNDBUF back", SUBJECT)?;
+        .during("put SO_SNDBUF back", SUBJECT)?;
     }
     socket_options::apply(socket, options, Moment::Last, SUBJECT)?;
     let locked =
@@ -488,27 +342,27 @@ fn settle(
     }
     let lock = send_lock | receive_lock;
     sockopt::set_i32(socket, libc::SOL_SOCKET, sockopt::SO_BUF_LOCK, lock)
-        .context("put SO_BUF_LOCK back", SUBJECT)?;
-    socket::set_status_flags(socket, connection.flags).context("F_SETFL", SUBJECT)
+        .during("put SO_BUF_LOCK back", SUBJECT)?;
+    socket::set_status_flags(socket, connection.flags).during("F_SETFL", SUBJECT)
 }
 
 /// A handshake that was under way starts again with the same first sequence number, so that an
 /// answer to the first SYN still fits.
-fn connect_again(socket: BorrowedFd<'_>, connection: &TcpConnection) -> Result<(), SocketError> {
-    tcp::select_queue(socket, Queue::Send).context("select send queue", SUBJECT)?;
+fn connect_again(socket: BorrowedFd<'_>, connection: &TcpConnection) -> Result<(), Error> {
+    tcp::select_queue(socket, Queue::Send).during("select send queue", SUBJECT)?;
     tcp::set_queue_sequence(socket, connection.send_sequence)
-        .context("set TCP_QUEUE_SEQ", SUBJECT)?;
-    tcp::repair(socket, Repair::OffSilently).context("leave TCP repair mode", SUBJECT)?;
+        .during("set TCP_QUEUE_SEQ", SUBJECT)?;
+    tcp::repair(socket, Repair::OffSilently).during("leave TCP repair mode", SUBJECT)?;
     let options = &connection.socket_options;
     socket_options::apply(socket, options, Moment::AfterConnect, SUBJECT)?;
     socket_options::apply(socket, options, Moment::Last, SUBJECT)?;
     socket::set_status_flags(socket, connection.flags | libc::O_NONBLOCK)
-        .context("F_SETFL", SUBJECT)?;
+        .during("F_SETFL", SUBJECT)?;
     match socket::connect(socket, &connection.remote) {
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => {
-            return Err(error).context("connect again", SUBJECT);
+            return Err(error).during("connect again", SUBJECT);
         }
         _ => {}
     }
-    socket::set_status_flags(socket, connection.flags).context("F_SETFL", SUBJECT)
+    socket::set_status_flags(socket, connection.flags).during("F_SETFL", SUBJECT)
 }

@@ -1,15 +1,17 @@
 //! Making all Unix sockets of a tree again: they refer to each other, so they come together.
 
 use super::{SUBJECT, name, number_of, waits_for_accept};
-use crate::socket::{Context, SocketError};
 use crate::socket_options::{self, Moment};
+use crate::{Context, Error};
 use std::collections::HashMap;
+use std::env;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use unbroken_image::ObjectId;
 use unbroken_image::object::{UnixAddress, UnixKind, UnixMessage, UnixSocket};
+use unbroken_sys::unix::Name;
 use unbroken_sys::{socket, sockopt, unix};
 
 /// Makes all sockets of the tree on the calling thread's network and mount namespaces, unread
@@ -17,10 +19,9 @@ use unbroken_sys::{socket, sockopt, unix};
 ///
 /// A path that a socket is bound to is taken over: the file of the primary's socket is replaced by
 /// one with the same owner and mode.
-pub fn restore_all(
+pub(super) fn restore_all(
     sockets: &[(ObjectId, &UnixSocket)],
-) -> Result<Vec<(ObjectId, OwnedFd)>, SocketError> {
-    super::check(sockets.iter().map(|(_, state)| *state))?;
+) -> Result<Vec<(ObjectId, OwnedFd)>, Error> {
     let mut making = Making {
         states: sockets.iter().map(|(_, state)| *state).collect(),
         by_inode: sockets
@@ -41,8 +42,8 @@ pub fn restore_all(
             making.make_connected(index)?;
         }
     }
-    for (index, state) in making.states.iter().enumerate() {
-        making.fill(index, state)?;
+    for state in &making.states {
+        making.fill(state)?;
     }
     for (state, fd) in making.states.iter().zip(&making.made) {
         if let Some(fd) = fd {
@@ -63,7 +64,7 @@ struct Making<'a> {
 }
 
 impl Making<'_> {
-    fn make_unconnected(&mut self, index: usize) -> Result<(), SocketError> {
+    fn make_unconnected(&mut self, index: usize) -> Result<(), Error> {
         let state = self.states[index];
         let fd = open(state.kind)?;
         // SO_PASSCRED on an unnamed socket would give it a name (autobind), so options wait.
@@ -71,13 +72,13 @@ impl Making<'_> {
             bind(fd.as_fd(), local)?;
         }
         if let Some(backlog) = state.backlog {
-            socket::listen(fd.as_fd(), backlog).context("listen", SUBJECT)?;
+            socket::listen(fd.as_fd(), backlog).during("listen", SUBJECT)?;
         }
         self.made[index] = Some(fd);
         Ok(())
     }
 
-    fn make_connected(&mut self, index: usize) -> Result<(), SocketError> {
+    fn make_connected(&mut self, index: usize) -> Result<(), Error> {
         let state = self.states[index];
         match state
             .peer_inode
@@ -86,15 +87,15 @@ impl Making<'_> {
             Some(peer) if self.states[peer].peer_inode == Some(state.inode) => {
                 self.make_pair(index, peer)
             }
-            _ if state.kind == UnixKind::Datagram => self.make_sender(index),
             _ if waits_for_accept(state) => self.make_waiting(index),
-            _ => self.make_abandoned(index),
+            _ if is_abandoned(state) => self.make_abandoned(index),
+            _ => self.make_sender(index),
         }
     }
 
     /// Both ends of a connection. One that came through a listener goes through it again, as the
     /// accepted end has the listener's name and could not be bound to it beside the listener.
-    fn make_pair(&mut self, one: usize, other: usize) -> Result<(), SocketError> {
+    fn make_pair(&mut self, one: usize, other: usize) -> Result<(), Error> {
         for (client, accepted) in [(one, other), (other, one)] {
             let Some(listener) = self.listener_named(self.states[accepted].local.as_ref()) else {
                 continue;
@@ -104,13 +105,13 @@ impl Making<'_> {
                 bind(fd.as_fd(), local)?;
             }
             connect(fd.as_fd(), self.states[accepted].local.as_ref())?;
-            let end = unix::accept(listener).context("accept", SUBJECT)?;
+            let end = unix::accept(listener).during("accept", SUBJECT)?;
             self.made[client] = Some(fd);
             self.made[accepted] = Some(end);
             return Ok(());
         }
         let (first, second) =
-            unix::pair(number_of(self.states[one].kind)).context("socketpair", SUBJECT)?;
+            unix::pair(number_of(self.states[one].kind)).during("socketpair", SUBJECT)?;
         for (index, fd) in [(one, first), (other, second)] {
             if let Some(local) = &self.states[index].local {
                 bind(fd.as_fd(), local)?;
@@ -121,7 +122,7 @@ impl Making<'_> {
     }
 
     /// A datagram socket that sends to a name, in the tree or outside of it.
-    fn make_sender(&mut self, index: usize) -> Result<(), SocketError> {
+    fn make_sender(&mut self, index: usize) -> Result<(), Error> {
         let state = self.states[index];
         let fd = open(state.kind)?;
         if let Some(local) = &state.local {
@@ -130,7 +131,7 @@ impl Making<'_> {
         match connect(fd.as_fd(), state.connected_to.as_ref()) {
             // The log daemon may be down, as it may be for any sender: sends fail, and the service
             // connects again, as it does then.
-            Err(SocketError::Call { source, .. })
+            Err(Error::Kernel { source, .. })
                 if matches!(
                     source.kind(),
                     io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
@@ -142,7 +143,7 @@ impl Making<'_> {
     }
 
     /// The client of a connection that its listener has still to accept.
-    fn make_waiting(&mut self, index: usize) -> Result<(), SocketError> {
+    fn make_waiting(&mut self, index: usize) -> Result<(), Error> {
         let state = self.states[index];
         let fd = open(state.kind)?;
         if let Some(local) = &state.local {
@@ -154,16 +155,21 @@ impl Making<'_> {
     }
 
     /// An end whose peer is closed: what it left unread, then the end.
-    fn make_abandoned(&mut self, index: usize) -> Result<(), SocketError> {
+    fn make_abandoned(&mut self, index: usize) -> Result<(), Error> {
         let state = self.states[index];
-        let (fd, peer) = unix::pair(number_of(state.kind)).context("socketpair", SUBJECT)?;
+        let (fd, peer) = unix::pair(number_of(state.kind)).during("socketpair", SUBJECT)?;
+        if state.kind == UnixKind::Datagram
+            && let Some(local) = &state.local
+        {
+            bind(fd.as_fd(), local)?;
+        }
         send_all(peer.as_fd(), &state.queue)?;
         self.made[index] = Some(fd);
         Ok(())
     }
 
     /// Writes the unread messages of a socket from its other end.
-    fn fill(&self, index: usize, state: &UnixSocket) -> Result<(), SocketError> {
+    fn fill(&self, state: &UnixSocket) -> Result<(), Error> {
         if state.queue.is_empty() {
             return Ok(());
         }
@@ -175,7 +181,7 @@ impl Making<'_> {
                 .as_ref()
                 .map_or(Ok(()), |fd| send_all(fd.as_fd(), &state.queue));
         }
-        if state.kind == UnixKind::Datagram && self.made[index].is_some() {
+        if state.kind == UnixKind::Datagram && !is_abandoned(state) {
             let sender = open(state.kind)?;
             connect(sender.as_fd(), state.local.as_ref())?;
             return send_all(sender.as_fd(), &state.queue);
@@ -194,53 +200,77 @@ impl Making<'_> {
     }
 }
 
-fn open(kind: UnixKind) -> Result<OwnedFd, SocketError> {
-    socket::open(libc::AF_UNIX, number_of(kind), 0).context("create", SUBJECT)
+/// Whether the socket's peer is closed, and with it all that could be sent to. A datagram socket may
+/// be connected to a name, which outlives the socket that had it.
+fn is_abandoned(state: &UnixSocket) -> bool {
+    let can_send = state.kind == UnixKind::Datagram && state.connected_to.is_some();
+    state.connected && state.peer_inode.is_none() && !can_send
 }
 
-fn connect(fd: BorrowedFd<'_>, to: Option<&UnixAddress>) -> Result<(), SocketError> {
+fn open(kind: UnixKind) -> Result<OwnedFd, Error> {
+    socket::open(libc::AF_UNIX, number_of(kind), 0).during("create", SUBJECT)
+}
+
+fn connect(fd: BorrowedFd<'_>, to: Option<&UnixAddress>) -> Result<(), Error> {
     let Some(to) = to else {
-        return Err(io::Error::from_raw_os_error(libc::EDESTADDRREQ)).context("connect", SUBJECT);
+        return Err(io::Error::from_raw_os_error(libc::EDESTADDRREQ)).during("connect", SUBJECT);
     };
-    unix::connect(fd, &name(to)).context("connect", SUBJECT)
+    within_directory_of(to, || {
+        unix::connect(fd, &name(to)).during("connect", SUBJECT)
+    })
 }
 
 /// Binds, taking the path over from the file of a socket that is no more.
-fn bind(fd: BorrowedFd<'_>, to: &UnixAddress) -> Result<(), SocketError> {
-    let UnixAddress::Path(path) = to else {
-        return unix::bind(fd, &name(to)).context("bind", SUBJECT);
+fn bind(fd: BorrowedFd<'_>, to: &UnixAddress) -> Result<(), Error> {
+    let path = match to {
+        UnixAddress::Path(path) | UnixAddress::Relative { path, .. } => path,
+        UnixAddress::Abstract(_) => return unix::bind(fd, &name(to)).during("bind", SUBJECT),
     };
-    if !path.starts_with('/') {
-        return Err(SocketError::Refused {
-            what: "a Unix socket bound to a relative path",
-            why: "the directory it is relative to may have changed since; have the service bind \
-                  to an absolute path",
-        });
-    }
+    within_directory_of(to, || bind_to_path(fd, path))
+}
+
+/// Runs `work` where a relative path begins. The working directory is the calling thread's own, as
+/// its mount namespace is (setns(2)).
+fn within_directory_of<T>(
+    address: &UnixAddress,
+    work: impl FnOnce() -> Result<T, Error>,
+) -> Result<T, Error> {
+    let UnixAddress::Relative { directory, .. } = address else {
+        return work();
+    };
+    let before = env::current_dir().during("read", "the working directory")?;
+    env::set_current_dir(directory).during("enter", directory)?;
+    let result = work();
+    env::set_current_dir(&before).during("enter", before.display())?;
+    result
+}
+
+fn bind_to_path(fd: BorrowedFd<'_>, path: &str) -> Result<(), Error> {
     let old = fs::symlink_metadata(path)
         .ok()
         .filter(|old| old.file_type().is_socket());
     if old.is_some() {
-        fs::remove_file(path).context("replace the file", SUBJECT)?;
+        fs::remove_file(path).during("replace the file", SUBJECT)?;
     }
-    unix::bind(fd, &name(to)).context("bind", SUBJECT)?;
+    let bound_name = Name::Path(path.as_bytes().to_vec());
+    unix::bind(fd, &bound_name).during("bind", SUBJECT)?;
     if let Some(old) = old {
-        chown(path, Some(old.uid()), Some(old.gid())).context("chown", SUBJECT)?;
+        chown(path, Some(old.uid()), Some(old.gid())).during("chown", SUBJECT)?;
         let mode = fs::Permissions::from_mode(old.mode() & 0o7777);
-        fs::set_permissions(path, mode).context("chmod", SUBJECT)?;
+        fs::set_permissions(path, mode).during("chmod", SUBJECT)?;
     }
     Ok(())
 }
 
 /// Sends all messages, with a buffer that holds them, which is put back.
-fn send_all(fd: BorrowedFd<'_>, queue: &[UnixMessage]) -> Result<(), SocketError> {
+fn send_all(fd: BorrowedFd<'_>, queue: &[UnixMessage]) -> Result<(), Error> {
     let before = sockopt::get_i32(fd, libc::SOL_SOCKET, libc::SO_SNDBUF)
-        .context("read SO_SNDBUF", SUBJECT)?;
+        .during("read SO_SNDBUF", SUBJECT)?;
     let lock = sockopt::get_i32(fd, libc::SOL_SOCKET, sockopt::SO_BUF_LOCK)
-        .context("read SO_BUF_LOCK", SUBJECT)?;
+        .during("read SO_BUF_LOCK", SUBJECT)?;
     let force = |bytes| {
         sockopt::set_i32(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, bytes)
-            .context("set SO_SNDBUF", SUBJECT)
+            .during("set SO_SNDBUF", SUBJECT)
     };
     // Each message costs its bookkeeping as well, which a small one exceeds.
     let wanted: usize = queue.iter().map(|message| message.bytes.len() + 1024).sum();
@@ -249,7 +279,7 @@ fn send_all(fd: BorrowedFd<'_>, queue: &[UnixMessage]) -> Result<(), SocketError
         let mut rest = message.bytes.as_slice();
         loop {
             let sent = socket::send(fd, rest, libc::MSG_DONTWAIT)
-                .context("write the unread messages", SUBJECT)?;
+                .during("write the unread messages", SUBJECT)?;
             rest = &rest[sent..];
             if rest.is_empty() {
                 break;
@@ -258,10 +288,10 @@ fn send_all(fd: BorrowedFd<'_>, queue: &[UnixMessage]) -> Result<(), SocketError
     }
     force(before / 2)?;
     sockopt::set_i32(fd, libc::SOL_SOCKET, sockopt::SO_BUF_LOCK, lock)
-        .context("put SO_BUF_LOCK back", SUBJECT)
+        .during("put SO_BUF_LOCK back", SUBJECT)
 }
 
-fn finish(fd: BorrowedFd<'_>, state: &UnixSocket) -> Result<(), SocketError> {
+fn finish(fd: BorrowedFd<'_>, state: &UnixSocket) -> Result<(), Error> {
     for moment in [Moment::BeforeBind, Moment::AfterConnect, Moment::Last] {
         socket_options::apply(fd, &state.socket_options, moment, SUBJECT)?;
     }
@@ -278,8 +308,8 @@ fn finish(fd: BorrowedFd<'_>, state: &UnixSocket) -> Result<(), SocketError> {
         match socket::shutdown(fd, how) {
             // The peer that closed has shut it already.
             Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {}
-            other => other.context("shutdown", SUBJECT)?,
+            other => other.during("shutdown", SUBJECT)?,
         }
     }
-    socket::set_status_flags(fd, state.flags).context("F_SETFL", SUBJECT)
+    socket::set_status_flags(fd, state.flags).during("F_SETFL", SUBJECT)
 }

@@ -1,14 +1,17 @@
 //! A client, its connection to the service, and the replica's going on with it.
 
 use super::{Family, Net, packet, stream};
+use std::collections::{BTreeMap, HashSet};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd};
-use std::sync::{Arc, LazyLock};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::LazyLock;
 use std::thread;
 use std::time::Duration;
 use unbroken_image::object::{TcpConnection, TcpPhase};
+use unbroken_image::{Object, ObjectId};
 use unbroken_objects::tcp::{self, Seen, Tracker};
+use unbroken_objects::{Phase, Restored, Scene};
 use unbroken_sys::bpf::{Record, SocketProgram};
 
 /// Stands for "for ever": a stalled connection fails the test instead of hanging it.
@@ -188,7 +191,7 @@ fn expect_the_pass_to_agree(end: &TcpStream, state: &TcpConnection, mut tracker:
     let own = |record: &&Record| record.descriptor() == end.as_raw_fd();
     let record = records.iter().find(own).unwrap();
     let before = *tracker.fingerprint();
-    let seen = tracker.look_at(record, &mut state.clone(), &|_, _, _| false);
+    let seen = tracker.look_at(record, &mut state.clone(), &|_, _, _, _| false);
     // A kernel timer may have sent something since, and what has not shaken hands is not taken.
     let now = tcp::fingerprint(end.as_fd()).unwrap();
     let must_be_known = state.phase != TcpPhase::SynSent
@@ -204,35 +207,55 @@ fn expect_the_pass_to_agree(end: &TcpStream, state: &TcpConnection, mut tracker:
 
 /// Restores all in the replica's place, moves the network there, then lets them speak.
 pub fn make_live(net: &Net, states: Vec<(TcpConnection, tcp::View)>) -> Vec<TcpStream> {
-    let states = Arc::new(states);
-    let for_replica = Arc::clone(&states);
-    let all = net.replica.run(move || {
-        let prepared: Vec<_> = for_replica
-            .iter()
-            .map(|(state, view)| tcp::prepare(state, *view).unwrap())
-            .collect();
-        prepared
-            .into_iter()
-            .map(|one| one.go_live().unwrap())
-            .collect::<Vec<_>>()
+    let named = (0..states.len() as u64).map(ObjectId).collect();
+    let restored = restore(net, states, named);
+    let descriptors = restored.descriptors.into_values();
+    descriptors.map(patient).collect()
+}
+
+/// The same with a connection that the service has closed.
+pub fn make_orphan_live(net: &Net, state: TcpConnection, view: tcp::View) -> TcpStream {
+    let mut restored = restore(net, vec![(state, view)], HashSet::new());
+    assert_eq!(restored.shortcomings, [""; 0]);
+    patient(restored.orphans.remove(0).1)
+}
+
+fn restore(
+    net: &Net,
+    states: Vec<(TcpConnection, tcp::View)>,
+    named: HashSet<ObjectId>,
+) -> Restored {
+    let views = states.iter().map(|(_, view)| *view);
+    let scene = Scene {
+        named,
+        views: (0..).map(ObjectId).zip(views).collect(),
+        ..Scene::default()
+    };
+    let objects = states.into_iter().map(|(state, _)| state);
+    let objects = objects.map(Object::TcpConnection);
+    let objects: BTreeMap<ObjectId, Object> = (0..).map(ObjectId).zip(objects).collect();
+    let mut restored = net.replica.run(move || {
+        let mut restored = Restored::default();
+        for phase in [Phase::Make, Phase::GoLive] {
+            unbroken_objects::restore(phase, &objects, &scene, &mut restored).unwrap();
+        }
+        restored
     });
     net.cut();
     net.connect_replica();
-    let mut ends = Vec::new();
-    for (index, live) in all.into_iter().enumerate() {
-        if let Some(inject) = live.inject {
-            net.client.run(move || packet::inject(&inject));
-        }
-        if let Some(resend) = live.resend {
-            let states = Arc::clone(&states);
-            net.replica
-                .run(move || packet::resend(&resend, &states[index].0));
-        }
-        let end = TcpStream::from(live.fd);
-        end.set_read_timeout(Some(PATIENCE)).unwrap();
-        ends.push(end);
+    for inject in std::mem::take(&mut restored.injects) {
+        net.client.run(move || packet::inject(&inject));
     }
-    ends
+    for (resend, bytes) in std::mem::take(&mut restored.resends) {
+        net.replica.run(move || packet::resend(&resend, &bytes));
+    }
+    restored
+}
+
+fn patient(end: OwnedFd) -> TcpStream {
+    let end = TcpStream::from(end);
+    end.set_read_timeout(Some(PATIENCE)).unwrap();
+    end
 }
 
 /// Waits until nothing is unacknowledged; from then on a fingerprint stays what it is.

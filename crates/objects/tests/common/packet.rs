@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
-use unbroken_image::object::TcpConnection;
 use unbroken_objects::tcp::{Inject, Resend};
 use unbroken_sys::socket;
 
@@ -35,8 +34,7 @@ pub fn inject(inject: &Inject) {
 }
 
 /// Sends what `resend` describes; call it where the replica lives.
-pub fn resend(resend: &Resend, connection: &TcpConnection) {
-    let bytes = &connection.send_queue[resend.bytes.clone()];
+pub fn resend(resend: &Resend, bytes: &[u8]) {
     let mut header = Header {
         source: resend.local,
         destination: resend.remote,

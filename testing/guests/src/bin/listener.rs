@@ -2,10 +2,12 @@
 //! already, and a thread that waits in accept.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use rustix::net::{AddressFamily, SocketType};
 use unbroken_guests::raw::{option, option_bytes, set_option};
 use unbroken_guests::{Guest, PATIENCE, Place, eventually, main as run, pattern, same, same_bytes};
 
@@ -14,6 +16,10 @@ const UNREAD_BYTES: usize = 3000;
 
 struct Listeners {
     pending: TcpListener,
+    /// Both on one port, which the first does not allow any more.
+    sharing: [TcpListener; 2],
+    /// Corked before there is a connection.
+    corked: OwnedFd,
 }
 
 impl Guest for Listeners {
@@ -31,7 +37,16 @@ impl Guest for Listeners {
                 let _ = stream.and_then(|mut stream| stream.write_all(b"served\n"));
             }
         });
-        Ok(Self { pending })
+        let address = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, place.port + 3);
+        let sharing = [share(address)?, share(address)?];
+        set_option(&sharing[0], libc::SOL_SOCKET, libc::SO_REUSEPORT, 0)?;
+        let corked = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+        set_option(&corked, libc::IPPROTO_TCP, libc::TCP_CORK, 1)?;
+        Ok(Self {
+            pending,
+            sharing,
+            corked,
+        })
     }
 
     fn step(&mut self, words: &str) -> Result<()> {
@@ -54,6 +69,13 @@ impl Guest for Listeners {
         ] {
             same(name, option(&self.pending, level, number)?, value)?;
         }
+        for (listener, value) in self.sharing.iter().zip([0, 1]) {
+            let shares = option(listener, libc::SOL_SOCKET, libc::SO_REUSEPORT)?;
+            same("SO_REUSEPORT", shares, value)?;
+        }
+        self.serve_shared().context("a port of two listeners")?;
+        let corked = option(&self.corked, libc::IPPROTO_TCP, libc::TCP_CORK)?;
+        same("TCP_CORK", corked, 1)?;
         for number in 0..waiting {
             let (stream, _) = self.pending.accept()?;
             serve(stream).with_context(|| format!("connection {number}"))?;
@@ -63,6 +85,21 @@ impl Guest for Listeners {
 }
 
 impl Listeners {
+    /// Connects until both listeners have had their share.
+    fn serve_shared(&self) -> Result<()> {
+        let port = self.sharing[0].local_addr()?.port();
+        let mut served = [0; 2];
+        eventually("connections to both listeners", || {
+            let _client = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+            for (listener, count) in self.sharing.iter().zip(&mut served) {
+                listener.set_nonblocking(true)?;
+                *count += usize::from(listener.accept().is_ok());
+                listener.set_nonblocking(false)?;
+            }
+            Ok(served.iter().all(|count| *count > 0))
+        })
+    }
+
     /// Connections that wait, and how many may: `tcpi_unacked` and `tcpi_sacked` of a listener.
     fn queue(&self) -> Result<(u32, u32)> {
         let mut info = [0; 32];
@@ -71,6 +108,14 @@ impl Listeners {
             |at: usize| u32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
         Ok((word(24), word(28)))
     }
+}
+
+fn share(address: SocketAddrV4) -> Result<TcpListener> {
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, 8)?;
+    Ok(socket.into())
 }
 
 /// Answers what the connection sent before anyone accepted it.

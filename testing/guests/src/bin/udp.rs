@@ -4,8 +4,9 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use rustix::net::{AddressFamily, SocketType};
 use unbroken_guests::raw::{option, set_option, unread};
-use unbroken_guests::{Guest, PATIENCE, Place, main as run, pattern, same, same_bytes};
+use unbroken_guests::{Guest, PATIENCE, Place, main as run, pattern, refused, same, same_bytes};
 
 /// Not among them: an empty one, which the kernel lets nobody peek at twice (net/core/datagram.c).
 const SIZES: [usize; 3] = [7, 1200, 1];
@@ -14,6 +15,10 @@ struct Datagrams {
     bound: UdpSocket,
     connected: UdpSocket,
     peer: UdpSocket,
+    /// Shut down for writing.
+    silent: UdpSocket,
+    /// Both on one address, which the first does not allow any more.
+    sharing: (UdpSocket, UdpSocket),
     local: SocketAddr,
     round: u64,
 }
@@ -30,6 +35,11 @@ impl Guest for Datagrams {
         for socket in [&bound, &connected, &peer] {
             socket.set_read_timeout(Some(PATIENCE))?;
         }
+        let silent = UdpSocket::bind((place.own, 0))?;
+        silent.connect(peer.local_addr()?)?;
+        rustix::net::shutdown(&silent, rustix::net::Shutdown::Write)?;
+        let sharing = share(SocketAddr::new(place.own, place.port + 2))?;
+        set_option(&bound, libc::SOL_SOCKET, libc::SO_NO_CHECK, 1)?;
         set_option(&bound, libc::SOL_SOCKET, libc::SO_BROADCAST, 1)?;
         set_option(&bound, libc::IPPROTO_IP, libc::IP_TTL, 33)?;
         set_option(&bound, libc::SOL_SOCKET, libc::SO_RCVBUF, 90_000)?;
@@ -38,6 +48,8 @@ impl Guest for Datagrams {
             bound,
             connected,
             peer,
+            silent,
+            sharing,
             round: 0,
         };
         datagrams.arm()?;
@@ -49,10 +61,16 @@ impl Guest for Datagrams {
         same("peer", self.connected.peer_addr()?, self.peer.local_addr()?)?;
         for (name, level, number, value) in [
             ("SO_BROADCAST", libc::SOL_SOCKET, libc::SO_BROADCAST, 1),
+            ("SO_NO_CHECK", libc::SOL_SOCKET, libc::SO_NO_CHECK, 1),
             ("IP_TTL", libc::IPPROTO_IP, libc::IP_TTL, 33),
             ("SO_RCVBUF", libc::SOL_SOCKET, libc::SO_RCVBUF, 180_000),
         ] {
             same(name, option(&self.bound, level, number)?, value)?;
+        }
+        refused("a silent send", self.silent.send(b"x"), libc::EPIPE)?;
+        for (socket, value) in [(&self.sharing.0, 0), (&self.sharing.1, 1)] {
+            let reuse = option(socket, libc::SOL_SOCKET, libc::SO_REUSEADDR)?;
+            same("SO_REUSEADDR", reuse, value)?;
         }
         same(
             "bytes in the first datagram",
@@ -87,6 +105,18 @@ impl Datagrams {
         }
         Ok(())
     }
+}
+
+fn share(address: SocketAddr) -> Result<(UdpSocket, UdpSocket)> {
+    let open = || -> Result<UdpSocket> {
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+        set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+        rustix::net::bind(&socket, &address)?;
+        Ok(socket.into())
+    };
+    let sharing = (open()?, open()?);
+    set_option(&sharing.0, libc::SOL_SOCKET, libc::SO_REUSEADDR, 0)?;
+    Ok(sharing)
 }
 
 fn main() -> ExitCode {

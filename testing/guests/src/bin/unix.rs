@@ -1,6 +1,6 @@
-//! Unix sockets: pairs with queued data and borders, a listener with a path and one with an
-//! abstract name, connections of its own to them, half-closed ones, and a datagram socket that
-//! talks to a log daemon outside, as syslog(3) does.
+//! Unix sockets: pairs with queued data and borders, listeners with a path, a relative path and an
+//! abstract name, connections of its own to them, half-closed and abandoned ones, and a datagram
+//! socket that talks to a log daemon outside, as syslog(3) does.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -14,6 +14,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use unbroken_guests::raw::{fcntl, option, set_option, unread};
 use unbroken_guests::{Guest, PATIENCE, Place, main as run, pattern, refused, same, same_bytes};
 
+const RELATIVE: &str = "relative listener";
 const STREAM_BYTES: usize = 20_000;
 const MESSAGES: [usize; 4] = [11, 3000, 1, 700];
 
@@ -28,8 +29,13 @@ struct Sockets {
     path: std::path::PathBuf,
     named: UnixListener,
     name: SocketAddr,
-    /// A connection of its own, both ends of it here.
+    /// Its path is one from the working directory.
+    relative: UnixListener,
+    /// Connections of its own, both ends of them here.
     own: (UnixStream, UnixStream),
+    own_relative: (UnixStream, UnixStream),
+    /// Its peer is closed, and has left it a message.
+    left: Option<UnixDatagram>,
     log: UnixDatagram,
 }
 
@@ -43,6 +49,13 @@ impl Guest for Sockets {
         let named = UnixListener::bind_addr(&name)?;
         let client = UnixStream::connect(&path)?;
         let (server, _) = listener.accept()?;
+        std::env::set_current_dir(&place.directory)?;
+        let relative = UnixListener::bind(RELATIVE)?;
+        let own_relative = UnixStream::connect(RELATIVE)?;
+        let own_relative = (own_relative, relative.accept()?.0);
+        let (left, gone_too) = UnixDatagram::pair()?;
+        gone_too.send(b"left")?;
+        drop(gone_too);
         let log = UnixDatagram::unbound()?;
         log.connect(place.directory.join("log"))?;
         let (closed, gone) = UnixStream::pair()?;
@@ -67,7 +80,10 @@ impl Guest for Sockets {
             path,
             named,
             name,
+            relative,
             own,
+            own_relative,
+            left: Some(left),
             log,
         };
         sockets.arm()?;
@@ -136,7 +152,7 @@ impl Sockets {
         same_bytes("the half that is open", &back, b"open")
     }
 
-    fn messages(&self) -> Result<()> {
+    fn messages(&mut self) -> Result<()> {
         let mut buffer = [0; 5000];
         for length in MESSAGES {
             let count = self.datagram.1.recv(&mut buffer)?;
@@ -149,14 +165,35 @@ impl Sockets {
             rustix::io::read(&self.packets.1, &mut buffer),
             libc::EAGAIN,
         )?;
+        if self.round == 1 {
+            // A send finds out that the peer is gone, and takes away what it left
+            // (net/unix/af_unix.c, unix_dgram_disconnected): this can be looked at once.
+            let left = self.left.take().context("a socket whose peer is gone")?;
+            let count = left.recv(&mut buffer)?;
+            same_bytes("what the peer left", &buffer[..count], b"left")?;
+            refused("a message to nobody", left.send(b"x"), libc::ECONNREFUSED)?;
+        }
         let flags = fcntl(&self.packets.1, libc::F_GETFL, 0)?;
         same("flags", flags, libc::O_RDWR | libc::O_NONBLOCK)
     }
 
     fn listeners(&self) -> Result<()> {
-        for (what, listener) in [("path", &self.listener), ("abstract name", &self.named)] {
+        let (connected, accepted) = &self.own_relative;
+        for name in [connected.peer_addr()?, accepted.local_addr()?] {
+            same(
+                "a relative name",
+                name.as_pathname(),
+                Some(RELATIVE.as_ref()),
+            )?;
+        }
+        for (what, listener) in [
+            ("path", &self.listener),
+            ("relative path", &self.relative),
+            ("abstract name", &self.named),
+        ] {
             let mut client = match what {
                 "path" => UnixStream::connect(&self.path),
+                "relative path" => UnixStream::connect(RELATIVE),
                 _ => UnixStream::connect_addr(&self.name),
             }
             .context(what)?;

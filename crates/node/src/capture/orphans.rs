@@ -1,21 +1,22 @@
-//! Connections that the service has closed while its kernel still brings their last words to the
-//! client (KERNEL.md, Orphaned connections). They are objects of the epoch that no slot names: a
-//! replica restores and closes them.
+//! Orphaned connections: the service has closed them while its kernel still brings the rest to
+//! their clients (KERNEL.md, Orphaned connections). They are objects of the epoch that no slot names:
+//! a replica restores and closes them.
 
 use super::CaptureError;
-use super::objects::ObjectsDelta;
-use crate::stage::closings::{Closings, has_words_left};
+use super::delta::ObjectsDelta;
+use crate::stage::closings::{Closings, is_unfinished};
 use unbroken_image::object::TcpConnection;
 use unbroken_image::{Object, ObjectId};
 use unbroken_sys::tcp_diag::TcpDiag;
 use unbroken_wire::Tuple;
 
 #[derive(Default)]
-pub(super) struct Closed {
+pub(super) struct Orphans {
     list: Vec<(ObjectId, TcpConnection)>,
     /// Of the service's network namespace; opened with the first of them.
     diag: Option<TcpDiag>,
-    taken: Vec<TcpConnection>,
+    /// Noted since the last capture.
+    noted: Vec<TcpConnection>,
 }
 
 /// What the rest of the capture knows.
@@ -26,10 +27,10 @@ pub(super) struct Context<'a> {
     pub is_new: bool,
 }
 
-impl Closed {
+impl Orphans {
     /// Takes in what was noted since the last capture.
     pub fn hear(&mut self, closings: &Closings) {
-        closings.take(&mut self.taken, &mut self.diag);
+        closings.take(&mut self.noted, &mut self.diag);
     }
 
     /// Brings the epoch up to date. `stands` says whether a connection is in the table,
@@ -41,15 +42,15 @@ impl Closed {
         mut number: impl FnMut() -> ObjectId,
         delta: &mut ObjectsDelta,
     ) -> Result<(), CaptureError> {
-        let Self { list, diag, taken } = self;
+        let Self { list, diag, noted } = self;
         let diag = diag.as_ref();
-        let over = |connection: &TcpConnection| match diag {
-            Some(diag) => has_words_left(diag, connection).map(|left| !left),
+        let is_finished = |connection: &TcpConnection| match diag {
+            Some(diag) => is_unfinished(diag, connection).map(|unfinished| !unfinished),
             None => Ok(false),
         };
         for index in (0..list.len()).rev() {
             let (id, connection) = &list[index];
-            if over(connection)? {
+            if is_finished(connection)? {
                 delta.gone.push(*id);
                 list.swap_remove(index);
             } else if context.is_new {
@@ -58,14 +59,14 @@ impl Closed {
                     .push((*id, Object::TcpConnection(connection.clone())));
             }
         }
-        for connection in taken.drain(..) {
+        for connection in noted.drain(..) {
             // Still open: by another descriptor, or because the close has not run.
             if stands(&connection) {
                 continue;
             }
             // One that was just closed goes along even if it was reset: its client may not have
             // heard of it. What was closed long ago may have another connection in its place.
-            if context.is_new && over(&connection)? {
+            if context.is_new && is_finished(&connection)? {
                 continue;
             }
             let tuple = Tuple::from(&connection);

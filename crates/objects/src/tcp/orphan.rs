@@ -1,27 +1,28 @@
-//! A connection at the moment before its last close. The kernel goes on with it as an orphan that
-//! no descriptor reaches: it brings the rest of the data and the FIN to the client. A replica must
-//! do the same, so what the orphan will have to say is read before.
+//! Orphaned connections. After its last close the kernel goes on with a connection that no
+//! descriptor reaches any more: it brings the rest of the data and the FIN to the client. A replica
+//! must do the same, so what the orphan will have to send is read before that close.
 
-use super::restore::Heard;
-use super::{SUBJECT, capture_accepted, is_inside, own_fin_is_open};
-use crate::socket::{Context, SocketError};
+use super::capture::capture_with_options;
+use super::plan::Heard;
+use super::{SUBJECT, is_inside, own_fin_is_open};
+use crate::{Context, Error};
 use std::os::fd::BorrowedFd;
 use unbroken_image::object::{SocketOption, TcpConnection, TcpPhase};
 use unbroken_sys::sockopt;
 use unbroken_sys::tcp::{self, state};
 
-/// Reads the connection behind `fd` if its close leaves something to be said; `None` for every
-/// other descriptor. Uses repair mode for a moment, as [`super::capture`] does.
-pub fn capture_closing(fd: BorrowedFd<'_>) -> Result<Option<TcpConnection>, SocketError> {
+/// Reads the connection behind `fd` if its close leaves an orphan; `None` for every other
+/// descriptor. Uses repair mode for a moment, as [`super::capture`] does.
+pub fn capture_orphan(fd: BorrowedFd<'_>) -> Result<Option<TcpConnection>, Error> {
     let protocol = sockopt::get_i32(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL);
     if protocol.ok() != Some(libc::IPPROTO_TCP) {
         return Ok(None);
     }
-    let info = tcp::info(fd).context("read TCP_INFO", SUBJECT)?;
-    if !has_words_left(info.state) {
+    let info = tcp::info(fd).during("read TCP_INFO", SUBJECT)?;
+    if !has_unfinished_orphan(info.state) {
         return Ok(None);
     }
-    let (connection, _) = capture_accepted(fd, &options(fd)?)?;
+    let (connection, _) = capture_with_options(fd, options(fd)?)?;
     if is_inside(&connection) {
         // The other end is the service's own and has everything already.
         return Ok(None);
@@ -29,9 +30,9 @@ pub fn capture_closing(fd: BorrowedFd<'_>) -> Result<Option<TcpConnection>, Sock
     Ok(Some(connection))
 }
 
-/// Whether a connection in `state` (`TCP_INFO`) still has data or a FIN to bring to its peer, or
-/// will have when it is closed.
-pub fn has_words_left(connection_state: u8) -> bool {
+/// Whether an orphaned connection in this state (`TCP_INFO`) still has data or a FIN to bring to
+/// its peer, or will have when it is closed.
+pub fn has_unfinished_orphan(connection_state: u8) -> bool {
     matches!(
         connection_state,
         state::ESTABLISHED
@@ -44,27 +45,27 @@ pub fn has_words_left(connection_state: u8) -> bool {
 
 /// The options that matter at the end: with `SO_LINGER` on and no time, close resets; and
 /// `SO_REUSEADDR`, which leaving repair mode would change, in case this is not the last close.
-fn options(fd: BorrowedFd<'_>) -> Result<Vec<SocketOption>, SocketError> {
+fn options(fd: BorrowedFd<'_>) -> Result<Vec<SocketOption>, Error> {
     let option = |name, value| SocketOption {
         level: libc::SOL_SOCKET,
         name,
         value,
     };
     let reuse = sockopt::get_i32(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR)
-        .context("read SO_REUSEADDR", SUBJECT)?;
+        .during("read SO_REUSEADDR", SUBJECT)?;
     let mut options = vec![option(libc::SO_REUSEADDR, reuse.to_ne_bytes().to_vec())];
     let mut linger = [0; 8];
     sockopt::get(fd, libc::SOL_SOCKET, libc::SO_LINGER, &mut linger)
-        .context("read SO_LINGER", SUBJECT)?;
+        .during("read SO_LINGER", SUBJECT)?;
     if linger[..4] != [0; 4] && linger[4..] == [0; 4] {
         options.push(option(libc::SO_LINGER, linger.to_vec()));
     }
     Ok(options)
 }
 
-/// Whether nothing of a closed connection is left to be said, now that its client has acknowledged
-/// everything before `acknowledged`.
-pub fn is_said(connection: &TcpConnection, acknowledged: u32) -> bool {
+/// Whether an orphan is at its end, now that its client has acknowledged everything before
+/// `acknowledged`.
+pub(super) fn is_finished(connection: &TcpConnection, acknowledged: u32) -> bool {
     let queued = connection.send_queue.len() as u32;
     // The FIN has the number after the last byte.
     let end = connection
@@ -74,11 +75,11 @@ pub fn is_said(connection: &TcpConnection, acknowledged: u32) -> bool {
     connection.phase != TcpPhase::FinWait2 && acknowledged.wrapping_sub(end).cast_signed() >= 0
 }
 
-/// The connection as it may stand by now. The kernel went on sending after the close: by what the
+/// The orphan as it may stand by now. The kernel went on sending after the close: by what the
 /// client has acknowledged, and as far as its window reached. Where it got to nobody saw, so all of
 /// that counts as sent. A client that had less takes it for the first time; but one that had it
 /// would be ignored if it acknowledged what counts as unsent, for ever.
-pub fn said_since(connection: &TcpConnection, heard: Option<Heard>) -> TcpConnection {
+pub(super) fn advanced(connection: &TcpConnection, heard: Option<Heard>) -> TcpConnection {
     let mut now = connection.clone();
     // The FIN, if it is queued, comes after the last byte.
     let fin = u32::from(own_fin_is_open(connection.phase));

@@ -1,0 +1,138 @@
+//! What open file descriptions of several kinds share: path, identity, position, flags, owner.
+
+use crate::{Context, Error};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use unbroken_image::FileIdentity;
+use unbroken_sys::{descriptor, fdinfo};
+
+/// The identity of files on filesystems that make their inodes as they are looked up, and so give
+/// the same path another number on each mount.
+pub(crate) const UNCHECKED: FileIdentity = FileIdentity {
+    device: 0,
+    inode: 0,
+};
+
+// include/uapi/linux/magic.h
+const PROC_SUPER_MAGIC: i64 = 0x9fa0;
+const SYSFS_MAGIC: i64 = 0x6265_6572;
+const CGROUP_SUPER_MAGIC: i64 = 0x0027_e0eb;
+const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
+
+pub(crate) fn is_of_proc(fd: BorrowedFd<'_>, path: &str) -> Result<bool, Error> {
+    let magic = descriptor::filesystem_magic(fd).during("look at the filesystem of", path)?;
+    Ok(magic == PROC_SUPER_MAGIC)
+}
+
+pub(crate) fn identity_of(fd: BorrowedFd<'_>, path: &str) -> Result<FileIdentity, Error> {
+    let magic = descriptor::filesystem_magic(fd).during("look at the filesystem of", path)?;
+    if [
+        PROC_SUPER_MAGIC,
+        SYSFS_MAGIC,
+        CGROUP_SUPER_MAGIC,
+        CGROUP2_SUPER_MAGIC,
+    ]
+    .contains(&magic)
+    {
+        return Ok(UNCHECKED);
+    }
+    let status = descriptor::status(fd).during("look at", path)?;
+    Ok(FileIdentity {
+        device: status.device,
+        inode: status.inode,
+    })
+}
+
+/// The path of what `fd` names, from the root of its mount namespace.
+pub(crate) fn path_of(fd: BorrowedFd<'_>) -> Result<String, Error> {
+    let mut link = Vec::new();
+    fdinfo::own_link(fd, &mut link).during("read the path of", "a descriptor")?;
+    String::from_utf8(link).map_err(|error| {
+        Error::refused(
+            format!("the file {}", String::from_utf8_lossy(error.as_bytes())),
+            "its path is not UTF-8",
+        )
+    })
+}
+
+pub(crate) fn position_of(fd: BorrowedFd<'_>, flags: i32, path: &str) -> Result<u64, Error> {
+    if flags & libc::O_PATH != 0 {
+        return Ok(0);
+    }
+    match descriptor::seek(fd, 0, libc::SEEK_CUR) {
+        // A stream, such as some files of /proc, has no position.
+        Err(error) if error.raw_os_error() == Some(libc::ESPIPE) => Ok(0),
+        other => other.during("read the position of", path),
+    }
+}
+
+pub(crate) fn set_position(
+    fd: BorrowedFd<'_>,
+    flags: i32,
+    position: u64,
+    path: &str,
+) -> Result<(), Error> {
+    if flags & libc::O_PATH != 0 || position == 0 {
+        return Ok(());
+    }
+    let offset = i64::try_from(position)
+        .map_err(|_| Error::differs(path, format!("position {position} is out of range")))?;
+    descriptor::seek(fd, offset, libc::SEEK_SET)
+        .during("set the position of", path)
+        .map(drop)
+}
+
+/// What of `F_GETFL` may be given to `open` again: nothing that creates or cuts off.
+pub(crate) fn open_flags(flags: i32) -> i32 {
+    const KEPT: i32 = libc::O_ACCMODE
+        | libc::O_APPEND
+        | libc::O_NONBLOCK
+        | libc::O_SYNC
+        | libc::O_DSYNC
+        | libc::O_DIRECT
+        | libc::O_NOATIME
+        | libc::O_DIRECTORY
+        | libc::O_NOFOLLOW
+        | libc::O_PATH;
+    // O_NOCTTY: a terminal opened by chance must not become the replica's.
+    flags & KEPT | libc::O_CLOEXEC | libc::O_NOCTTY
+}
+
+pub(crate) fn open_again(path: &str, flags: i32, identity: FileIdentity) -> Result<OwnedFd, Error> {
+    let flags = open_flags(flags);
+    let fd = fdinfo::c_path(path)
+        .and_then(|path| descriptor::open(None, &path, flags))
+        .during("open", path)?;
+    let found = descriptor::status(fd.as_fd()).during("look at", path)?;
+    let found = FileIdentity {
+        device: found.device,
+        inode: found.inode,
+    };
+    if identity != UNCHECKED && found != identity {
+        return Err(Error::differs(
+            path,
+            "another file has this name now; it was renamed or replaced since the commit",
+        ));
+    }
+    Ok(fd)
+}
+
+/// Refuses what `fcntl` can hang on a description and a replica would not have.
+pub(crate) fn refuse_ownership(fd: BorrowedFd<'_>, flags: i32, subject: &str) -> Result<(), Error> {
+    if flags & libc::O_ASYNC != 0 {
+        return Err(Error::refused(
+            format!("signal-driven I/O (O_ASYNC) on {subject}"),
+            "a signal that is due at the takeover would be lost",
+        ));
+    }
+    if flags & libc::O_PATH != 0 {
+        return Ok(());
+    }
+    match descriptor::lease(fd) {
+        Ok(libc::F_RDLCK | libc::F_WRLCK) => Err(Error::refused(
+            format!("the lease on {subject}"),
+            "a takeover would break it without the notice it promises",
+        )),
+        // Filesystems without leases say EINVAL or ENOLCK.
+        _ => Ok(()),
+    }
+}
