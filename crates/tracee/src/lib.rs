@@ -34,6 +34,6 @@ pub use error::TraceError;
 pub use remote::{Batch, RemoteAddr, Results, Slot};
 pub use stop::Stopped;
 pub use thread::{HostPid, HostTid, Process, Thread};
-pub use tree::{End, Event, Tree};
+pub use tree::{End, Event, IsAnnounced, Tree};
 pub use unbroken_sys::wait::{Bell, Death};
 pub use write_faults::WriteFaults;

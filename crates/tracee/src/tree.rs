@@ -15,7 +15,10 @@
 //! and has no dirty tracking. Parent and child stand still until the next [`Tree::wait`] that has
 //! nothing else to say, so that the caller can [`Tree::stop`] and look first.
 
+mod announced;
 mod reports;
+
+pub use announced::IsAnnounced;
 
 use crate::blocked::{SlotsInUse, StopTimes};
 use crate::remote::BatchBuffer;
@@ -93,6 +96,8 @@ pub struct Tree {
     pub(crate) waits_on_socket: Cell<bool>,
     /// When the tree was last let go on.
     last_resumed_ns: u64,
+    /// Which calls wait for a notifier before they begin.
+    is_announced: Option<IsAnnounced>,
     /// ptrace is bound to the thread.
     not_send: PhantomData<*const ()>,
 }
@@ -114,6 +119,7 @@ impl Tree {
             socket_deadlines: None,
             waits_on_socket: Cell::new(false),
             last_resumed_ns: 0,
+            is_announced: None,
             not_send: PhantomData,
         })
     }

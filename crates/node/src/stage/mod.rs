@@ -12,7 +12,7 @@ pub mod host;
 pub mod init;
 pub mod launch;
 pub mod notifier;
-mod rules;
+pub mod rules;
 pub mod seccomp_filter;
 pub mod syscalls;
 mod sysctl;

@@ -17,6 +17,7 @@ use crate::primary::launch::start_notifier;
 use crate::primary::line::Line;
 use crate::primary::tracer::Tracer;
 use crate::stage::notifier::Announcements;
+use crate::stage::rules::is_announced;
 use crate::standby::follow::{FollowError, Following};
 use crate::standby::image::ServiceImage;
 use crate::standby::{Outcome, Predecessor};
@@ -77,6 +78,7 @@ impl Following {
         laps.done("descriptors");
         let Following { replica, .. } = self;
         let mut tree = replica.go_live(now_ns())?;
+        tree.see_announced(is_announced);
         laps.done("threads");
         let announcements = Announcements::default();
         let notify = Arc::new(self.notify);
@@ -203,7 +205,8 @@ impl Following {
             self.config.service_core,
         )?;
         let of_stage = init.host_pid;
-        let tree = Tree::seize_below(of_stage)?;
+        let mut tree = Tree::seize_below(of_stage)?;
+        tree.see_announced(is_announced);
         let capture = Capture::new(announcements, &outputs, &self.config)?;
         let flows = Flows::of_primary(FlowLimits::default());
         let bell = tree.bell();
