@@ -118,7 +118,7 @@ fn start(config: &Config, line: &Arc<Line>) -> Result<(ServiceEnds, Bell, Tracer
     let mut tree = Tree::seize(&[pending.host_pid], false)?;
     tree.see_announced(is_announced);
     let notify = Arc::new(pending.install_filter()?);
-    let announcements = Announcements::default();
+    let announcements = Announcements::new(config.bounds.announcements);
     start_notifier(notify.clone(), announcements.clone(), config.service_core)?;
     let host_pid = pending.host_pid;
     // The service's first waits are seen, too.

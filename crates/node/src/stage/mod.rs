@@ -8,6 +8,7 @@ pub mod address;
 pub mod announcement;
 pub mod closings;
 mod error;
+mod fold;
 pub mod host;
 pub mod init;
 pub mod launch;

@@ -80,7 +80,7 @@ impl Following {
         let mut tree = replica.go_live(now_ns())?;
         tree.see_announced(is_announced);
         laps.done("threads");
-        let announcements = Announcements::default();
+        let announcements = Announcements::new(self.config.bounds.announcements);
         let notify = Arc::new(self.notify);
         start_notifier(
             notify.clone(),
@@ -197,7 +197,7 @@ impl Following {
             outputs,
         } = predecessor;
         affinity::bind(0, &[self.config.service_core])?;
-        let announcements = Announcements::default();
+        let announcements = Announcements::new(self.config.bounds.announcements);
         let notify = Arc::new(notify);
         start_notifier(
             notify.clone(),
