@@ -44,7 +44,7 @@ impl Bounds {
     /// For tests: all is passed again and again.
     pub const SMALL: Bounds = Bounds {
         announcements: 20,
-        journal_bytes: 2 << 20,
+        journal_bytes: 16 << 20,
         input_log_bytes: 256 << 10,
     };
 }
