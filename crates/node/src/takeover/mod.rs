@@ -178,7 +178,6 @@ impl Following {
                 None,
             ));
         }
-        log!("adopting the running service: {actions:?}");
         let Following {
             replica,
             stage,
@@ -187,26 +186,29 @@ impl Following {
             predecessor,
             ..
         } = self;
-        drop(replica);
-        std::thread::spawn(move || drop((init, stage, notify)));
         let Predecessor {
-            init,
-            stage,
+            init: service_init,
+            stage: service_stage,
             tun,
-            notify,
+            notify: service_notify,
             outputs,
         } = predecessor;
-        affinity::bind(0, &[self.config.service_core])?;
+        // Until somebody hears of them the service's announced calls stand, and until it is traced
+        // a signal with a handler ends such a call with EINTR: nothing else comes first.
         let announcements = Announcements::new(self.config.bounds.announcements);
-        let notify = Arc::new(notify);
+        let service_notify = Arc::new(service_notify);
         start_notifier(
-            notify.clone(),
+            service_notify.clone(),
             announcements.clone(),
             self.config.service_core,
         )?;
-        let of_stage = init.host_pid;
+        let of_stage = service_init.host_pid;
         let mut tree = Tree::seize_below(of_stage)?;
         tree.see_announced(is_announced);
+        log!("adopting the running service: {actions:?}");
+        drop(replica);
+        std::thread::spawn(move || drop((init, stage, notify)));
+        affinity::bind(0, &[self.config.service_core])?;
         let capture = Capture::new(announcements, &outputs, &self.config)?;
         let flows = Flows::of_primary(FlowLimits::default());
         let bell = tree.bell();
@@ -217,9 +219,9 @@ impl Following {
         let ends = ServiceEnds {
             tun,
             outputs,
-            init,
-            stage,
-            notify,
+            init: service_init,
+            stage: service_stage,
+            notify: service_notify,
             host_pid,
             input: Input {
                 flows,
