@@ -18,8 +18,6 @@
 mod announced;
 mod reports;
 
-pub use announced::IsAnnounced;
-
 use crate::blocked::{SlotsInUse, StopTimes};
 use crate::remote::BatchBuffer;
 use crate::thread::{HostPid, HostTid, Process, State, Thread};
@@ -39,6 +37,10 @@ pub struct End {
     pub death: Death,
     pub crashed: bool,
 }
+
+/// Whether the call of this number with these arguments is announced: it waits for a notifier before
+/// it begins.
+pub type IsAnnounced = fn(u64, [u64; 6]) -> bool;
 
 /// What [`Tree::wait`] returns for. The list of processes that a [`Stopped`] shows is the truth;
 /// events say when to look. An event that came during a stop is returned by the next wait.

@@ -13,7 +13,7 @@
 //! object is asked. Not told are an `open` of a FIFO whose other end is there, taken to wait; and
 //! waits in a `connect` to a Unix socket with a full queue, and for a lease in `open`, taken not to.
 
-use super::Tree;
+use super::{IsAnnounced, Tree};
 use crate::thread::{HostTid, Process, registers_from_user, registers_to_user};
 use std::fs;
 use std::io;
@@ -21,9 +21,6 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use unbroken_image::{PAGE_SIZE, Registers};
 use unbroken_sys::{descriptor, lock, pidfd, ptrace};
-
-/// Whether the call of this number with these arguments is announced.
-pub type IsAnnounced = fn(u64, [u64; 6]) -> bool;
 
 // include/linux/errno.h
 const ERESTARTSYS: i64 = 512;
