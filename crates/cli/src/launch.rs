@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
-use unbroken_node::config::{Config, choose_cores};
+use unbroken_node::config::{Bounds, Config, choose_cores};
 use unbroken_node::directory::{ClaimError, RUN_ROOT, RunDirectory};
 use unbroken_node::front::{self, Ending, FrontError, Order};
 use unbroken_node::inherited::Inherited;
@@ -142,8 +142,13 @@ fn config(plan: &Plan, addresses: Addresses, inherited: Inherited) -> Result<Con
         mtu_bytes: MTU_BYTES,
         service_core,
         spare_core,
-        // A developer's switch, not a user's: the mirror is compared with the kernel each epoch.
+        // A developer's switches, not a user's: the mirror is compared with the kernel each epoch;
+        // whatever is bounded comes to its bound.
         verify: std::env::var_os("UNBROKEN_VERIFY").is_some(),
+        bounds: match std::env::var_os("UNBROKEN_SMALL_BOUNDS") {
+            Some(_) => Bounds::SMALL,
+            None => Bounds::USUAL,
+        },
     })
 }
 

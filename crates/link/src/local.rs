@@ -5,11 +5,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use unbroken_sys::shared::RingMemory;
 
-/// Epochs on their way; a larger one goes in parts.
-const JOURNAL_BYTES: usize = 128 << 20;
-/// Input since the last epoch that the standby has applied.
-const INPUT_LOG_BYTES: usize = 32 << 20;
-
 /// Both rings of a link. Each end may be taken once.
 #[derive(Clone, Debug)]
 pub struct LocalLink {
@@ -19,11 +14,6 @@ pub struct LocalLink {
 
 impl LocalLink {
     /// A link for a new standby.
-    pub fn create() -> io::Result<Self> {
-        Self::with_capacity(JOURNAL_BYTES, INPUT_LOG_BYTES)
-    }
-
-    /// A link that holds less, or more.
     pub fn with_capacity(journal_bytes: usize, input_log_bytes: usize) -> io::Result<Self> {
         Ok(Self {
             journal: RingMemory::create("unbroken-journal", journal_bytes)?,

@@ -21,6 +21,32 @@ pub struct Config {
     pub spare_core: usize,
     /// Compare the mirror with the kernel after every epoch (I7); for tests.
     pub verify: bool,
+    pub bounds: Bounds,
+}
+
+/// How much is kept where there is another way to go on with more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bounds {
+    /// Announcements between two captures that are kept one by one.
+    pub announcements: usize,
+    /// Epochs on their way; a larger one goes in parts.
+    pub journal_bytes: usize,
+    /// Input since the last epoch that the standby has applied.
+    pub input_log_bytes: usize,
+}
+
+impl Bounds {
+    pub const USUAL: Bounds = Bounds {
+        announcements: 16 << 10,
+        journal_bytes: 128 << 20,
+        input_log_bytes: 32 << 20,
+    };
+    /// For tests: all is passed again and again.
+    pub const SMALL: Bounds = Bounds {
+        announcements: 20,
+        journal_bytes: 16 << 20,
+        input_log_bytes: 256 << 10,
+    };
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

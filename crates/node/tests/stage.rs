@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
+use unbroken_node::config::Bounds;
 use unbroken_node::inherited::Inherited;
 use unbroken_node::stage::address::{self, Addresses};
 use unbroken_node::stage::announcement::{Announcement, Change};
@@ -30,9 +31,12 @@ fn main() {
     let mut arguments = std::env::args_os().skip(1);
     match arguments.next() {
         Some(first) if first == INIT_SUBCOMMAND => init::main(arguments),
-        Some(first) if first == NOTIFIER_SUBCOMMAND => {
-            serve(std::io::stdin().as_fd(), &Announcements::default(), false).expect("serve")
-        }
+        Some(first) if first == NOTIFIER_SUBCOMMAND => serve(
+            std::io::stdin().as_fd(),
+            &Announcements::new(Bounds::USUAL.announcements),
+            false,
+        )
+        .expect("serve"),
         filter => run_all(
             filter
                 .and_then(|filter| filter.into_string().ok())
@@ -112,7 +116,7 @@ fn service(command: &[&str]) -> Role {
 /// Installs the filter and serves it on a thread.
 fn filtered(pending: &Pending) -> (Announcements, thread::JoinHandle<()>) {
     let listener = pending.install_filter().expect("the filter");
-    let announcements = Announcements::default();
+    let announcements = Announcements::new(Bounds::USUAL.announcements);
     announcements.set_recording(true);
     let queue = announcements.clone();
     let server = thread::spawn(move || serve(listener.as_fd(), &queue, false).expect("serve"));
@@ -233,7 +237,7 @@ fn takes_on_the_user() {
     assert!(printed.contains("CapEff:\t0000000000000000"), "{printed}");
     server.join().expect("the notifier ends with the service");
     let mut list = Vec::new();
-    assert!(announcements.take(&mut list));
+    announcements.take(&mut list);
     assert!(
         list.iter()
             .any(|announcement| announcement.change == Change::Credentials)
@@ -412,7 +416,7 @@ area.close()
     }
     server.join().expect("the notifier ends with the service");
     let mut list = Vec::new();
-    assert!(announcements.take(&mut list), "no overflow");
+    announcements.take(&mut list);
     let has =
         |test: fn(&Change) -> bool| list.iter().any(|Announcement { change, .. }| test(change));
     assert!(has(|change| matches!(change, Change::Created(1))));

@@ -61,3 +61,27 @@ pub fn process_lock(
 ) -> io::Result<()> {
     record(fd, libc::F_SETLK, exclusive, start, length)
 }
+
+/// The size of a `struct flock`.
+pub const REQUEST_BYTES: usize = size_of::<libc::flock>();
+
+/// Who stands in the way of the lock that `request`, a `struct flock` of some process, asks for on
+/// `fd`: of the description (`F_OFD_GETLK`), or of the calling process (`F_GETLK`). A holder that
+/// is no process has the number -1.
+pub fn conflict(
+    fd: BorrowedFd<'_>,
+    of_description: bool,
+    request: &[u8; REQUEST_BYTES],
+) -> io::Result<Option<i32>> {
+    // SAFETY: integers, for which any bytes will do.
+    let mut lock: libc::flock = unsafe { std::ptr::read_unaligned(request.as_ptr().cast()) };
+    lock.l_pid = 0;
+    let command = if of_description {
+        libc::F_OFD_GETLK
+    } else {
+        libc::F_GETLK
+    };
+    // SAFETY: the kernel reads and writes `lock`, which outlives the call.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), command, &raw mut lock) })?;
+    Ok((i32::from(lock.l_type) != libc::F_UNLCK).then_some(lock.l_pid))
+}

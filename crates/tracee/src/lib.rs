@@ -40,6 +40,6 @@ pub use reading::{ProcessReading, ThreadReading};
 pub use remote::{Batch, BatchedCall, RemoteAddr, Results};
 pub use stop::Stopped;
 pub use thread::{Process, Thread};
-pub use tree::{End, Event, Tree};
+pub use tree::{End, Event, IsAnnounced, Tree};
 pub use unbroken_sys::wait::{Bell, Death};
 pub use write_faults::WriteFaults;

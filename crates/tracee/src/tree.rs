@@ -15,6 +15,7 @@
 //! and has no dirty tracking. Parent and child stand still until the next [`Tree::wait`] that has
 //! nothing else to say, so that the caller can [`Tree::stop`] and look first.
 
+mod announced;
 mod reports;
 
 use crate::blocked::slot::SlotsInUse;
@@ -37,6 +38,10 @@ pub struct End {
     pub death: Death,
     pub crashed: bool,
 }
+
+/// Whether the call of this number with these arguments is announced: it waits for a notifier before
+/// it begins.
+pub type IsAnnounced = fn(u64, [u64; 6]) -> bool;
 
 /// What [`Tree::wait`] returns for. The list of processes that a [`Stopped`] shows is the truth;
 /// events say when to look. An event that came during a stop is returned by the next wait.
@@ -94,6 +99,8 @@ pub struct Tree {
     pub(crate) waits_on_socket: Cell<bool>,
     /// When the tree was last let go on.
     pub(crate) last_resumed_ns: u64,
+    /// Which calls wait for a notifier before they begin.
+    is_announced: Option<IsAnnounced>,
     /// ptrace is bound to the thread.
     not_send: PhantomData<*const ()>,
 }
@@ -115,6 +122,7 @@ impl Tree {
             socket_deadlines: None,
             waits_on_socket: Cell::new(false),
             last_resumed_ns: 0,
+            is_announced: None,
             not_send: PhantomData,
         })
     }

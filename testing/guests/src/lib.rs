@@ -7,6 +7,7 @@
 //! Everything is said over connections that a takeover must keep, so the harness sees a hang or a
 //! reset of those too.
 
+pub mod announced;
 pub mod area;
 pub mod raw;
 pub mod registers;

@@ -27,6 +27,8 @@ pub struct Launch {
     pub options: Vec<String>,
     /// Compare the product's mirror with the kernel at every epoch (I7). Costs time.
     pub verify: bool,
+    /// Have whatever is bounded come to its bound again and again.
+    pub small_bounds: bool,
 }
 
 impl Launch {
@@ -36,12 +38,18 @@ impl Launch {
             command,
             options: Vec::new(),
             verify: true,
+            small_bounds: false,
         }
     }
 
     /// For those who measure: no comparing.
     pub fn unverified(mut self) -> Self {
         self.verify = false;
+        self
+    }
+
+    pub fn within_small_bounds(mut self) -> Self {
+        self.small_bounds = true;
         self
     }
 
@@ -130,6 +138,9 @@ impl Service {
         let mut command = Command::new(program()?);
         if launch.verify {
             command.env("UNBROKEN_VERIFY", "1");
+        }
+        if launch.small_bounds {
+            command.env("UNBROKEN_SMALL_BOUNDS", "1");
         }
         let front = command
             .args(["run", "--name", &name])

@@ -106,7 +106,9 @@ fn every_guest_has_a_test() -> Result<()> {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let tests = [
         include_str!("guests.rs"),
+        include_str!("guest/announced.rs"),
         include_str!("guest/background.rs"),
+        include_str!("guest/bounds.rs"),
         include_str!("guest/network.rs"),
         include_str!("guest/passing.rs"),
         include_str!("guest/text.rs"),

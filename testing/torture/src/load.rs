@@ -28,7 +28,7 @@ pub enum Server {
 }
 
 /// The guests that need nothing of the host and are asked over one connection.
-const GUESTS: [&str; 24] = [
+const GUESTS: [&str; 25] = [
     "alarm",
     "clock",
     "device",
@@ -41,6 +41,7 @@ const GUESTS: [&str; 24] = [
     "heap",
     "mapped_file",
     "memory",
+    "overflow",
     "pending",
     "pipe",
     "process",

@@ -12,7 +12,7 @@ pub(super) struct DueObjects {
     pub map: bool,
     /// Threads that were there at the last capture are not any more.
     pub threads_ended: bool,
-    /// Announcements were lost: look at everything.
+    /// The standby knows nothing yet: look at everything.
     pub everything: bool,
 }
 
@@ -44,7 +44,7 @@ pub(super) struct Due {
     pub threads: Vec<u32>,
     /// So may those of any thread.
     pub all_threads: bool,
-    /// Announcements were lost: look at everything.
+    /// The standby knows nothing yet: look at everything.
     pub everything: bool,
 }
 
@@ -124,6 +124,10 @@ impl Due {
                 close_on_exec,
             },
             Change::Object(fd) => Announced::Object { fd },
+            Change::Descriptors => {
+                self.files_opened = true;
+                Announced::Everything
+            }
             Change::Epoll(EpollChange {
                 epoll,
                 operation,

@@ -322,8 +322,8 @@ impl Capture {
     ) -> Result<Reading<'link>, CaptureError> {
         let number = link.journal.next_epoch();
         let (followed, is_new) = (&mut link.processes, link.is_new);
-        let complete = self.announcements.take(&mut self.heard);
-        followed.hear(stopped, &self.heard, (complete, is_new), &mut self.due);
+        self.announcements.take(&mut self.heard);
+        followed.hear(stopped, &self.heard, is_new, &mut self.due);
         let mut processes = followed.read(stopped, is_new, &mut self.due, clock)?;
         let input_position = wire.wait_drained(&mut self.activity);
         clock.done(EpochStep::Drain);

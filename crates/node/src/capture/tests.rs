@@ -71,8 +71,14 @@ fn filling(tree: &mut Tree) -> (Capture, JournalReader) {
         service_core: 0,
         spare_core: 0,
         verify: true,
+        bounds: crate::config::Bounds::SMALL,
     };
-    let mut capture = Capture::new(Announcements::default(), &[None, None], &config).unwrap();
+    let mut capture = Capture::new(
+        Announcements::new(config.bounds.announcements),
+        &[None, None],
+        &config,
+    )
+    .unwrap();
     let journal = link.journal_writer(1).unwrap();
     let wire = silence(|| {});
     capture.begin_fill(tree, &wire, journal).unwrap();

@@ -49,24 +49,24 @@ impl FollowedTree {
         Ok(&mut followed.ok_or(CaptureError::ProcessGone)?.memory)
     }
 
-    /// Sorts what was announced since the last epoch; `complete` unless some of it was lost.
+    /// Sorts what was announced since the last epoch.
     pub fn hear(
         &mut self,
         stopped: &Stopped<'_>,
         heard: &[Announcement],
-        (complete, is_new): (bool, bool),
+        is_new: bool,
         objects: &mut DueObjects,
     ) {
         objects.clear();
-        objects.everything = !complete || is_new;
+        objects.everything = is_new;
         let is_alone = self.processes.len() == 1;
         for followed in &mut self.processes {
             let (pid, due) = (followed.pid(), &mut followed.due);
             due.clear();
-            due.advice = !complete;
-            due.everything = objects.everything;
+            due.everything = is_new;
             for announcement in heard {
-                // A thread that has ended may have been any process's.
+                // A thread that has ended may have been any process's, and so may one that is not
+                // named, because there were too many announcements.
                 let thread = || stopped.thread(HostTid(announcement.thread.cast_signed()));
                 if is_alone || thread().is_none_or(|(process, _)| process.pid == pid) {
                     due.take(pid, announcement, objects);

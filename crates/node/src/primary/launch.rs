@@ -11,6 +11,7 @@ use crate::kernel_program::KernelProgram;
 use crate::log;
 use crate::stage::launch::Role as InitRole;
 use crate::stage::notifier::{self, Announcements};
+use crate::stage::rules::is_announced;
 use crate::stage::{self, Stage, StageConfig};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::ffi::OsString;
@@ -118,8 +119,9 @@ fn start(
     affinity::bind(pending.host_pid, &[config.service_core])?;
     affinity::bind(0, &[config.service_core])?;
     let mut tree = Tree::seize(&[pending.host_pid], false)?;
+    tree.see_announced(is_announced);
     let notify = Arc::new(pending.install_filter()?);
-    let announcements = Announcements::default();
+    let announcements = Announcements::new(config.bounds.announcements);
     start_notifier(notify.clone(), announcements.clone(), config.service_core)?;
     let host_pid = pending.host_pid;
     // The service's first waits are seen, too.

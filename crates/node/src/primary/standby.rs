@@ -140,9 +140,10 @@ impl Primary {
 
     fn start_standby(&mut self) -> io::Result<()> {
         self.standby = None;
-        let link = LocalLink::create()?;
-        let [journal, inputs] = link.descriptors();
         let common = &self.common;
+        let bounds = common.config.bounds;
+        let link = LocalLink::with_capacity(bounds.journal_bytes, bounds.input_log_bytes)?;
+        let [journal, inputs] = link.descriptors();
         let own_pid = std::process::id().cast_signed();
         let own = Pid::from_raw(own_pid).ok_or_else(|| io::Error::other("no pid"))?;
         let own_pidfd = pidfd_open(own, PidfdFlags::empty())?;

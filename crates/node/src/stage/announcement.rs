@@ -42,6 +42,8 @@ pub enum Change {
     /// locks, addresses.
     Object(Fd),
     Epoll(EpollChange),
+    /// Any slot of the table, and whatever one names.
+    Descriptors,
     SignalActions,
     /// Of the announcing thread: alternate stack, robust list, tid address, rseq, name and
     /// whatever else prctl sets.

@@ -11,11 +11,13 @@ use unbroken_objects::tcp;
 use unbroken_sys::pidfd;
 use unbroken_sys::tcp_diag::TcpDiag;
 
-/// While nobody takes them, as when there is no standby, the list is gone through at this length.
+/// While nobody takes them, as when there is no standby, the list is gone through at this length,
+/// and again when what was left of it has doubled. The kernel bounds what is left
+/// (`net.ipv4.tcp_max_orphans`).
 const TIDY_AT: usize = 512;
-/// Of more than these the oldest are let go: their clients would see the connection break off at
-/// a takeover.
-const KEPT_MAX: usize = 16 << 10;
+/// Where the kernel does not say which are at their end, no more than these are kept: clients of
+/// others would see the connection break off at a takeover.
+const UNTOLD_MAX: usize = 16 << 10;
 
 /// Filled by the notifier, emptied by captures.
 #[derive(Debug, Default)]
@@ -32,6 +34,8 @@ struct List {
     /// Of the service's network namespace; the second is for whoever captures.
     diag: Option<TcpDiag>,
     spare_diag: Option<TcpDiag>,
+    /// How many were left when the list was gone through last.
+    left: usize,
     lost: u64,
 }
 
@@ -66,7 +70,7 @@ impl Closings {
             list.spare_diag = TcpDiag::of_namespace(socket).ok();
         }
         list.connections.push(connection);
-        if list.connections.len().is_multiple_of(TIDY_AT) {
+        if list.connections.len() >= TIDY_AT.max(2 * list.left) {
             list.tidy();
         }
     }
@@ -81,6 +85,7 @@ impl Closings {
     pub fn take(&self, into: &mut Vec<TcpConnection>, diag: &mut Option<TcpDiag>) {
         let mut list = lock(&self.list);
         into.append(&mut list.connections);
+        list.left = 0;
         if diag.is_none() {
             *diag = list.spare_diag.take();
         }
@@ -88,19 +93,25 @@ impl Closings {
 }
 
 impl List {
-    /// Lets go of those that are at their end, and of the oldest when there are too many.
+    /// Lets go of those that are at their end.
     fn tidy(&mut self) {
-        if let Some(diag) = &self.diag {
-            self.connections
-                .retain(|connection| is_unfinished(diag, connection).unwrap_or(true));
+        match &self.diag {
+            Some(diag) => self
+                .connections
+                .retain(|connection| is_unfinished(diag, connection).unwrap_or(true)),
+            None => self.forget_oldest(),
         }
-        let surplus = self.connections.len().saturating_sub(KEPT_MAX);
+        self.left = self.connections.len();
+    }
+
+    fn forget_oldest(&mut self) {
+        let surplus = self.connections.len().saturating_sub(UNTOLD_MAX);
         if surplus > 0 {
             self.connections.drain(..surplus);
             self.lost += surplus as u64;
             crate::log!(
                 "{} connections that were closed with data on the way would break off at a \
-                 takeover: there are too many to keep",
+                 takeover: the kernel does not say when they are at their end",
                 self.lost
             );
         }

@@ -14,20 +14,17 @@
 use super::announcement::{self, Announcement};
 use super::closings::Closings;
 use super::error::Error;
+use super::fold;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use unbroken_sys::seccomp;
 
-/// Announcements that are kept between two captures. More mean that looking at everything costs
-/// less than following them.
-const KEPT_MAX: usize = 16 << 10;
-
 /// The queue between the notifier and the capture.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Announcements(Arc<Shared>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     queue: Mutex<Queue>,
     closings: Closings,
@@ -35,32 +32,44 @@ struct Shared {
     calls: Mutex<()>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Queue {
     recording: bool,
-    overflowed: bool,
     list: Vec<Announcement>,
+    kept_max: usize,
 }
 
 impl Announcements {
+    /// Between two captures up to `kept_max` announcements are kept one by one. Of more it is told
+    /// what they come to: to look at the whole table of descriptors costs less than to follow them.
+    pub fn new(kept_max: usize) -> Announcements {
+        let queue = Queue {
+            recording: false,
+            list: Vec::new(),
+            kept_max: kept_max.max(fold::LEAST),
+        };
+        Announcements(Arc::new(Shared {
+            queue: Mutex::new(queue),
+            closings: Closings::default(),
+            calls: Mutex::default(),
+        }))
+    }
+
     /// Begins or ends recording. While it is off, as when there is no standby, announcements are
     /// dropped: a fill begins with a full survey. Whatever was queued is dropped too.
     pub fn set_recording(&self, recording: bool) {
         let mut queue = self.lock();
         queue.recording = recording;
-        queue.overflowed = false;
         queue.list.clear();
-        queue.list.reserve(if recording { KEPT_MAX } else { 0 });
+        let room = if recording { queue.kept_max } else { 0 };
+        queue.list.reserve(room);
     }
 
     /// Moves the queue into `list`, which is emptied first and whose capacity serves the queue
-    /// next. `false`: there were too many to keep, everything must be surveyed.
-    #[must_use = "an overflow means that the list is incomplete"]
-    pub fn take(&self, list: &mut Vec<Announcement>) -> bool {
+    /// next.
+    pub fn take(&self, list: &mut Vec<Announcement>) {
         list.clear();
-        let mut queue = self.lock();
-        std::mem::swap(&mut queue.list, list);
-        !std::mem::take(&mut queue.overflowed)
+        std::mem::swap(&mut self.lock().list, list);
     }
 
     fn append(&self, announcement: Announcement) {
@@ -68,11 +77,11 @@ impl Announcements {
         if !queue.recording {
             return;
         }
-        if queue.list.len() == KEPT_MAX {
-            queue.overflowed = true;
-            queue.list.clear();
+        let Queue { list, kept_max, .. } = &mut *queue;
+        if list.len() >= *kept_max {
+            fold::fold(list, *kept_max);
         }
-        queue.list.push(announcement);
+        list.push(announcement);
     }
 
     /// While this is held no call stands announced and not let go: a stop then finds each either
@@ -144,28 +153,38 @@ pub fn serve(
 mod tests {
     use super::super::announcement::Change;
     use super::*;
+    use unbroken_image::{AddressRange, Fd};
 
     #[test]
-    fn the_queue_is_bounded_and_says_so() {
+    fn the_queue_is_bounded_and_nothing_is_lost() {
+        const KEPT_MAX: usize = 64;
         let announcement = Announcement {
             thread: 1,
-            change: Change::Timers,
+            change: Change::Closing(Fd(3)),
         };
-        let announcements = Announcements::default();
+        let announcements = Announcements::new(KEPT_MAX);
         let mut list = Vec::new();
         announcements.append(announcement);
-        assert!(
-            announcements.take(&mut list) && list.is_empty(),
-            "recording is off"
-        );
+        announcements.take(&mut list);
+        assert!(list.is_empty(), "recording is off");
         announcements.set_recording(true);
         announcements.append(announcement);
-        assert!(announcements.take(&mut list));
+        announcements.take(&mut list);
         assert_eq!(list, [announcement]);
-        for _ in 0..=KEPT_MAX {
+        let void = Change::MemoryVoid(AddressRange {
+            start: 0x1000,
+            end: 0x2000,
+        });
+        announcements.append(Announcement {
+            thread: 1,
+            change: void,
+        });
+        for _ in 0..3 * KEPT_MAX {
             announcements.append(announcement);
         }
-        assert!(!announcements.take(&mut list));
-        assert!(announcements.take(&mut list) && list.is_empty());
+        announcements.take(&mut list);
+        assert!(list.len() <= KEPT_MAX);
+        let said = |change| list.iter().any(|one| one.change == change);
+        assert!(said(void) && said(Change::Descriptors));
     }
 }

@@ -1,6 +1,7 @@
 //! Where the verdict on a call depends on an argument. Data for the filter and for its test.
 
-use super::syscalls::Verdict;
+use super::syscalls::{self, Verdict};
+use std::sync::LazyLock;
 
 /// A question about one argument; only its low 32 bits count unless it says otherwise.
 #[derive(Clone, Copy, Debug)]
@@ -14,12 +15,49 @@ pub enum Condition {
     Null(u32),
 }
 
+impl Condition {
+    fn holds(&self, arguments: [u64; 6]) -> bool {
+        let argument = |index: u32| arguments[index as usize];
+        match *self {
+            OneOf(index, values) => values.contains(&(argument(index) as u32)),
+            NoneOf(index, values) => !values.contains(&(argument(index) as u32)),
+            AnyBit(index, bits) => argument(index) as u32 & bits != 0,
+            Null(index) => argument(index) == 0,
+        }
+    }
+}
+
 /// The first condition that holds decides; if none does, `otherwise`.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
     pub call: &'static str,
     pub cases: &'static [(Condition, Verdict)],
     pub otherwise: Verdict,
+}
+
+/// What the filter does with a call that does not come from the blob.
+pub fn verdict(number: u64, arguments: [u64; 6]) -> Verdict {
+    static BY_NUMBER: LazyLock<Vec<(Verdict, Option<&Rule>)>> = LazyLock::new(|| {
+        let names = syscalls::names();
+        let rule = |name: &Option<&str>| RULES.iter().find(|rule| Some(rule.call) == *name);
+        let verdicts = syscalls::verdicts(&names).into_iter();
+        verdicts.zip(names.iter().map(rule)).collect()
+    });
+    let number = usize::try_from(number).unwrap_or(usize::MAX);
+    match BY_NUMBER.get(number) {
+        None => Denied(libc::ENOSYS),
+        Some((verdict, None)) => *verdict,
+        Some((_, Some(rule))) => {
+            let mut cases = rule.cases.iter();
+            let case = cases.find(|(condition, _)| condition.holds(arguments));
+            case.map_or(rule.otherwise, |(_, verdict)| *verdict)
+        }
+    }
+}
+
+/// Whether a call waits until the notifier has heard of it.
+pub fn is_announced(number: u64, arguments: [u64; 6]) -> bool {
+    verdict(number, arguments) == Announced
 }
 
 use Condition::{AnyBit, NoneOf, Null, OneOf};

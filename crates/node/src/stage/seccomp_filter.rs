@@ -209,6 +209,7 @@ impl Program {
 
 #[cfg(test)]
 mod tests {
+    use super::super::rules;
     use super::*;
 
     const BLOB: AddressRange = AddressRange {
@@ -409,6 +410,35 @@ mod tests {
                 expected,
                 "{name} {arguments:x?}"
             );
+        }
+    }
+
+    /// The filter and the table that the tracer asks are made of the same rules in two ways.
+    #[test]
+    fn the_filter_decides_as_the_rules_say() {
+        let program = build(BLOB);
+        let values = RULES.iter().flat_map(|rule| rule.cases);
+        let mut values: Vec<u64> = values
+            .flat_map(|(condition, _)| match *condition {
+                Condition::OneOf(_, values) | Condition::NoneOf(_, values) => values.to_vec(),
+                Condition::AnyBit(_, bits) => vec![bits, bits & bits.wrapping_neg()],
+                Condition::Null(_) => vec![0],
+            })
+            .map(u64::from)
+            .collect();
+        values.extend([1, 0xffff, 1 << 32, u64::MAX]);
+        let mut sample = call("read", &[]);
+        for number in 0..syscalls::CALLS_END + 2 {
+            for &value in &values {
+                sample.number = number;
+                sample.arguments = [value; 6];
+                let verdict = rules::verdict(u64::from(number), sample.arguments);
+                assert_eq!(
+                    run(&program, &sample, false),
+                    Some(return_value(verdict)),
+                    "call {number} with {value:#x}"
+                );
+            }
         }
     }
 

@@ -17,6 +17,7 @@ use crate::primary::launch::start_notifier;
 use crate::primary::mailbox::Mailbox;
 use crate::primary::tracer::Tracer;
 use crate::stage::notifier::Announcements;
+use crate::stage::rules::is_announced;
 use crate::standby::follow::{FollowError, Following};
 use crate::standby::image::ServiceImage;
 use crate::standby::{Outcome, Predecessor};
@@ -105,8 +106,9 @@ impl Following {
         laps.done("descriptors");
         let Following { replica, .. } = self;
         let mut tree = replica.go_live(now_ns())?;
+        tree.see_announced(is_announced);
         laps.done("threads");
-        let announcements = Announcements::default();
+        let announcements = Announcements::new(self.config.bounds.announcements);
         let notify = Arc::new(self.notify);
         start_notifier(
             notify.clone(),
@@ -213,7 +215,6 @@ impl Following {
                 None,
             ));
         }
-        log!("adopting the running service: {actions:?}");
         let Following {
             replica,
             stage,
@@ -222,25 +223,29 @@ impl Following {
             predecessor,
             ..
         } = self;
-        drop(replica);
-        std::thread::spawn(move || drop((init, stage, notify)));
         let Predecessor {
-            init,
-            stage,
+            init: service_init,
+            stage: service_stage,
             tun,
-            notify,
+            notify: service_notify,
             outputs,
         } = predecessor;
-        affinity::bind(0, &[self.config.service_core])?;
-        let announcements = Announcements::default();
-        let notify = Arc::new(notify);
+        // Until somebody hears of them the service's announced calls stand, and until it is traced
+        // a signal with a handler ends such a call with EINTR: nothing else comes first.
+        let announcements = Announcements::new(self.config.bounds.announcements);
+        let service_notify = Arc::new(service_notify);
         start_notifier(
-            notify.clone(),
+            service_notify.clone(),
             announcements.clone(),
             self.config.service_core,
         )?;
-        let of_stage = init.host_pid;
-        let tree = Tree::seize_below(of_stage)?;
+        let of_stage = service_init.host_pid;
+        let mut tree = Tree::seize_below(of_stage)?;
+        tree.see_announced(is_announced);
+        log!("adopting the running service: {actions:?}");
+        drop(replica);
+        std::thread::spawn(move || drop((init, stage, notify)));
+        affinity::bind(0, &[self.config.service_core])?;
         let capture = Capture::new(announcements, &outputs, &self.config)?;
         let flows = Flows::of_primary(FlowLimits::default());
         let bell = tree.bell();
@@ -251,9 +256,9 @@ impl Following {
         let ends = ServiceEnds {
             tun,
             outputs,
-            init,
-            stage,
-            notify,
+            init: service_init,
+            stage: service_stage,
+            notify: service_notify,
             host_pid,
             input: Input {
                 flows,

@@ -58,11 +58,19 @@ impl Mirror {
                         self.read_close_on_exec(*pid, fd, changes)?;
                     }
                 }
+                // What a new object is not is one of which any call may have been lost.
+                Announced::Everything => {
+                    let process = self.processes.get(pid);
+                    let slots = process.into_iter().flat_map(|process| process.slots.all());
+                    named.extend(slots.map(|(_, slot)| slot.object));
+                }
                 _ => {}
             }
         }
         named.retain(|id| self.objects.contains_key(id));
-        named.iter().for_each(|id| changes.touch(*id));
+        let told = changes.appeared.iter().chain(&changes.touched);
+        let told: BTreeSet<ObjectId> = told.copied().collect();
+        changes.touched.extend(named.difference(&told));
         Ok(named)
     }
 

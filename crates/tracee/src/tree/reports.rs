@@ -47,7 +47,9 @@ impl Tree {
             let result = self.note_sender(tid, signal);
             tolerate_death("read a signal", tid, result)?;
         }
-        let result = self.before_signal(tid, signal);
+        let result = self
+            .restart_unbegun(tid)
+            .and_then(|()| self.before_signal(tid, signal));
         tolerate_death("see to a call before a signal", tid, result)?;
         self.go_on(tid, signal, stopping)
     }

@@ -1,6 +1,8 @@
 //! A guest under protection, and the conversation with it.
 
+mod announced;
 mod background;
+mod bounds;
 mod network;
 mod passing;
 mod text;
@@ -36,6 +38,14 @@ impl Guest {
 
     /// As [`Guest::start`], with more words for the guest itself.
     pub fn start_as(program: &str, words: &[&str], options: &[&str]) -> Result<Self> {
+        Self::start_with(program, |mut launch| {
+            launch.command.extend(words.iter().map(ToString::to_string));
+            launch.option(options)
+        })
+    }
+
+    /// As [`Guest::start`], launched in some other way.
+    pub fn start_with(program: &str, how: impl FnOnce(Launch) -> Launch) -> Result<Self> {
         let random = host()?;
         let directory = Scratch::new(&format!("guest-{program}"))?;
         open_to_all(directory.path())?;
@@ -45,9 +55,7 @@ impl Guest {
             directory.path().into(),
         ];
         let command = command.map(|word| word.to_string_lossy().into_owned());
-        let words = words.iter().map(ToString::to_string);
-        let command = command.into_iter().chain(words).collect();
-        let launch = Launch::new(program, command).option(options);
+        let launch = how(Launch::new(program, command.to_vec()));
         let service = Service::start(&launch)?;
         let address = service.listening(PORT)?;
         let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
@@ -93,13 +101,7 @@ impl Guest {
     }
 
     fn ask(&mut self, words: &str) -> Result<String> {
-        self.conversation
-            .get_ref()
-            .write_all(format!("{words}\n").as_bytes())?;
-        let mut answer = String::new();
-        self.conversation.read_line(&mut answer)?;
-        ensure!(answer.ends_with('\n'), "the connection ended");
-        Ok(answer.trim_end().to_string())
+        ask(&mut self.conversation, words)
     }
 
     /// Kills the service at a random moment; the guest goes on in its replica.
@@ -127,6 +129,19 @@ impl Guest {
         self.service.wait_for("protection by others", |status| {
             status.is_protected() && status.primary_pid == Some(standby)
         })?;
+        Ok(())
+    }
+
+    /// Says `words`, kills the service again and again before it has answered, if it takes so long,
+    /// and hears `ok`.
+    pub fn tell_through_kills(&mut self, words: &str, kills: usize) -> Result<()> {
+        writeln!(self.conversation.get_ref(), "{words}")?;
+        let plan = KillPlan::new(Target::Service, kills);
+        self.service
+            .kill_repeatedly(&plan, &mut self.random, |_| {})?;
+        let mut answer = String::new();
+        self.conversation.read_line(&mut answer)?;
+        ensure!(answer == "ok\n", "after {words:?}: {answer}");
         Ok(())
     }
 
@@ -309,6 +324,17 @@ impl Guest {
     pub fn end_by_stop(self) -> Result<Ended> {
         self.service.stop()
     }
+}
+
+/// Says a line to a guest and hears what it answers.
+fn ask(conversation: &mut BufReader<TcpStream>, words: &str) -> Result<String> {
+    conversation
+        .get_ref()
+        .write_all(format!("{words}\n").as_bytes())?;
+    let mut answer = String::new();
+    conversation.read_line(&mut answer)?;
+    ensure!(answer.ends_with('\n'), "the connection ended");
+    Ok(answer.trim_end().to_string())
 }
 
 /// A guest may run as another user.
