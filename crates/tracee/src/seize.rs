@@ -32,6 +32,7 @@ impl Tree {
         // Threads and children appear while the tree is being walked. Those of seized threads are
         // traced from birth; the walk is over when a whole pass finds nothing new.
         while tree.seize_what_is_new(roots)? {}
+        tree.note_unseen_vforks();
         if tree.processes.is_empty() {
             let pid = roots.first().copied().unwrap_or_default();
             return Err(TraceError::NoSuchProcess { pid });
@@ -44,6 +45,7 @@ impl Tree {
     pub fn seize_below(parent: i32) -> Result<Tree, TraceError> {
         let mut tree = Tree::empty(OPTIONS)?;
         while tree.seize_what_is_new(&proc::children(parent)?)? {}
+        tree.note_unseen_vforks();
         if tree.processes.is_empty() {
             return Err(TraceError::NoSuchProcess { pid: parent });
         }

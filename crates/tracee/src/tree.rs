@@ -17,6 +17,7 @@
 
 mod announced;
 mod reports;
+mod vfork;
 
 use crate::blocked::slot::SlotsInUse;
 use crate::host::{HostPid, HostTid};
@@ -99,6 +100,8 @@ pub struct Tree {
     pub(crate) waits_on_socket: Cell<bool>,
     /// When the tree was last let go on.
     pub(crate) last_resumed_ns: u64,
+    /// Children that were seized while their parent slept in a vfork.
+    pub(crate) unseen_vforks: Vec<HostPid>,
     /// Which calls wait for a notifier before they begin.
     is_announced: Option<IsAnnounced>,
     /// ptrace is bound to the thread.
@@ -122,6 +125,7 @@ impl Tree {
             socket_deadlines: None,
             waits_on_socket: Cell::new(false),
             last_resumed_ns: 0,
+            unseen_vforks: Vec::new(),
             is_announced: None,
             not_send: PhantomData,
         })
@@ -213,6 +217,7 @@ impl Tree {
 
     /// Waits until no thread runs; each has been interrupted.
     pub(crate) fn settle(&mut self) -> Result<(), TraceError> {
+        self.settle_unseen_vforks()?;
         while self.unsettled > 0 {
             match wait(-1).map_err(TraceError::of_tracer("wait for the service to stop"))? {
                 Some(report) => self.handle(report, true)?,
