@@ -97,8 +97,12 @@ fn a_stream_notices_the_death_of_its_server() -> Result<()> {
     };
     let running = icecast::start(plain.address(), &options)?;
     plain.kill()?;
-    let report = running.finish();
-    ensure!(report.totals.reconnects >= 3, "{:?}", report.totals);
+    // Both listeners and the source, each in its own time.
+    wait_until("all who notice", PATIENCE, || {
+        let noticed = running.tally().snapshot().reconnects >= 3;
+        Ok(noticed.then_some(()))
+    })?;
+    ensure!(running.finish().verdict().is_err());
     Ok(())
 }
 
