@@ -61,21 +61,29 @@ fn chat_notices_the_death_of_its_server() -> Result<()> {
     Ok(())
 }
 
+/// A streaming server and its clients. The server can die of a connection that comes in the moment
+/// in which it begins to listen (1 start in 20 here), so it is started until it has not.
+fn stream(scratch: &Scratch, options: &icecast::Options) -> Result<(Plain, Running)> {
+    let command = config::icecast(scratch.path())?;
+    wait_until("a stream", PATIENCE, || {
+        let plain = Plain::start(&command, config::ICECAST_PORT, scratch)?;
+        Ok(icecast::start(plain.address(), options)
+            .ok()
+            .map(|running| (plain, running)))
+    })
+}
+
 #[test]
 fn a_stream_is_heard_whole() -> Result<()> {
     namespace::enter_new()?;
     let scratch = Scratch::new("icecast")?;
-    let plain = Plain::start(
-        &config::icecast(scratch.path())?,
-        config::ICECAST_PORT,
-        &scratch,
-    )?;
     for rate_bytes_per_s in [Some(40_000), None] {
         let options = icecast::Options {
             listeners: 3,
             rate_bytes_per_s,
         };
-        let report = finish_clean(icecast::start(plain.address(), &options)?)?;
+        let (_plain, running) = stream(&scratch, &options)?;
+        let report = finish_clean(running)?;
         ensure!(
             report.totals.received >= report.totals.sent,
             "{:?}",
@@ -89,13 +97,11 @@ fn a_stream_is_heard_whole() -> Result<()> {
 fn a_stream_notices_the_death_of_its_server() -> Result<()> {
     namespace::enter_new()?;
     let scratch = Scratch::new("icecast-death")?;
-    let command = config::icecast(scratch.path())?;
-    let mut plain = Plain::start(&command, config::ICECAST_PORT, &scratch)?;
     let options = icecast::Options {
         listeners: 2,
         ..icecast::Options::default()
     };
-    let running = icecast::start(plain.address(), &options)?;
+    let (mut plain, running) = stream(&scratch, &options)?;
     plain.kill()?;
     // Both listeners and the source, each in its own time.
     wait_until("all who notice", PATIENCE, || {
