@@ -89,6 +89,8 @@ pub struct Advice {
     pub no_huge_page: bool,
     pub wipe_on_fork: bool,
     pub mergeable: bool,
+    pub sequential: bool,
+    pub random: bool,
     pub locked: bool,
     pub no_reserve: bool,
 }

@@ -13,6 +13,9 @@ const SUFFIX: &str = " (deleted)";
 
 // include/uapi/linux/fcntl.h
 const F_SEAL_EXEC: i32 = 0x0020;
+/// What `fchmod(2)` sets of a mode.
+const PERMISSIONS: u32 = 0o7777;
+
 // include/uapi/linux/memfd.h
 const MFD_NOEXEC_SEAL: u32 = 0x0008;
 
@@ -78,6 +81,7 @@ pub fn capture(fd: BorrowedFd<'_>) -> Result<MemoryFile, Error> {
         position,
         length_bytes: status.length_bytes,
         seals: memfd::seals(fd).during("read the seals of", &path)?,
+        mode: status.mode & PERMISSIONS,
         content: read_content(fd, position, &path)?,
     })
 }
@@ -158,6 +162,7 @@ pub fn restore(state: &MemoryFile, existing: Option<BorrowedFd<'_>>) -> Result<O
             .during("open once more the memfd", name)?,
         None => create(state)?,
     };
+    descriptor::set_mode(fd.as_fd(), state.mode).during("set the mode of the memfd", name)?;
     description::set_position(fd.as_fd(), state.flags, state.position, name)?;
     Ok(fd)
 }

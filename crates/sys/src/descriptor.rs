@@ -112,6 +112,12 @@ pub fn truncate(fd: BorrowedFd<'_>, length_bytes: u64) -> io::Result<()> {
     check(unsafe { libc::ftruncate(fd.as_raw_fd(), length) }).map(drop)
 }
 
+/// `fchmod(2)`.
+pub fn set_mode(fd: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::fchmod(fd.as_raw_fd(), mode) }).map(drop)
+}
+
 /// `read(2)`.
 pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     // SAFETY: the kernel writes at most `len` bytes into `buffer`.

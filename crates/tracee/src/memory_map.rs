@@ -228,6 +228,8 @@ fn apply_flags(mapping: &mut Mapping, flags: &str) -> Result<(), TraceError> {
             "nh" => advice.no_huge_page = true,
             "wf" => advice.wipe_on_fork = true,
             "mg" => advice.mergeable = true,
+            "sr" => advice.sequential = true,
+            "rr" => advice.random = true,
             "lo" => advice.locked = true,
             "nr" => advice.no_reserve = true,
             "ht" => return Err(unsupported(mapping.range, "", "it is made of huge pages")),

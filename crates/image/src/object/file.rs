@@ -62,6 +62,8 @@ pub struct MemoryFile {
     pub position: u64,
     pub length_bytes: u64,
     pub seals: i32,
+    /// Permission bits.
+    pub mode: u32,
     /// Where there is data, and the data; the rest is holes.
     pub content: Vec<(u64, Vec<u8>)>,
 }

@@ -72,9 +72,9 @@ const NEW_NAMESPACES: u32 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNET) as u32;
 
-/// Advice that changes neither content nor attributes: NORMAL, RANDOM, SEQUENTIAL, WILLNEED, COLD,
-/// PAGEOUT, POPULATE_READ, POPULATE_WRITE, COLLAPSE (asm-generic/mman-common.h).
-const HARMLESS_ADVICE: &[u32] = &[0, 1, 2, 3, 20, 21, 22, 23, 25];
+/// Advice that changes neither content nor attributes: WILLNEED, COLD, PAGEOUT, POPULATE_READ,
+/// POPULATE_WRITE, COLLAPSE (asm-generic/mman-common.h).
+const HARMLESS_ADVICE: &[u32] = &[3, 20, 21, 22, 23, 25];
 
 /// F_DUPFD, F_SETFD, F_SETFL, F_SETLK, F_SETLKW, F_SETOWN, F_SETSIG, F_SETOWN_EX, F_OFD_SETLK,
 /// F_OFD_SETLKW, F_SETLEASE, F_DUPFD_CLOEXEC, F_SETPIPE_SZ, F_ADD_SEALS (linux/fcntl.h).
@@ -95,17 +95,23 @@ const CHANGING_IOCTL: &[u32] = &[
 ];
 
 /// PR_GET_PDEATHSIG, GET_DUMPABLE, GET_KEEPCAPS, GET_TIMING, GET_NAME, GET_SECCOMP, CAPBSET_READ,
-/// GET_SECUREBITS, GET_TIMERSLACK, GET_CHILD_SUBREAPER, GET_NO_NEW_PRIVS, GET_TID_ADDRESS,
-/// GET_THP_DISABLE (linux/prctl.h).
-const READING_PRCTL: &[u32] = &[2, 3, 7, 13, 16, 21, 23, 27, 30, 37, 39, 40, 42];
+/// GET_TSC, GET_SECUREBITS, GET_TIMERSLACK, MCE_KILL_GET, GET_CHILD_SUBREAPER, GET_NO_NEW_PRIVS,
+/// GET_TID_ADDRESS, GET_THP_DISABLE, GET_SPECULATION_CTRL, GET_IO_FLUSHER, GET_MDWE,
+/// GET_MEMORY_MERGE (linux/prctl.h).
+const READING_PRCTL: &[u32] = &[
+    2, 3, 7, 13, 16, 21, 23, 25, 27, 30, 34, 37, 39, 40, 42, 52, 58, 66, 68,
+];
 
 /// PR_SET_SECCOMP, SET_TSC, SET_SYSCALL_USER_DISPATCH, SCHED_CORE, SET_MDWE: no way to read them
 /// back or to set them in the replica.
 const DENIED_PRCTL: &[u32] = &[22, 26, 59, 62, 65];
 
-/// ARCH_SET_CPUID, ARCH_REQ_XCOMP_PERM, ARCH_REQ_XCOMP_GUEST_PERM, ARCH_SHSTK_ENABLE to
-/// ARCH_SHSTK_UNLOCK (asm/prctl.h): tile registers and shadow stacks are not carried.
-const DENIED_ARCH_PRCTL: &[u32] = &[0x1012, 0x1023, 0x1025, 0x5001, 0x5002, 0x5003, 0x5004];
+/// ARCH_SET_CPUID, ARCH_REQ_XCOMP_PERM, ARCH_REQ_XCOMP_GUEST_PERM, ARCH_ENABLE_TAGGED_ADDR,
+/// ARCH_SHSTK_ENABLE to ARCH_SHSTK_UNLOCK (asm/prctl.h): tile registers, tags in addresses and shadow
+/// stacks are not carried.
+const DENIED_ARCH_PRCTL: &[u32] = &[
+    0x1012, 0x1023, 0x1025, 0x4002, 0x5001, 0x5002, 0x5003, 0x5004,
+];
 
 const UNIX: u32 = libc::AF_UNIX as u32;
 const INET: u32 = libc::AF_INET as u32;

@@ -20,7 +20,7 @@ pub(super) struct Calls<'stopped, 'tree> {
 }
 
 /// Calls that one item may add.
-const CALLS_FOR_AN_ITEM: usize = 8;
+const CALLS_FOR_AN_ITEM: usize = 10;
 
 impl<'stopped, 'tree> Calls<'stopped, 'tree> {
     pub(super) fn new(stopped: &'stopped mut Stopped<'tree>, tid: HostTid) -> Self {

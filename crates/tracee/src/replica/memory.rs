@@ -438,6 +438,15 @@ fn advise_all(
             calls.add("madvise", libc::SYS_madvise, &arguments, Expect::Anything)?;
         }
     }
+    // One call decides about both.
+    let order = match (advice.sequential, advice.random) {
+        (true, _) => Some(libc::MADV_SEQUENTIAL),
+        (_, true) => Some(libc::MADV_RANDOM),
+        _ => also_off.then_some(libc::MADV_NORMAL),
+    };
+    if let Some(order) = order {
+        advise(calls, range, order)?;
+    }
     // Huge pages change no content, and a kernel without them says EINVAL.
     let huge = match (advice.huge_page, advice.no_huge_page) {
         (true, _) => libc::MADV_HUGEPAGE,
