@@ -84,7 +84,8 @@ pub struct EventCounter {
 pub struct TimerDescriptor {
     pub flags: i32,
     pub clock: i32,
-    /// `TFD_TIMER_*` of the last `timerfd_settime`.
+    /// `TFD_TIMER_*` of the last `timerfd_settime`; on a clock that nobody sets always with
+    /// `TFD_TIMER_ABSTIME`, which makes no difference there.
     pub set_flags: u32,
     /// Unread expirations.
     pub ticks: u64,

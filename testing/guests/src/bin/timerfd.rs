@@ -22,6 +22,8 @@ struct Timers {
     interval: Periodic,
     /// Expirations that are never read before a check.
     unread: Periodic,
+    /// So fast that expirations fall between the reads of a capture.
+    fast: [Periodic; 2],
     relative: (TimerFd, u64),
     absolute: (TimerFd, u64),
     far: (TimerFd, u64),
@@ -32,6 +34,7 @@ struct Timers {
 /// Fires at `start`, and each interval after that.
 struct Periodic {
     timer: TimerFd,
+    interval_ns: u64,
     start_ns: u64,
     seen: u64,
 }
@@ -40,8 +43,9 @@ impl Guest for Timers {
     fn set_up(_: &Place) -> Result<Self> {
         let new = || TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK);
         let timers = Self {
-            interval: Periodic::start()?,
-            unread: Periodic::start()?,
+            interval: Periodic::start(INTERVAL_NS)?,
+            unread: Periodic::start(INTERVAL_NS)?,
+            fast: [Periodic::start(100_000)?, Periodic::start(1_000_000)?],
             relative: (new()?, 0),
             absolute: (new()?, 0),
             far: (new()?, monotonic_ns()? + FAR_NS),
@@ -56,6 +60,11 @@ impl Guest for Timers {
     fn check(&mut self) -> Result<()> {
         self.interval.check().context("interval")?;
         self.unread.check().context("unread")?;
+        for fast in &mut self.fast {
+            let interval_ns = fast.interval_ns;
+            fast.check()
+                .with_context(|| format!("every {interval_ns} ns"))?;
+        }
         for (name, (timer, due_ns)) in [("relative", &self.relative), ("absolute", &self.absolute)]
         {
             let mut polled = [PollFd::new(timer.as_fd(), PollFlags::POLLIN)];
@@ -93,8 +102,10 @@ impl Guest for Timers {
             Duration::from(every),
             Duration::from_nanos(FAR_NS),
         )?;
-        let armed = std::mem::replace(self, Self::set_up(&nowhere())?);
-        drop(armed);
+        let mut anew = Self::set_up(&nowhere())?;
+        // These go on: what a takeover loses or doubles adds up.
+        std::mem::swap(&mut self.fast, &mut anew.fast);
+        *self = anew;
         Ok(())
     }
 }
@@ -126,13 +137,14 @@ impl Timers {
 }
 
 impl Periodic {
-    fn start() -> Result<Self> {
+    fn start(interval_ns: u64) -> Result<Self> {
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK)?;
-        let start_ns = monotonic_ns()? + INTERVAL_NS;
-        let every = Expiration::IntervalDelayed(spec(start_ns), spec(INTERVAL_NS));
+        let start_ns = monotonic_ns()? + interval_ns;
+        let every = Expiration::IntervalDelayed(spec(start_ns), spec(interval_ns));
         timer.set(every, TimerSetTimeFlags::TFD_TIMER_ABSTIME)?;
         Ok(Self {
             timer,
+            interval_ns,
             start_ns,
             seen: 0,
         })
@@ -140,8 +152,8 @@ impl Periodic {
 
     /// All expirations so far, and no others, have come.
     fn check(&mut self) -> Result<()> {
-        std::thread::sleep(Duration::from_nanos(2 * INTERVAL_NS));
-        let due = |now_ns: u64| (now_ns - self.start_ns) / INTERVAL_NS + 1;
+        std::thread::sleep(Duration::from_nanos(2 * self.interval_ns));
+        let due = |now_ns: u64| (now_ns - self.start_ns) / self.interval_ns + 1;
         let before = due(monotonic_ns()?);
         self.seen += expirations(&self.timer)?;
         let after = due(monotonic_ns()?);
