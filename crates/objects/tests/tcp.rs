@@ -9,7 +9,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::thread;
 use unbroken_image::object::TcpPhase;
-use unbroken_objects::tcp;
+use unbroken_objects::tcp::{self, Known};
 use unbroken_sys::{socket, sockopt};
 
 #[test]
@@ -208,6 +208,31 @@ fn what_was_sent_since_the_reading_is_not_waited_for() {
         };
         pair.service = make_orphan_live(&net, read, view);
         pair.finish(true, false);
+    });
+}
+
+#[test]
+fn an_error_that_was_taken_does_not_come_again() {
+    each_family(|net, family| {
+        let (_listener, mut pair) = connect(&net, family);
+        pair.service_writes(10);
+        pair.client.peek(&mut [0]).unwrap();
+        drop(std::mem::replace(
+            &mut pair.client,
+            pair.service.try_clone().unwrap(),
+        ));
+        wait_for_phase(&pair.service, TcpPhase::Closed);
+        let (mut state, mut tracker) = tcp::capture(pair.service.as_fd()).unwrap();
+        assert_eq!(state.error, libc::ECONNRESET);
+        let mut look = |state: &mut _| {
+            let fd = pair.service.as_fd();
+            tracker.look(fd, state, &Known::NOTHING).unwrap()
+        };
+        assert!(!look(&mut state), "nothing happened");
+        assert!((&pair.service).read(&mut [0]).is_err());
+        assert!(look(&mut state), "the error was taken");
+        assert_eq!(state.error, 0);
+        assert!(!look(&mut state));
     });
 }
 

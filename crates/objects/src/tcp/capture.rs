@@ -196,7 +196,7 @@ impl Tracker {
         let info = tcp::info(fd).during("read TCP_INFO", SUBJECT)?;
         let fingerprint = fingerprint_from(fd, &info)?;
         if fingerprint == self.fingerprint {
-            return Ok(false);
+            return super::closed::error_was_taken(fd, connection);
         }
         // A FIN in flight may hide what was acknowledged beside it, and an urgent byte what lies
         // behind it.
@@ -227,7 +227,11 @@ impl Tracker {
         }
         let fingerprint = Fingerprint::from(record);
         if fingerprint == self.fingerprint {
-            return Seen::Unchanged;
+            // An error may have been taken, which no number shows.
+            return match connection.error {
+                0 => Seen::Unchanged,
+                _ => Seen::Unclear,
+            };
         }
         match self.take_from_outside(fingerprint, record.packets_out, connection, sent) {
             true => Seen::Moved,

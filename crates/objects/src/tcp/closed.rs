@@ -57,6 +57,23 @@ pub(super) fn restore(connection: &TcpConnection) -> Result<OwnedFd, Error> {
     Ok(service)
 }
 
+/// Whether the pending error of a connection is reported by now, which the kernel does once; no
+/// number tells.
+pub(super) fn error_was_taken(
+    fd: BorrowedFd<'_>,
+    connection: &mut TcpConnection,
+) -> Result<bool, SocketError> {
+    if connection.error == 0 {
+        return Ok(false);
+    }
+    let ready = socket::poll(fd, 0, Duration::ZERO).context("poll", SUBJECT)?;
+    let is_taken = ready & libc::POLLERR == 0;
+    if is_taken {
+        connection.error = 0;
+    }
+    Ok(is_taken)
+}
+
 fn loopback(local: SocketAddr) -> IpAddr {
     match local.ip() {
         IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
