@@ -22,6 +22,6 @@ pub use memory::{
 pub use object::{InterestChange, Object};
 pub use process::{Credentials, IntervalTimer, PosixTimer, ProcessState, SignalAction};
 pub use thread::{
-    AlternateStack, BlockedCall, Registers, RestartableSequence, RobustList, Scheduling,
-    SignalInfo, ThreadAttributes, ThreadState,
+    AlternateStack, BlockedCall, MemoryPolicy, OwnCredentials, Registers, RestartableSequence,
+    RobustList, Scheduling, SignalInfo, ThreadAttributes, ThreadState,
 };

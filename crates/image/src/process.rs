@@ -13,7 +13,8 @@ pub struct SignalAction {
 }
 
 /// `struct itimerval`, with the remaining time as an absolute `CLOCK_MONOTONIC` deadline for
-/// `ITIMER_REAL` and as remaining processor time for the two others. Nanoseconds; 0 is disarmed.
+/// `ITIMER_REAL` and as remaining processor time for the two others. Nanoseconds; 0 is disarmed, but
+/// for an `ITIMER_REAL` with an interval: that one has fired, and goes on when its signal is taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IntervalTimer {
     pub expiry_ns: u64,
@@ -38,6 +39,8 @@ pub struct PosixTimer {
     pub overrun: i32,
 }
 
+/// Of the leader; C libraries keep them the same for all threads. What they leave to each thread is
+/// in its [`OwnCredentials`](crate::OwnCredentials).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Credentials {
     /// Real, effective, saved, filesystem.
@@ -49,7 +52,6 @@ pub struct Credentials {
     pub effective: u64,
     pub bounding: u64,
     pub ambient: u64,
-    pub secure_bits: u32,
 }
 
 /// What `ProcessDelta::state` carries, whole, when any of it changed.
@@ -70,9 +72,15 @@ pub struct ProcessState {
     pub limits: Vec<(u64, u64)>,
     pub dumpable: i32,
     pub child_subreaper: bool,
-    pub transparent_huge_pages_disabled: bool,
+    /// As `PR_GET_THP_DISABLE` gives it: bit 0 is set for disabled, others are flags of that; 0 is
+    /// not disabled.
+    pub huge_pages_disabled: u32,
+    /// `PR_SET_MEMORY_MERGE`: all memory is offered for merging (KSM).
+    pub memory_merge: bool,
     pub personality: u32,
     pub oom_score_adjust: i32,
+    /// What goes into a core dump (core(5)); `None` on kernels without core dumps.
+    pub coredump_filter: Option<u32>,
     /// Session and process group, in the service's pid namespace.
     pub session: i32,
     pub process_group: i32,

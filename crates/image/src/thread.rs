@@ -56,6 +56,9 @@ pub struct AlternateStack {
     pub address: u64,
     pub flags: i32,
     pub length_bytes: u64,
+    /// The thread has had a stack with `SS_AUTODISARM`. A handler that runs now has switched it off
+    /// by its start, and its return switches it on again, both without a call.
+    pub disarms_itself: bool,
 }
 
 /// The head that `set_robust_list(2)` registered.
@@ -97,6 +100,24 @@ pub struct Scheduling {
     pub priority: i32,
 }
 
+/// Where the thread's new pages come from (`set_mempolicy(2)`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryPolicy {
+    /// `MPOL_*`, with the flags of the mode.
+    pub mode: i32,
+    /// Bit n of the words is node n; trailing words of zeros are left out.
+    pub nodes: Vec<u64>,
+}
+
+/// The part of its credentials that each thread sets for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnCredentials {
+    /// `setfsuid(2)`, `setfsgid(2)`: as whom it opens files.
+    pub filesystem_uid: u32,
+    pub filesystem_gid: u32,
+    pub secure_bits: u32,
+}
+
 /// What belongs to a thread and changes rarely.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ThreadAttributes {
@@ -110,8 +131,19 @@ pub struct ThreadAttributes {
     pub parent_death_signal: i32,
     pub timer_slack_ns: u64,
     pub no_new_privileges: bool,
+    pub credentials: OwnCredentials,
     pub nice: i32,
     pub scheduling: Scheduling,
+    /// `IOPRIO_PRIO_VALUE`; 0 was never set.
+    pub io_priority: i32,
+    /// `None` for the system's own, and on kernels without nodes.
+    pub memory_policy: Option<MemoryPolicy>,
+    /// `PR_MCE_KILL_*` of `PR_MCE_KILL_GET`.
+    pub machine_check: i32,
+    pub io_flusher: bool,
+    /// What `PR_GET_SPECULATION_CTRL` says of `PR_SPEC_STORE_BYPASS`, `PR_SPEC_INDIRECT_BRANCH` and
+    /// `PR_SPEC_L1D_FLUSH`; 0 where the kernel knows none.
+    pub speculation: [i32; 3],
 }
 
 /// One thread at one stop.

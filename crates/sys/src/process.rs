@@ -53,6 +53,27 @@ pub fn nice(tid: i32) -> io::Result<i32> {
     }
 }
 
+/// The I/O priority of thread `tid` (`IOPRIO_PRIO_VALUE`); 0 when none was set.
+pub fn io_priority(tid: i32) -> io::Result<i32> {
+    /// linux/ioprio.h
+    const IOPRIO_WHO_PROCESS: i32 = 1;
+    // SAFETY: plain numbers.
+    let result = unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid) };
+    match i32::try_from(result) {
+        Ok(priority @ 0..) => Ok(priority),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// What `PR_GET_SPECULATION_CTRL` says of `kind` (`PR_SPEC_*`) for the calling thread; 0 where the
+/// kernel does not know it.
+pub fn speculation(kind: u64) -> i32 {
+    let option = libc::PR_GET_SPECULATION_CTRL;
+    // SAFETY: plain numbers.
+    let result = unsafe { libc::prctl(option, kind, 0_u64, 0_u64, 0_u64) };
+    result.max(0)
+}
+
 /// The robust list that thread `tid` registered: head and length in bytes.
 pub fn robust_list(tid: i32) -> io::Result<(u64, u64)> {
     let (mut head, mut length) = (0_u64, 0_u64);

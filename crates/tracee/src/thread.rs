@@ -57,9 +57,16 @@ pub struct Thread {
     pub(crate) reissued: Cell<Option<(Registers, Registers)>>,
     /// The call that it waits in.
     pub(crate) waiting: Cell<Waiting>,
+    /// `AlternateStack::disarms_itself`, as far as it was seen.
+    pub(crate) stack_disarms_itself: Cell<bool>,
 }
 
 impl Thread {
+    /// Whether its alternate stack changes without a call, so that each stop has to look at it.
+    pub fn changes_its_stack(&self) -> bool {
+        self.stack_disarms_itself.get()
+    }
+
     /// Whether it is on its way out (or a vfork parent) and cannot run calls.
     pub fn can_run_calls(&self) -> bool {
         matches!(self.state, State::Trapped | State::GroupStopped { .. })

@@ -240,6 +240,7 @@ impl Tree {
             registers: Cell::new(None),
             reissued: Cell::new(None),
             waiting: Cell::default(),
+            stack_disarms_itself: Cell::default(),
         };
         let known = self
             .processes

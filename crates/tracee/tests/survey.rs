@@ -65,7 +65,7 @@ fn signals_limits_and_settings() {
     assert_eq!(state.limits[libc::RLIMIT_NOFILE as usize], (77, 88));
     assert!(state.child_subreaper);
     assert_eq!(state.dumpable, 0);
-    assert!(state.transparent_huge_pages_disabled);
+    assert!(state.huge_pages_disabled == 1);
     assert_eq!(state.personality, 0x0040000);
     assert_eq!(
         (state.session, state.process_group),

@@ -119,6 +119,44 @@ pub fn prctl_set(option: i32, value: u64) -> io::Result<()> {
     outcome(unsafe { libc::prctl(option, value, 0u64, 0u64, 0u64) }).map(drop)
 }
 
+/// A `prctl` that writes its answer, of at most 16 bytes.
+pub fn prctl_get_by_pointer(option: i32) -> io::Result<[u8; 16]> {
+    let mut answer = [0; 16];
+    // SAFETY: none of these options writes more than a thread's name, which has 16 bytes.
+    outcome(unsafe { libc::prctl(option, &raw mut answer, 0u64, 0u64, 0u64) })?;
+    Ok(answer)
+}
+
+/// A `prctl` that sets by two integers.
+pub fn prctl_set_with(option: i32, [first, second]: [u64; 2]) -> io::Result<()> {
+    // SAFETY: these options take integers.
+    outcome(unsafe { libc::prctl(option, first, second, 0u64, 0u64) }).map(drop)
+}
+
+/// Mode and first 64 nodes of the calling thread's memory policy.
+pub fn memory_policy() -> io::Result<(i32, u64)> {
+    let (mut mode, mut nodes) = (0i32, [0u64; 16]);
+    // SAFETY: the kernel writes an integer and at most 1024 bits, to locals.
+    outcome(unsafe {
+        libc::syscall(
+            libc::SYS_get_mempolicy,
+            &raw mut mode,
+            &raw mut nodes,
+            1025u64,
+            0u64,
+            0u64,
+        )
+    })?;
+    Ok((mode, nodes[0]))
+}
+
+/// `nodes` is a set of nodes, node 0 the lowest bit.
+pub fn set_memory_policy(mode: i32, nodes: u64) -> io::Result<()> {
+    // SAFETY: the kernel reads 64 bits of a local.
+    outcome(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, &raw const nodes, 65u64) })
+        .map(drop)
+}
+
 /// The same without the vDSO.
 pub fn clock_by_call_ns(clock: libc::clockid_t) -> io::Result<u64> {
     let mut time = libc::timespec {

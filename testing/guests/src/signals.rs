@@ -8,7 +8,7 @@
 use std::ffi::c_void;
 use std::io;
 use std::mem::zeroed;
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
 use crate::raw::outcome;
 
@@ -27,6 +27,58 @@ extern "C" fn remember(signal: i32, info: *mut libc::siginfo_t, _: *mut c_void) 
     LAST_STACK.store((&raw const here) as usize, Ordering::SeqCst);
     LAST_SIGNAL.store(i64::from(signal), Ordering::SeqCst);
     HANDLED.fetch_add(1, Ordering::SeqCst);
+}
+
+static STAY_ENDS: AtomicBool = AtomicBool::new(false);
+static STAY_LOOKS: AtomicU64 = AtomicU64::new(0);
+static STAY_FLAGS: AtomicI64 = AtomicI64::new(0);
+
+/// The stay in a handler of [`stay_in_handler`].
+#[derive(Debug, Clone, Copy)]
+pub struct Stay;
+
+impl Stay {
+    /// Lets the handler return.
+    pub fn end() {
+        STAY_ENDS.store(true, Ordering::SeqCst);
+    }
+
+    /// How often the handler has looked at its alternate stack.
+    pub fn looks() -> u64 {
+        STAY_LOOKS.load(Ordering::SeqCst)
+    }
+
+    /// The flags that it found last.
+    pub fn flags() -> i32 {
+        STAY_FLAGS.load(Ordering::SeqCst) as i32
+    }
+}
+
+extern "C" fn stay(_: i32) {
+    let here = 0u8;
+    LAST_STACK.store((&raw const here) as usize, Ordering::SeqCst);
+    while !STAY_ENDS.swap(false, Ordering::SeqCst) {
+        let flags = alternate_stack().map_or(-1, |(_, flags, _)| flags);
+        STAY_FLAGS.store(i64::from(flags), Ordering::SeqCst);
+        STAY_LOOKS.fetch_add(1, Ordering::SeqCst);
+        let pause = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 1_000_000,
+        };
+        // SAFETY: async-signal-safe; the structure is a local.
+        unsafe { libc::nanosleep(&pause, std::ptr::null_mut()) };
+    }
+}
+
+/// Installs a handler that stays until it is let go, looking at its alternate stack.
+pub fn stay_in_handler(signal: i32, flags: i32) -> io::Result<()> {
+    // SAFETY: plain data; the handler is async-signal-safe.
+    unsafe {
+        let mut action: libc::sigaction = zeroed();
+        action.sa_sigaction = stay as *const () as usize;
+        action.sa_flags = flags;
+        outcome(libc::sigaction(signal, &action, std::ptr::null_mut())).map(drop)
+    }
 }
 
 /// Installs the remembering handler; `masked` are blocked while it runs.
@@ -182,11 +234,14 @@ pub fn alternate_stack() -> io::Result<(usize, i32, usize)> {
     }
 }
 
+/// linux/signal.h
+pub const SS_AUTODISARM: i32 = i32::MIN;
+
 /// Makes the calling thread handle signals with SA_ONSTACK there.
-pub fn set_alternate_stack(area: &crate::area::Area) -> io::Result<()> {
+pub fn set_alternate_stack(area: &crate::area::Area, flags: i32) -> io::Result<()> {
     let stack = libc::stack_t {
         ss_sp: area.address() as *mut c_void,
-        ss_flags: 0,
+        ss_flags: flags,
         ss_size: area.pages() * crate::area::PAGE,
     };
     // SAFETY: the caller keeps the area for as long as the thread lives.

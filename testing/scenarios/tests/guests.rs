@@ -43,11 +43,26 @@ guests! {
     a_process_is_what_it_was: "process",
     what_is_denied_stays_denied: "denied",
     datagrams_wait_to_be_read: "udp",
+    an_alarm_that_repeats_goes_on: "periodic_alarm",
+    a_stack_that_disarms_itself_does_so_still: "disarmed_stack",
+    all_that_can_be_set_is_as_it_was_set: "attributes",
 }
 
 #[test]
 fn a_service_without_rights_gets_none() -> Result<()> {
     moved_with("credentials", &["--user", "nobody"])
+}
+
+/// What one takeover loses or doubles of a fast timer may hide in what a check allows; ten add up.
+#[test]
+fn no_expiration_is_lost_in_ten_moves() -> Result<()> {
+    let mut guest = Guest::start("timerfd", &[])?;
+    guest.tell("set up")?;
+    for _ in 0..10 {
+        guest.move_on()?;
+        guest.tell("check")?;
+    }
+    guest.stop()
 }
 
 /// An epoch that is larger than the journal goes in parts. The primary dies with some of them sent:

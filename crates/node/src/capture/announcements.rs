@@ -40,6 +40,8 @@ pub(super) struct Due {
     pub signal_actions: bool,
     pub timers: bool,
     pub settings: bool,
+    /// A file of /proc was opened for writing.
+    pub proc_file: bool,
     /// Threads whose attributes may have changed, by their host numbers.
     pub threads: Vec<u32>,
     /// So may those of any thread.
@@ -58,6 +60,7 @@ impl Due {
         self.signal_actions = false;
         self.timers = false;
         self.settings = false;
+        self.proc_file = false;
         self.threads.clear();
         self.all_threads = false;
         self.everything = false;
@@ -100,6 +103,10 @@ impl Due {
             }
             Change::ThreadAttributes => {
                 self.threads.push(announcement.thread);
+                return;
+            }
+            Change::ProcFile => {
+                self.proc_file = true;
                 return;
             }
             Change::AnyThreadAttributes => {

@@ -70,7 +70,7 @@ impl Followed {
     }
 
     /// What belongs to threads and rarely changes: of all threads of a new link, of new threads,
-    /// and of those that announced something.
+    /// of those that announced something, and of those whose alternate stack changes without a call.
     fn read_attributes(
         &mut self,
         stopped: &mut Stopped<'_>,
@@ -81,7 +81,9 @@ impl Followed {
         for (thread, read) in delta.threads.iter_mut().zip(&self.reading.threads) {
             let host_tid = read.host_tid;
             let announced = due.all_threads || due.threads.contains(&host_tid.0.cast_unsigned());
-            if is_new || due.everything || announced || self.threads.is_new(thread.tid) {
+            let changes = stopped.thread(host_tid);
+            let changes = changes.is_some_and(|(_, thread)| thread.changes_its_stack());
+            if is_new || due.everything || announced || changes || self.threads.is_new(thread.tid) {
                 let attributes = stopped.survey_thread(host_tid)?;
                 if attributes.scheduling.policy & !libc::SCHED_RESET_ON_FORK == libc::SCHED_DEADLINE
                 {

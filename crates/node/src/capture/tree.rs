@@ -10,11 +10,13 @@ use crate::stage::announcement::Announcement;
 use crate::steps::StepClock;
 use unbroken_image::{PAGE_SIZE, Pid, ProcessDelta};
 use unbroken_objects::table::Source;
-use unbroken_tracee::{HostTid, Stopped, memory_map};
+use unbroken_tracee::{HostTid, Stopped, memory_map, survey};
 
 pub(super) struct FollowedTree {
     /// Parents before the children that they made.
     processes: Vec<Followed>,
+    /// At the last capture one of them had a file of /proc open for writing.
+    writes_to_proc: bool,
 }
 
 impl FollowedTree {
@@ -29,7 +31,10 @@ impl FollowedTree {
             Ok(Followed::new(*candidate, memory))
         });
         let processes = processes.collect::<Result<_, CaptureError>>()?;
-        Ok(FollowedTree { processes })
+        Ok(FollowedTree {
+            processes,
+            writes_to_proc: false,
+        })
     }
 
     pub fn pids(&self) -> impl Iterator<Item = Pid> {
@@ -68,7 +73,8 @@ impl FollowedTree {
                 // A thread that has ended may have been any process's, and so may one that is not
                 // named, because there were too many announcements.
                 let thread = || stopped.thread(HostTid(announcement.thread.cast_signed()));
-                if is_alone || thread().is_none_or(|(process, _)| process.pid == pid) {
+                let is_any = is_alone || announcement.change.may_be_of_others();
+                if is_any || thread().is_none_or(|(process, _)| process.pid == pid) {
                     due.take(pid, announcement, objects);
                 }
             }
@@ -85,6 +91,7 @@ impl FollowedTree {
         clock: &mut StepClock,
     ) -> Result<Vec<ProcessDelta>, CaptureError> {
         self.refuse_others(stopped)?;
+        self.heed_proc_files()?;
         let mut deltas = Vec::with_capacity(self.processes.len());
         for followed in &mut self.processes {
             if is_new {
@@ -94,6 +101,22 @@ impl FollowedTree {
             objects.threads_ended |= followed.threads.have_ended();
         }
         Ok(deltas)
+    }
+
+    /// What is written to a file of /proc after its opening is told by nothing: as long as one is
+    /// open, all that may be written so is looked at.
+    fn heed_proc_files(&mut self) -> Result<(), CaptureError> {
+        let heard = self.processes.iter().any(|it| it.due.proc_file);
+        if !heard && !self.writes_to_proc {
+            return Ok(());
+        }
+        self.writes_to_proc = false;
+        for Followed { due, candidate, .. } in &mut self.processes {
+            due.settings = true;
+            due.all_threads = true;
+            self.writes_to_proc |= survey::writes_to_proc(candidate.host_pid)?;
+        }
+        Ok(())
     }
 
     /// That the service has these processes and no others, and that they have these programs: an

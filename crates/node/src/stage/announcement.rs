@@ -24,6 +24,8 @@ pub enum Change {
     Break(u64),
     /// A file is opened in the lowest free slot, or taken over from another process.
     Opened,
+    /// A file of /proc is opened for writing: what is written to it may change any process and thread.
+    ProcFile,
     /// Up to this many descriptors appear in the lowest free slots.
     Created(u32),
     /// One descriptor appears in the lowest free slot at or above this one.
@@ -56,6 +58,13 @@ pub enum Change {
     ProcessState,
 }
 
+impl Change {
+    /// Whether it may be of another process than the announcing thread's.
+    pub fn may_be_of_others(self) -> bool {
+        matches!(self, Change::AnyThreadAttributes | Change::ProcFile)
+    }
+}
+
 /// A call of `epoll_ctl(2)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EpollChange {
@@ -73,7 +82,7 @@ pub struct EpollChange {
 pub fn changes(
     call: i64,
     arguments: [u64; 6],
-    read: impl FnOnce(u64, &mut [u8]) -> bool,
+    read: impl Fn(u64, &mut [u8]) -> bool,
 ) -> [Option<Change>; 2] {
     let [a, b, c, d, e, _] = arguments;
     let fd = |argument: u64| Fd(argument as i32);
@@ -110,7 +119,10 @@ pub fn changes(
         | libc::SYS_openat2
         | libc::SYS_open_by_handle_at
         | libc::SYS_creat
-        | libc::SYS_pidfd_getfd => Change::Opened,
+        | libc::SYS_pidfd_getfd => {
+            let of_proc = opens_proc_for_writing(call, arguments, read);
+            return [Some(Change::Opened), of_proc.then_some(Change::ProcFile)];
+        }
         libc::SYS_socket
         | libc::SYS_accept
         | libc::SYS_accept4
@@ -160,11 +172,13 @@ pub fn changes(
         libc::SYS_sigaltstack
         | libc::SYS_set_tid_address
         | libc::SYS_set_robust_list
-        | libc::SYS_rseq => Change::ThreadAttributes,
+        | libc::SYS_rseq
+        | libc::SYS_set_mempolicy => Change::ThreadAttributes,
         libc::SYS_setpriority
         | libc::SYS_sched_setparam
         | libc::SYS_sched_setscheduler
-        | libc::SYS_sched_setattr => Change::AnyThreadAttributes,
+        | libc::SYS_sched_setattr
+        | libc::SYS_ioprio_set => Change::AnyThreadAttributes,
         libc::SYS_prctl => return [Some(Change::ThreadAttributes), Some(Change::ProcessState)],
         libc::SYS_alarm
         | libc::SYS_setitimer
@@ -180,10 +194,36 @@ pub fn changes(
         | libc::SYS_setfsuid
         | libc::SYS_setfsgid
         | libc::SYS_setgroups
-        | libc::SYS_capset => Change::Credentials,
+        | libc::SYS_capset => {
+            return [Some(Change::Credentials), Some(Change::ThreadAttributes)];
+        }
         _ => Change::ProcessState,
     };
     [Some(change), None]
+}
+
+/// Whether a call opens a file of /proc for writing by its whole path.
+fn opens_proc_for_writing(
+    call: i64,
+    arguments: [u64; 6],
+    read: impl Fn(u64, &mut [u8]) -> bool,
+) -> bool {
+    const PROC: &[u8] = b"/proc/";
+    let [a, b, c, ..] = arguments;
+    let (path, flags) = match call {
+        libc::SYS_open => (a, b),
+        libc::SYS_openat => (b, c),
+        libc::SYS_creat => (a, libc::O_WRONLY as u64),
+        libc::SYS_openat2 => {
+            // struct open_how begins with the flags.
+            let mut flags = [0; 8];
+            let told = read(c, &mut flags);
+            (b, if told { u64::from_ne_bytes(flags) } else { 0 })
+        }
+        _ => return false,
+    };
+    let mut start = [0; PROC.len()];
+    flags as i32 & libc::O_ACCMODE != libc::O_RDONLY && read(path, &mut start) && start == *PROC
 }
 
 /// Advice after which the old content is gone: MADV_DONTNEED, FREE, REMOVE, DONTNEED_LOCKED,
@@ -202,7 +242,7 @@ fn page_range(start: u64, length: u64) -> AddressRange {
 }
 
 /// `struct epoll_event` is packed on x86-64: 12 bytes.
-fn read_event(address: u64, read: impl FnOnce(u64, &mut [u8]) -> bool) -> Option<(u32, u64)> {
+fn read_event(address: u64, read: impl Fn(u64, &mut [u8]) -> bool) -> Option<(u32, u64)> {
     let mut event = [0; 12];
     if address == 0 || !read(address, &mut event) {
         return None;
@@ -286,6 +326,55 @@ mod tests {
             event: Some((1, 9)),
         };
         assert_eq!(change, Some(Change::Epoll(expected)));
+    }
+
+    #[test]
+    fn a_file_of_proc_that_is_opened_for_writing_is_told() {
+        let path_at = |path: &'static [u8]| {
+            move |_: u64, buffer: &mut [u8]| {
+                let length = buffer.len();
+                buffer.copy_from_slice(&path[..length]);
+                true
+            }
+        };
+        let at = libc::AT_FDCWD as u64;
+        let write = libc::O_WRONLY as u64;
+        for (call, arguments, path, is_told) in [
+            (
+                libc::SYS_openat,
+                [at, 1, write, 0, 0, 0],
+                b"/proc/self/comm",
+                true,
+            ),
+            (
+                libc::SYS_openat,
+                [at, 1, 2, 0, 0, 0],
+                b"/proc/self/comm",
+                true,
+            ),
+            (
+                libc::SYS_openat,
+                [at, 1, 0, 0, 0, 0],
+                b"/proc/self/comm",
+                false,
+            ),
+            (
+                libc::SYS_open,
+                [1, write, 0, 0, 0, 0],
+                b"/process/a/file",
+                false,
+            ),
+            (
+                libc::SYS_creat,
+                [1, 0, 0, 0, 0, 0],
+                b"/proc/self/comm",
+                true,
+            ),
+        ] {
+            let [opened, told] = changes(call, arguments, path_at(path));
+            assert_eq!(opened, Some(Change::Opened));
+            assert_eq!(told, is_told.then_some(Change::ProcFile), "{arguments:?}");
+        }
     }
 
     /// The calls that mean "anything about the process" are meant to; no other may fall there.

@@ -86,11 +86,13 @@ const ANNOUNCED: &str = "\
     sigaltstack set_tid_address set_robust_list rseq prctl alarm setitimer timer_create \
     timer_settime timer_delete setuid setgid setreuid setregid setresuid setresgid setfsuid \
     setfsgid setgroups capset umask chdir fchdir chroot setrlimit prlimit64 setpriority setsid \
-    setpgid personality sched_setparam sched_setscheduler sched_setaffinity sched_setattr";
+    setpgid personality sched_setparam sched_setscheduler sched_setaffinity sched_setattr \
+    ioprio_set set_mempolicy";
 
 /// State that lives where nothing can read it back (rings, AIO, System V and POSIX queues, watches,
-/// keys, sandboxes), or that would hide changes from us (`process_madvise`, `mseal`). `clone3` takes
-/// its flags through a pointer that a filter cannot follow; C libraries fall back to `clone`.
+/// keys, sandboxes), or only mapping by mapping (`mbind`), or that would hide changes from us
+/// (`process_madvise`, `mseal`). `clone3` takes its flags through a pointer that a filter cannot
+/// follow; C libraries fall back to `clone`.
 const DENIED_ENOSYS: &str = "\
     io_uring_setup io_uring_enter io_uring_register io_setup io_destroy io_getevents io_submit \
     io_cancel io_pgetevents userfaultfd memfd_secret process_madvise remap_file_pages \
@@ -98,7 +100,7 @@ const DENIED_ENOSYS: &str = "\
     msgsnd msgrcv msgctl mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify mq_getsetattr \
     inotify_init inotify_init1 inotify_add_watch inotify_rm_watch fanotify_init fanotify_mark \
     add_key request_key keyctl landlock_create_ruleset landlock_add_rule landlock_restrict_self \
-    seccomp clone3 modify_ldt";
+    seccomp clone3 modify_ldt mbind set_mempolicy_home_node";
 
 /// Changes of namespaces and mounts, and tracing, which would meet our own.
 const DENIED_EPERM: &str = "\
@@ -127,15 +129,15 @@ const FREE: &str = "\
     lremovexattr fremovexattr tkill time futex sched_getaffinity set_thread_area get_thread_area \
     lookup_dcookie epoll_ctl_old epoll_wait_old getdents64 restart_syscall fadvise64 \
     timer_gettime timer_getoverrun clock_settime clock_gettime clock_getres clock_nanosleep \
-    exit_group epoll_wait tgkill utimes vserver mbind set_mempolicy get_mempolicy kexec_load \
-    waitid ioprio_set ioprio_get migrate_pages mkdirat mknodat fchownat futimesat newfstatat \
+    exit_group epoll_wait tgkill utimes vserver get_mempolicy kexec_load \
+    waitid ioprio_get migrate_pages mkdirat mknodat fchownat futimesat newfstatat \
     unlinkat renameat linkat symlinkat readlinkat fchmodat faccessat pselect6 ppoll \
     get_robust_list splice tee sync_file_range vmsplice move_pages utimensat epoll_pwait \
     fallocate timerfd_gettime preadv pwritev rt_tgsigqueueinfo recvmmsg name_to_handle_at \
     clock_adjtime syncfs sendmmsg getcpu process_vm_readv process_vm_writev kcmp finit_module \
     sched_getattr renameat2 getrandom kexec_file_load execveat membarrier copy_file_range \
     preadv2 pwritev2 pkey_free statx uretprobe uprobe pidfd_send_signal faccessat2 epoll_pwait2 \
-    quotactl_fd process_mrelease futex_waitv set_mempolicy_home_node cachestat fchmodat2 \
+    quotactl_fd process_mrelease futex_waitv cachestat fchmodat2 \
     futex_wake futex_wait futex_requeue statmount listmount lsm_get_self_attr lsm_set_self_attr \
     lsm_list_modules setxattrat getxattrat listxattrat removexattrat file_getattr file_setattr \
     listns";

@@ -62,11 +62,11 @@ pub(super) fn restore(connection: &TcpConnection) -> Result<OwnedFd, Error> {
 pub(super) fn error_was_taken(
     fd: BorrowedFd<'_>,
     connection: &mut TcpConnection,
-) -> Result<bool, SocketError> {
+) -> Result<bool, Error> {
     if connection.error == 0 {
         return Ok(false);
     }
-    let ready = socket::poll(fd, 0, Duration::ZERO).context("poll", SUBJECT)?;
+    let ready = socket::poll(fd, 0, Duration::ZERO).during("poll", SUBJECT)?;
     let is_taken = ready & libc::POLLERR == 0;
     if is_taken {
         connection.error = 0;

@@ -3,28 +3,16 @@
 
 use super::ProcessReplica;
 use super::ReplicaError;
+use super::attributes::{set_attributes, set_resources};
 use super::calls::{Calls, Expect, for_each};
 use super::timers::{self, Clock};
 use crate::{HostTid, Stopped, blob, survey};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use unbroken_image::{
-    AlternateStack, Credentials, Pid, ProcessState, Scheduling, SignalAction, SignalInfo,
-    ThreadAttributes, ThreadState,
-};
+use unbroken_image::{Pid, ProcessState, SignalAction, SignalInfo, ThreadState};
 
 const SIGNAL_SET_BYTES: u64 = 8;
 const SIGTRAP_BIT: u64 = 1 << (libc::SIGTRAP - 1);
-
-/// linux/capability.h
-const CAPABILITY_VERSION_3: u64 = 0x2008_0522;
-/// Capabilities that exist in any kernel up to a word's worth.
-const CAPABILITIES: u64 = 64;
-/// linux/securebits.h: changes of user change no capabilities.
-const SECBIT_NO_SETUID_FIXUP: u64 = 1 << 2;
-/// The bits that can be set; the highest kernel bit that exists is EXEC_DENY_INTERACTIVE_LOCKED.
-const SS_DISABLE: i32 = 2;
-const SS_ONSTACK: i32 = 1;
 
 /// Does it for every process, parents first. Leaves all threads stopped, their registers loaded.
 pub(super) fn go_live(
@@ -63,8 +51,11 @@ fn go_live_process(
     set_process_state(stopped, leader, state)?;
     timers::create(stopped, leader, &state.posix_timers)?;
     adjust_out_of_memory_score(leader, state.oom_score_adjust)?;
+    set_coredump_filter(leader, state.coredump_filter)?;
     for &(tid, thread) in &threads {
         if let Some(attributes) = &thread.attributes {
+            stopped.set_stack_disarms_itself(tid, attributes.alternate_stack.disarms_itself);
+            set_resources(stopped, tid, attributes)?;
             set_attributes(stopped, tid, attributes, &state.credentials)?;
         }
     }
@@ -97,7 +88,7 @@ fn go_live_process(
             )
         },
     )?;
-    timers::arm(stopped, leader, state, clock)?;
+    timers::arm(stopped, leader, pid, state, clock)?;
     adopt_signals(stopped, pid, leader, state)?;
     for &(tid, thread) in &threads {
         if let Some(extended) = &thread.extended_state {
@@ -241,15 +232,27 @@ fn set_process_state(
         &personality,
         Expect::Success,
     )?;
-    for (option, value) in [
-        (libc::PR_SET_CHILD_SUBREAPER, on(state.child_subreaper)),
+    let huge_pages_disabled = u64::from(state.huge_pages_disabled);
+    for (option, value, flags) in [
+        (libc::PR_SET_CHILD_SUBREAPER, on(state.child_subreaper), 0),
         (
             libc::PR_SET_THP_DISABLE,
-            on(state.transparent_huge_pages_disabled),
+            huge_pages_disabled & 1,
+            huge_pages_disabled & !1,
         ),
     ] {
-        let arguments = [option as u64, value, 0, 0, 0];
+        let arguments = [option as u64, value, flags, 0, 0];
         calls.add("prctl", libc::SYS_prctl, &arguments, Expect::Success)?;
+    }
+    // Needs a capability that the service had when it asked for it.
+    if state.memory_merge {
+        let arguments = [libc::PR_SET_MEMORY_MERGE as u64, 1, 0, 0, 0];
+        calls.add(
+            "prctl(PR_SET_MEMORY_MERGE)",
+            libc::SYS_prctl,
+            &arguments,
+            Expect::Success,
+        )?;
     }
     calls.run()?;
     // The working directory is named as it is seen from outside the service's own root.
@@ -278,196 +281,15 @@ fn adjust_out_of_memory_score(leader: HostTid, score: i32) -> Result<(), Replica
     }
 }
 
-/// What each thread has of its own. Credentials are among it for the kernel, whatever the C
-/// library makes of it.
-fn set_attributes(
-    stopped: &mut Stopped<'_>,
-    tid: HostTid,
-    attributes: &ThreadAttributes,
-    credentials: &Credentials,
-) -> Result<(), ReplicaError> {
-    let mut calls = Calls::new(stopped, tid);
-    let AlternateStack {
-        address,
-        flags,
-        length_bytes,
-    } = attributes.alternate_stack;
-    // struct stack_t. That a handler runs on it now is a matter of the stack pointer.
-    let flags = flags & !SS_ONSTACK;
-    let size = if flags & SS_DISABLE != 0 {
-        0
-    } else {
-        length_bytes
+fn set_coredump_filter(leader: HostTid, filter: Option<u32>) -> Result<(), ReplicaError> {
+    let Some(filter) = filter else {
+        return Ok(());
     };
-    let stack = calls.words(&[address, u64::from(flags as u32), size])?;
-    calls.add(
-        "sigaltstack",
-        libc::SYS_sigaltstack,
-        &[stack.0, 0],
-        Expect::Success,
-    )?;
-    let list = &attributes.robust_list;
-    let arguments = [list.head, list.length_bytes.max(24)];
-    calls.add(
-        "set_robust_list",
-        libc::SYS_set_robust_list,
-        &arguments,
-        Expect::Success,
-    )?;
-    let address = [attributes.clear_child_tid];
-    calls.add(
-        "set_tid_address",
-        libc::SYS_set_tid_address,
-        &address,
-        Expect::Success,
-    )?;
-    let nice = [
-        libc::PRIO_PROCESS as u64,
-        0,
-        i64::from(attributes.nice) as u64,
-    ];
-    calls.add("setpriority", libc::SYS_setpriority, &nice, Expect::Success)?;
-    let Scheduling { policy, priority } = attributes.scheduling;
-    if policy != libc::SCHED_OTHER {
-        let parameters = calls.words(&[priority as u64])?;
-        let arguments = [0, policy as u64, parameters.0];
-        calls.add(
-            "sched_setscheduler",
-            libc::SYS_sched_setscheduler,
-            &arguments,
-            Expect::Success,
-        )?;
-    }
-    let name = calls.string(&attributes.name)?;
-    let prctl = |calls: &mut Calls<'_, '_>, option: i32, value: u64| {
-        let arguments = [option as u64, value, 0, 0, 0];
-        calls.add("prctl", libc::SYS_prctl, &arguments, Expect::Success)
-    };
-    prctl(&mut calls, libc::PR_SET_NAME, name.0)?;
-    prctl(
-        &mut calls,
-        libc::PR_SET_TIMERSLACK,
-        attributes.timer_slack_ns,
-    )?;
-    if let Some(area) = attributes.restartable_sequence {
-        let arguments = [
-            area.address,
-            u64::from(area.length_bytes),
-            u64::from(area.flags),
-            u64::from(area.signature),
-        ];
-        calls.add("rseq", libc::SYS_rseq, &arguments, Expect::Success)?;
-    }
-    set_credentials(&mut calls, credentials)?;
-    if attributes.no_new_privileges {
-        prctl(&mut calls, libc::PR_SET_NO_NEW_PRIVS, 1)?;
-    }
-    // A change of credentials would have cleared it.
-    prctl(
-        &mut calls,
-        libc::PR_SET_PDEATHSIG,
-        attributes.parent_death_signal as u64,
-    )?;
-    calls.run().map(drop)
-}
-
-fn set_credentials(
-    calls: &mut Calls<'_, '_>,
-    credentials: &Credentials,
-) -> Result<(), ReplicaError> {
-    let prctl = |calls: &mut Calls<'_, '_>, option: i32, value: u64, more: u64| {
-        let arguments = [option as u64, value, more, 0, 0];
-        calls
-            .add("prctl", libc::SYS_prctl, &arguments, Expect::Success)
-            .map(drop)
-    };
-    let set = |calls: &mut Calls<'_, '_>, name, number, ids: &[u32], expect| {
-        let arguments: Vec<u64> = ids.iter().map(|&id| u64::from(id)).collect();
-        calls.add(name, number, &arguments, expect).map(drop)
-    };
-    prctl(calls, libc::PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0)?;
-    for capability in (0..CAPABILITIES).filter(|bit| credentials.bounding >> bit & 1 == 0) {
-        // EINVAL: the kernel has no such capability.
-        let arguments = [libc::PR_CAPBSET_DROP as u64, capability, 0, 0, 0];
-        calls.add("prctl", libc::SYS_prctl, &arguments, Expect::Anything)?;
-    }
-    let groups: Vec<u8> = credentials
-        .groups
-        .iter()
-        .flat_map(|id| id.to_ne_bytes())
-        .collect();
-    let groups = calls.bytes(&groups)?;
-    let arguments = [credentials.groups.len() as u64, groups.0];
-    calls.add(
-        "setgroups",
-        libc::SYS_setgroups,
-        &arguments,
-        Expect::Success,
-    )?;
-    let [gids @ .., filesystem_gid] = credentials.gids;
-    let [uids @ .., filesystem_uid] = credentials.uids;
-    set(
-        calls,
-        "setresgid",
-        libc::SYS_setresgid,
-        &gids,
-        Expect::Success,
-    )?;
-    set(
-        calls,
-        "setresuid",
-        libc::SYS_setresuid,
-        &uids,
-        Expect::Success,
-    )?;
-    // These return what was before.
-    set(
-        calls,
-        "setfsgid",
-        libc::SYS_setfsgid,
-        &[filesystem_gid],
-        Expect::Anything,
-    )?;
-    set(
-        calls,
-        "setfsuid",
-        libc::SYS_setfsuid,
-        &[filesystem_uid],
-        Expect::Anything,
-    )?;
-    prctl(
-        calls,
-        libc::PR_SET_SECUREBITS,
-        u64::from(credentials.secure_bits),
-        0,
-    )?;
-    let header = calls.words(&[CAPABILITY_VERSION_3])?;
-    let Credentials {
-        effective,
-        permitted,
-        inheritable,
-        ..
-    } = credentials;
-    // struct __user_cap_data_struct, the low halves of all three, then the high halves.
-    let halves = |shift: u32| {
-        [effective, permitted, inheritable].map(|set| ((*set >> shift) as u32).to_ne_bytes())
-    };
-    let data = calls.bytes([halves(0), halves(32)].as_flattened().as_flattened())?;
-    calls.add(
-        "capset",
-        libc::SYS_capset,
-        &[header.0, data.0],
-        Expect::Success,
-    )?;
-    for capability in (0..CAPABILITIES).filter(|bit| credentials.ambient >> bit & 1 == 1) {
-        prctl(
-            calls,
-            libc::PR_CAP_AMBIENT,
-            libc::PR_CAP_AMBIENT_RAISE as u64,
-            capability,
-        )?;
-    }
-    Ok(())
+    std::fs::write(
+        format!("/proc/{leader}/coredump_filter"),
+        format!("{filter:#x}"),
+    )
+    .map_err(ReplicaError::own("write coredump_filter"))
 }
 
 fn set_dumpable(

@@ -6,6 +6,7 @@
 //! the stage's filter lets pass, and by writes from outside. Nothing of the service's code runs
 //! before [`Replica::go_live`].
 
+mod attributes;
 mod calls;
 mod descriptors;
 mod error;

@@ -35,12 +35,25 @@ fn clone(
     number: i32,
 ) -> Result<(), ReplicaError> {
     let numbers = calls.words(&[u64::from(number.unsigned_abs())])?;
+    let expect = Expect::Value(u64::from(number.unsigned_abs()));
+    clone_as(calls, flags, signal, (numbers.0, 1), expect)
+}
+
+/// The same with its number from the list `numbers` (address and length), or the kernel's choice
+/// from an empty one.
+fn clone_as(
+    calls: &mut Calls<'_, '_>,
+    flags: u64,
+    signal: i32,
+    numbers: (u64, u64),
+    expect: Expect,
+) -> Result<(), ReplicaError> {
     // struct clone_args (linux/sched.h): flags, pidfd, child_tid, parent_tid, exit_signal, stack,
     // stack_size, tls, set_tid, set_tid_size, cgroup. Without a stack the new thread shares its
     // maker's, which the blob does not use.
-    let arguments = [flags, 0, 0, 0, signal as u64, 0, 0, 0, numbers.0, 1, 0];
+    let (numbers, count) = numbers;
+    let arguments = [flags, 0, 0, 0, signal as u64, 0, 0, 0, numbers, count, 0];
     let arguments = calls.words(&arguments)?;
-    let expect = Expect::Value(u64::from(number.unsigned_abs()));
     calls
         .add("clone3", libc::SYS_clone3, &[arguments.0, 11 * 8], expect)
         .map(drop)
@@ -223,6 +236,17 @@ pub(super) fn create_thread(
     clone(&mut calls, THREAD_FLAGS, 0, tid.0)?;
     calls.run()?;
     Ok(())
+}
+
+/// Makes a thread that the service has not, under any number that is free.
+pub(super) fn create_passing_thread(
+    stopped: &mut Stopped<'_>,
+    leader: HostTid,
+) -> Result<Tid, ReplicaError> {
+    let mut calls = Calls::new(stopped, leader);
+    clone_as(&mut calls, THREAD_FLAGS, 0, (0, 0), Expect::Success)?;
+    let values = calls.run()?;
+    Ok(Tid(values.first().copied().unwrap_or(0) as i32))
 }
 
 /// Ends a thread that is not its process's first.

@@ -2,9 +2,10 @@
 
 use super::ReplicaError;
 use super::calls::{Calls, Expect, for_each};
-use crate::{HostTid, Stopped};
+use super::threads;
+use crate::{HostTid, Process, Stopped};
 use std::time::Instant;
-use unbroken_image::{PosixTimer, ProcessState};
+use unbroken_image::{IntervalTimer, Pid, PosixTimer, ProcessState};
 
 const TIMER_ABSTIME: u64 = 1;
 /// linux/prctl.h, since Linux 6.15: timer_create takes the number from where it returns it.
@@ -12,6 +13,7 @@ const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
 /// Timers that are made and deleted in search of a number, where the kernel cannot be told.
 const ATTEMPTS_MAX: i32 = 10_000;
 const SECOND_NS: u64 = 1_000_000_000;
+const SIGINFO_BYTES: usize = 128;
 
 /// The service's `CLOCK_MONOTONIC`, which may have another beginning than ours.
 pub(super) struct Clock {
@@ -34,7 +36,38 @@ impl Clock {
 }
 
 /// Makes the timers under their numbers, disarmed. The threads that they signal must stand.
+///
+/// A timer may signal a thread that has ended: it goes on and tells nobody. The kernel takes none but
+/// a living thread for one that is made, so such a thread is made for that moment.
 pub(super) fn create(
+    stopped: &mut Stopped<'_>,
+    leader: HostTid,
+    timers: &[PosixTimer],
+) -> Result<(), ReplicaError> {
+    let is_orphan =
+        |timer: &PosixTimer| timer.notify & libc::SIGEV_THREAD_ID != 0 && timer.notify_tid == 0;
+    if !timers.iter().any(is_orphan) {
+        return create_all(stopped, leader, timers);
+    }
+    let passing = threads::create_passing_thread(stopped, leader)?;
+    let mut timers = timers.to_vec();
+    for timer in timers.iter_mut().filter(|timer| is_orphan(timer)) {
+        timer.notify_tid = passing.0;
+    }
+    create_all(stopped, leader, &timers)?;
+    let host_tid = stopped
+        .processes()
+        .flat_map(Process::threads)
+        .find(|thread| thread.tid == passing)
+        .map(|thread| thread.host_tid);
+    let host_tid = host_tid.ok_or(ReplicaError::Incomplete {
+        what: "thread for its timers",
+        tid: passing,
+    })?;
+    threads::end_thread(stopped, host_tid)
+}
+
+fn create_all(
     stopped: &mut Stopped<'_>,
     leader: HostTid,
     timers: &[PosixTimer],
@@ -113,6 +146,7 @@ fn add_create(calls: &mut Calls<'_, '_>, timer: &PosixTimer) -> Result<(), Repli
 pub(super) fn arm(
     stopped: &mut Stopped<'_>,
     leader: HostTid,
+    pid: Pid,
     state: &ProcessState,
     clock: &Clock,
 ) -> Result<(), ReplicaError> {
@@ -134,26 +168,65 @@ pub(super) fn arm(
             .map(drop)
     })?;
     let mut calls = Calls::new(stopped, leader);
-    for (which, timer) in (0u64..).zip(&state.interval_timers) {
-        if timer.expiry_ns == 0 {
-            continue;
+    let [real, processor_time @ ..] = &state.interval_timers;
+    arm_real(&mut calls, pid, *real, clock.now_ns())?;
+    for (which, timer) in (1..).zip(processor_time) {
+        if timer.expiry_ns != 0 {
+            set_interval_timer(&mut calls, which, timer.expiry_ns, timer.interval_ns)?;
         }
-        // ITIMER_REAL, the first, has a deadline and the others what is left. What is overdue
-        // fires at once: zero would disarm.
-        let left_ns = match which {
-            0 => timer.expiry_ns.saturating_sub(clock.now_ns()),
-            _ => timer.expiry_ns,
-        };
-        let [interval, left] = [timer.interval_ns, left_ns.max(1000)]
-            .map(|time_ns| [time_ns / SECOND_NS, time_ns % SECOND_NS / 1000]);
-        let value = calls.words(&[interval, left].concat())?;
-        let arguments = [which, value.0, 0];
-        calls.add(
+    }
+    calls.run().map(drop)
+}
+
+/// What became due since the capture fires at once, and an interval keeps its beat.
+fn arm_real(
+    calls: &mut Calls<'_, '_>,
+    pid: Pid,
+    timer: IntervalTimer,
+    now_ns: u64,
+) -> Result<(), ReplicaError> {
+    let IntervalTimer {
+        expiry_ns,
+        interval_ns,
+    } = timer;
+    let left_ns = match (expiry_ns, interval_ns) {
+        (0, 0) => return Ok(()),
+        // Its signal is among those that are pending.
+        (0, interval_ns) => interval_ns,
+        (expiry_ns, 0) => expiry_ns.saturating_sub(now_ns),
+        (expiry_ns, _) if expiry_ns > now_ns => expiry_ns - now_ns,
+        (expiry_ns, interval_ns) => {
+            // One that is pending already takes this one in, as it would the kernel's.
+            let mut information = [0; SIGINFO_BYTES];
+            information[..4].copy_from_slice(&libc::SIGALRM.to_ne_bytes());
+            information[8..12].copy_from_slice(&libc::SI_KERNEL.to_ne_bytes());
+            let information = calls.bytes(&information)?;
+            let arguments = [pid.0 as u64, libc::SIGALRM as u64, information.0];
+            let number = libc::SYS_rt_sigqueueinfo;
+            calls.add("rt_sigqueueinfo", number, &arguments, Expect::Success)?;
+            interval_ns - (now_ns - expiry_ns) % interval_ns
+        }
+    };
+    set_interval_timer(calls, libc::ITIMER_REAL, left_ns, interval_ns)
+}
+
+/// What is overdue fires at once: zero would disarm.
+fn set_interval_timer(
+    calls: &mut Calls<'_, '_>,
+    which: i32,
+    left_ns: u64,
+    interval_ns: u64,
+) -> Result<(), ReplicaError> {
+    let [interval, left] = [interval_ns, left_ns.max(1000)]
+        .map(|time_ns| [time_ns / SECOND_NS, time_ns % SECOND_NS / 1000]);
+    let value = calls.words(&[interval, left].concat())?;
+    let arguments = [which as u64, value.0, 0];
+    calls
+        .add(
             "setitimer",
             libc::SYS_setitimer,
             &arguments,
             Expect::Success,
-        )?;
-    }
-    calls.run().map(drop)
+        )
+        .map(drop)
 }

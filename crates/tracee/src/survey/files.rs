@@ -15,6 +15,19 @@ pub(super) fn read_proc(host_pid: HostPid, name: &str) -> Result<(String, String
     }
 }
 
+/// `None` where the kernel writes no core dumps, and has no such file.
+pub(super) fn read_coredump_filter(host_pid: HostPid) -> Result<Option<u32>, TraceError> {
+    let path = format!("/proc/{host_pid}/coredump_filter");
+    let Some(text) = proc::read_if_alive(&path)? else {
+        return Ok(None);
+    };
+    let filter = u32::from_str_radix(text.trim(), 16);
+    let what = "the filter";
+    filter
+        .map(Some)
+        .map_err(|_| TraceError::ProcFormat { path, what })
+}
+
 /// Where a link of a process leads, in the process's mount namespace.
 pub(super) fn read_link(host_pid: HostPid, name: &str) -> Result<String, TraceError> {
     let path = format!("/proc/{host_pid}/{name}");

@@ -6,6 +6,7 @@
 //! for each thread, C libraries keep them the same.
 
 mod files;
+mod proc_files;
 mod text;
 mod thread;
 mod timers;
@@ -13,7 +14,7 @@ mod timers;
 use crate::host::HostTid;
 use crate::remote::{Batch, BatchedCall, RemoteAddr, Results};
 use crate::{Stopped, TraceError};
-use files::{read_directory, read_link, read_proc};
+use files::{read_coredump_filter, read_directory, read_link, read_proc};
 use std::fs;
 use timers::IntervalTimerQuestion;
 use unbroken_image::{Credentials, MemoryLayout, Pid, ProcessState, SignalAction};
@@ -51,9 +52,11 @@ impl Stopped<'_> {
             limits: Vec::with_capacity(LIMITS as usize),
             dumpable: 0,
             child_subreaper: false,
-            transparent_huge_pages_disabled: false,
+            huge_pages_disabled: 0,
+            memory_merge: false,
             personality: 0,
             oom_score_adjust: 0,
+            coredump_filter: None,
             session: 0,
             process_group: 0,
         };
@@ -156,11 +159,7 @@ impl Stopped<'_> {
         let (path, text) = read_proc(host_pid, "status")?;
         let status =
             text::parse_status(&text).map_err(|what| TraceError::ProcFormat { path, what })?;
-        let secure_bits = state.credentials.secure_bits;
-        state.credentials = Credentials {
-            secure_bits,
-            ..status.credentials
-        };
+        state.credentials = status.credentials;
         state.umask = status.umask;
         state.session = status.session;
         state.process_group = status.process_group;
@@ -169,6 +168,7 @@ impl Stopped<'_> {
             path,
             what: "the adjustment",
         })?;
+        state.coredump_filter = read_coredump_filter(host_pid)?;
         state.working_directory = read_directory(process, "cwd")?;
         state.root_directory = read_directory(process, "root")?;
         Ok(())
@@ -267,9 +267,9 @@ struct SettingQuestion {
     limit_calls: [BatchedCall; 2],
     subreaper: RemoteAddr,
     subreaper_call: BatchedCall,
-    secure_bits: BatchedCall,
     dumpable: BatchedCall,
     huge_pages_disabled: BatchedCall,
+    memory_merge: BatchedCall,
     personality: BatchedCall,
 }
 
@@ -294,9 +294,9 @@ impl SettingQuestion {
             limit_calls: [first, last],
             subreaper,
             subreaper_call: prctl(libc::PR_GET_CHILD_SUBREAPER, subreaper.0)?,
-            secure_bits: prctl(libc::PR_GET_SECUREBITS, 0)?,
             dumpable: prctl(libc::PR_GET_DUMPABLE, 0)?,
             huge_pages_disabled: prctl(libc::PR_GET_THP_DISABLE, 0)?,
+            memory_merge: prctl(libc::PR_GET_MEMORY_MERGE, 0)?,
             // This value changes nothing and returns the present one.
             personality: batch.call(libc::SYS_personality, &[0xffff_ffff])?,
         })
@@ -323,12 +323,11 @@ impl SettingQuestion {
         let failed = TraceError::of_call("prctl", tid);
         results.get(self.subreaper_call).map_err(failed)?;
         state.child_subreaper = results.word(self.subreaper) != 0;
-        state.credentials.secure_bits = results.get(self.secure_bits).map_err(failed)? as u32;
         state.dumpable = results.get(self.dumpable).map_err(failed)? as i32;
         // EINVAL where the kernel has no huge pages.
-        state.transparent_huge_pages_disabled = results
-            .get(self.huge_pages_disabled)
-            .is_ok_and(|value| value != 0);
+        state.huge_pages_disabled = results.get(self.huge_pages_disabled).unwrap_or(0) as u32;
+        // EINVAL where it merges no pages.
+        state.memory_merge = results.get(self.memory_merge).is_ok_and(|value| value != 0);
         let failed = TraceError::of_call("personality", tid);
         state.personality = results.get(self.personality).map_err(failed)? as u32;
         Ok(())

@@ -2,8 +2,7 @@
 
 use unbroken_image::Credentials;
 
-/// What `/proc/PID/status` says about a process. The secure bits of the credentials are not in it
-/// and are 0.
+/// What `/proc/PID/status` says about a process.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Status {
     pub credentials: Credentials,
@@ -45,7 +44,6 @@ pub(super) fn parse_status(text: &str) -> Result<Status, &'static str> {
             effective: set("CapEff")?,
             bounding: set("CapBnd")?,
             ambient: set("CapAmb")?,
-            secure_bits: 0,
         },
         umask: u32::from_str_radix(field("Umask")?, 8).map_err(|_| "Umask")?,
         session: innermost("NSsid")?,

@@ -42,7 +42,9 @@ impl Stopped<'_> {
     ) -> Result<bool, TraceError> {
         let has_passed = |expiry_ns: u64| expiry_ns != 0 && expiry_ns <= latest_ns;
         let [real, virt, profile] = state.interval_timers;
-        if has_passed(real.expiry_ns) || virt.expiry_ns != 0 || profile.expiry_ns != 0 {
+        // One that has fired begins anew when its signal is taken.
+        let waits = real.expiry_ns == 0 && real.interval_ns != 0;
+        if waits || has_passed(real.expiry_ns) || virt.expiry_ns != 0 || profile.expiry_ns != 0 {
             return Ok(true);
         }
         let process = self.process(pid)?;

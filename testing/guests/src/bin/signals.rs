@@ -22,7 +22,7 @@ struct Signals {
 impl Guest for Signals {
     fn set_up(_: &Place) -> Result<Self> {
         let stack = Area::private(STACK_PAGES)?;
-        signals::set_alternate_stack(&stack)?;
+        signals::set_alternate_stack(&stack, 0)?;
         signals::handle(
             libc::SIGUSR1,
             libc::SA_ONSTACK | libc::SA_RESTART,

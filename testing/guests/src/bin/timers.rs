@@ -23,6 +23,10 @@ struct Timers {
     silent: PosixTimer,
     silent_due_ns: u64,
     disarmed: PosixTimer,
+    /// Signal a thread that has ended.
+    orphan: PosixTimer,
+    orphan_due_ns: u64,
+    fired: PosixTimer,
     real_due_ns: u64,
     profiling: u64,
 }
@@ -49,6 +53,9 @@ impl Guest for Timers {
             silent: PosixTimer::silent()?,
             silent_due_ns: 0,
             disarmed: PosixTimer::silent()?,
+            orphan: of_ended_thread()?,
+            orphan_due_ns: 0,
+            fired: of_ended_thread()?,
             real_due_ns: 0,
             profiling: 0,
         };
@@ -65,6 +72,14 @@ impl Guest for Timers {
         same("interval of the silent timer", interval_ns, 5 * FAR_NS)?;
         self.deadline("the silent timer", self.silent_due_ns, || {
             Ok(self.silent.left()?.0)
+        })?;
+        let (_, interval_ns) = self.orphan.left()?;
+        same("interval of the timer for nobody", interval_ns, FAR_NS)?;
+        self.deadline("the timer for nobody", self.orphan_due_ns, || {
+            Ok(self.orphan.left()?.0)
+        })?;
+        eventually("the end of the other timer for nobody", || {
+            Ok(self.fired.left()? == (0, 0))
         })?;
         same("the disarmed timer", self.disarmed.left()?, (0, 0))?;
         let real = itimer(libc::ITIMER_REAL)?;
@@ -98,6 +113,9 @@ impl Timers {
         self.once.set_at(self.once_due_ns, 0)?;
         self.silent_due_ns = monotonic_ns()? + FAR_NS;
         self.silent.set_in(FAR_NS, 5 * FAR_NS)?;
+        self.orphan_due_ns = monotonic_ns()? + FAR_NS;
+        self.orphan.set_at(self.orphan_due_ns, FAR_NS)?;
+        self.fired.set_in(SOON_NS, 0)?;
         self.real_due_ns = monotonic_ns()? + FAR_NS;
         set_itimer(
             libc::ITIMER_REAL,
@@ -182,6 +200,12 @@ impl Timers {
         );
         Ok(())
     }
+}
+
+fn of_ended_thread() -> Result<PosixTimer> {
+    let signal = libc::SIGRTMIN() + 7;
+    let made = std::thread::spawn(move || PosixTimer::signalling_this_thread(signal, 1)).join();
+    Ok(made.map_err(|_| anyhow::anyhow!("the thread panicked"))??)
 }
 
 fn main() -> ExitCode {
