@@ -394,7 +394,8 @@ fn add_range(ranges: &mut Vec<AddressRange>, range: AddressRange) {
 pub fn verify(process: &Process, kept: &[Mapping]) -> Result<Option<String>, TraceError> {
     let mut now = Vec::new();
     MapReader::default().survey(process, &mut now)?;
-    let (kept, now) = (without_hints(kept), without_hints(&now));
+    let merges_all = merges_all_memory(process.host_pid);
+    let [kept, now] = [kept, now.as_slice()].map(|map| without_hints(map, merges_all));
     let mut pairs = kept.iter().zip(&now);
     if let Some((kept, now)) = pairs.find(|(kept, now)| kept != now) {
         return Ok(Some(format!("kept {kept:?}, is {now:?}")));
@@ -402,12 +403,20 @@ pub fn verify(process: &Process, kept: &[Mapping]) -> Result<Option<String>, Tra
     Ok((kept.len() != now.len()).then(|| format!("kept {}, are {}", kept.len(), now.len())))
 }
 
+/// Whether the kernel offers all memory of a process for merging (PR_SET_MEMORY_MERGE), new mappings
+/// too, which no call tells.
+fn merges_all_memory(host_pid: HostPid) -> bool {
+    let text = std::fs::read_to_string(format!("/proc/{host_pid}/ksm_stat"));
+    text.is_ok_and(|text| text.contains("ksm_merge_any: yes"))
+}
+
 /// The map as if nobody had given hints: what differed in those alone is one mapping.
-fn without_hints(map: &[Mapping]) -> Vec<Mapping> {
+fn without_hints(map: &[Mapping], merges_all: bool) -> Vec<Mapping> {
     let mut merged = Vec::with_capacity(map.len());
     for mapping in map {
         let mut mapping = mapping.clone();
         mapping.advice = mapping.advice.without_hints();
+        mapping.advice.mergeable &= !merges_all;
         push_merged(&mut merged, mapping);
     }
     merged
@@ -424,7 +433,7 @@ mod tests {
                     3000-4000 ---p 00000000 00:00 0 \nVmFlags: mr mw me lo\n";
         let map = parsed(text).unwrap();
         assert_eq!(map.len(), 3);
-        let ends: Vec<u64> = without_hints(&map)
+        let ends: Vec<u64> = without_hints(&map, false)
             .iter()
             .map(|mapping| mapping.range.end)
             .collect();

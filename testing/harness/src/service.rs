@@ -23,6 +23,8 @@ pub struct Launch {
     /// Goes into the service's name.
     pub purpose: String,
     pub command: Vec<String>,
+    /// A program with its arguments that starts `unbroken`, such as `env`.
+    pub starter: Vec<String>,
     /// More arguments of `unbroken run`, such as `--publish`.
     pub options: Vec<String>,
     /// Compare the product's mirror with the kernel at every epoch (I7). Costs time.
@@ -36,6 +38,7 @@ impl Launch {
         Self {
             purpose: purpose.to_string(),
             command,
+            starter: Vec::new(),
             options: Vec::new(),
             verify: true,
             small_bounds: false,
@@ -50,6 +53,11 @@ impl Launch {
 
     pub fn within_small_bounds(mut self) -> Self {
         self.small_bounds = true;
+        self
+    }
+
+    pub fn started_by(mut self, words: &[&str]) -> Self {
+        self.starter = words.iter().map(ToString::to_string).collect();
         self
     }
 
@@ -135,7 +143,15 @@ impl Service {
         let marker = Marker::new(&name);
         let scratch = Scratch::new(&launch.purpose)?;
         let (variable, value) = marker.variable();
-        let mut command = Command::new(program()?);
+        let program = program()?;
+        let mut command = match launch.starter.split_first() {
+            None => Command::new(program),
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
+                command
+            }
+        };
         if launch.verify {
             command.env("UNBROKEN_VERIFY", "1");
         }

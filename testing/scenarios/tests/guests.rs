@@ -53,6 +53,16 @@ fn a_service_without_rights_gets_none() -> Result<()> {
     moved_with("credentials", &["--user", "nobody"])
 }
 
+/// Signals that `run` was started with as ignored or blocked are so in every replica.
+#[test]
+fn what_run_was_started_with_stays_in_force() -> Result<()> {
+    let starter = ["env", "--ignore-signal=HUP", "--block-signal=USR2"];
+    let mut guest = Guest::start_with("attributes", |launch| launch.started_by(&starter))?;
+    guest.set_up_and_check()?;
+    guest.tell("inherited")?;
+    guest.stop()
+}
+
 /// What one takeover loses or doubles of a fast timer may hide in what a check allows; ten add up.
 #[test]
 fn no_expiration_is_lost_in_ten_moves() -> Result<()> {

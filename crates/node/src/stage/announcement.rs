@@ -179,6 +179,9 @@ pub fn changes(
         | libc::SYS_sched_setscheduler
         | libc::SYS_sched_setattr
         | libc::SYS_ioprio_set => Change::AnyThreadAttributes,
+        libc::SYS_prctl if a as i32 == libc::PR_SET_MEMORY_MERGE => {
+            return [Some(Change::ProcessState), Some(Change::MemoryAdvice)];
+        }
         libc::SYS_prctl => return [Some(Change::ThreadAttributes), Some(Change::ProcessState)],
         libc::SYS_alarm
         | libc::SYS_setitimer

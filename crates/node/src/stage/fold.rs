@@ -8,7 +8,7 @@ use super::announcement::{Announcement, Change};
 use unbroken_image::AddressRange;
 
 /// Changes without a range, each of which is said once at most.
-const SINGLE_MAX: usize = 9;
+const SINGLE_MAX: usize = 10;
 /// The fewest announcements that can be said again in fewer.
 pub const LEAST: usize = 2 * SINGLE_MAX;
 
@@ -44,6 +44,7 @@ pub fn fold(list: &mut Vec<Announcement>, kept_max: usize) {
             | Change::Epoll(_) => Change::Descriptors,
             other @ (Change::MemoryAdvice
             | Change::Descriptors
+            | Change::ProcFile
             | Change::SignalActions
             | Change::AnyThreadAttributes
             | Change::Timers

@@ -11,6 +11,8 @@ mod text;
 mod thread;
 mod timers;
 
+pub use proc_files::writes_to_proc;
+
 use crate::host::HostTid;
 use crate::remote::{Batch, BatchedCall, RemoteAddr, Results};
 use crate::{Stopped, TraceError};

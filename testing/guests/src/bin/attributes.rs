@@ -13,7 +13,7 @@ use unbroken_guests::raw::{
     call, memory_policy, prctl_get, prctl_get_by_pointer, prctl_set, prctl_set_with,
     set_memory_policy,
 };
-use unbroken_guests::{Guest, PATIENCE, Place, main as run};
+use unbroken_guests::{Guest, PATIENCE, Place, main as run, same, signals};
 
 /// What was found, by where.
 type Found = BTreeMap<String, String>;
@@ -84,6 +84,23 @@ impl Guest for Attributes {
         self.round += 1;
         self.arm()
     }
+
+    fn step(&mut self, words: &str) -> Result<()> {
+        match words {
+            "inherited" => inherited(),
+            _ => anyhow::bail!("this guest does not know {words:?}"),
+        }
+    }
+}
+
+/// As [`Guest::step`] is told by the test that starts it so.
+fn inherited() -> Result<()> {
+    same(
+        "action of SIGHUP",
+        signals::action(libc::SIGHUP)?.0,
+        libc::SIG_IGN,
+    )?;
+    same("mask", signals::masked(), vec![libc::SIGUSR2])
 }
 
 impl Attributes {
