@@ -10,7 +10,7 @@ use unbroken_guests::{Guest, Place, main as run, refused};
 struct Denied;
 
 /// Arguments that a kernel would accept, or at least answer otherwise.
-const CALLS: [(&str, i64, [u64; 4], i32); 34] = [
+const CALLS: [(&str, i64, [u64; 4], i32); 36] = [
     (
         "io_uring_setup",
         libc::SYS_io_uring_setup,
@@ -44,6 +44,13 @@ const CALLS: [(&str, i64, [u64; 4], i32); 34] = [
         libc::ENOSYS,
     ),
     ("mseal", libc::SYS_mseal, [0; 4], libc::ENOSYS),
+    ("mbind", libc::SYS_mbind, [0; 4], libc::ENOSYS),
+    (
+        "set_mempolicy_home_node",
+        libc::SYS_set_mempolicy_home_node,
+        [0; 4],
+        libc::ENOSYS,
+    ),
     ("seccomp", libc::SYS_seccomp, [2, 0, 0, 0], libc::ENOSYS),
     (
         "landlock",
