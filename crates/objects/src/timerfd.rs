@@ -40,7 +40,10 @@ const ABSOLUTE: u32 = libc::TFD_TIMER_ABSTIME as u32;
 const READINGS: usize = 16;
 
 /// Readings that lie closer together than this need no better one.
-const CLOSE_NS: u64 = 20_000;
+const CLOSE_NS: u64 = 2_000;
+
+/// How often a timer is armed until it has not expired before its count stands.
+const ARMINGS: usize = 16;
 
 /// How far a deadline that was reckoned when it was first read may lie from the true one, beyond
 /// what later readings leave open.
@@ -224,12 +227,25 @@ fn look(reading: &mut Reading, _: &mut Means<'_>) -> Result<Look, Error> {
 /// Makes a timerfd with that deadline. What became due since the capture counts as expired.
 pub fn restore(state: &TimerDescriptor) -> Result<OwnedFd, Error> {
     let fd = timer::create(state.clock, 0).during("create", SUBJECT)?;
+    for _ in 0..ARMINGS {
+        if arm(fd.as_fd(), state)? {
+            break;
+        }
+    }
+    descriptor::set_status_flags(fd.as_fd(), state.flags).during("set the flags of", SUBJECT)?;
+    Ok(fd)
+}
+
+/// Arms it, and gives it its count. False when it may have expired in between: the kernel has then
+/// counted what the count written over it lacks.
+fn arm(fd: BorrowedFd<'_>, state: &TimerDescriptor) -> Result<bool, Error> {
     let clock = counting_clock(state.clock, state.set_flags);
-    let now_ns = timer::now_ns(clock).during("read the clock of", SUBJECT)?;
-    let (value_ns, missed) = next_deadline(state, now_ns);
-    if value_ns != 0 || state.set_flags != 0 {
+    let now = || timer::now_ns(clock).during("read the clock of", SUBJECT);
+    let now_ns = now()?;
+    let (due_ns, missed) = next_deadline(state, now_ns);
+    if due_ns != 0 || state.set_flags != 0 {
         let absolute = state.set_flags & ABSOLUTE != 0;
-        let value_ns = match value_ns {
+        let value_ns = match due_ns {
             0 => 0,
             due if absolute => due,
             due => due.saturating_sub(now_ns).max(1),
@@ -238,15 +254,15 @@ pub fn restore(state: &TimerDescriptor) -> Result<OwnedFd, Error> {
             value_ns,
             interval_ns: state.interval_ns,
         };
-        timer::set(fd.as_fd(), state.set_flags as i32, setting).during("arm", SUBJECT)?;
+        timer::set(fd, state.set_flags as i32, setting).during("arm", SUBJECT)?;
     }
     // Arming clears the ticks, so they come after.
     let ticks = state.ticks + missed;
-    if ticks > 0 {
-        timer::set_ticks(fd.as_fd(), ticks).during("set the expirations of", SUBJECT)?;
+    if ticks == 0 {
+        return Ok(true);
     }
-    descriptor::set_status_flags(fd.as_fd(), state.flags).during("set the flags of", SUBJECT)?;
-    Ok(fd)
+    timer::set_ticks(fd, ticks).during("set the expirations of", SUBJECT)?;
+    Ok(due_ns == 0 || now()? < due_ns)
 }
 
 /// How a replica's timer is to be armed. As a rest the deadline would move by the time that passes

@@ -153,6 +153,30 @@ fn no_expiration_of_a_fast_timer_is_lost_or_counted_twice() {
     }
 }
 
+/// An expiration between the arming of a copy and the writing of its count stays counted.
+#[test]
+fn a_count_is_not_written_over_an_expiration() {
+    const INTERVAL_NS: u64 = 50_000;
+    let start_ns = clock::now_ns(libc::CLOCK_MONOTONIC).expect("clock");
+    let original = armed(
+        libc::CLOCK_MONOTONIC,
+        libc::TFD_TIMER_ABSTIME,
+        start_ns,
+        INTERVAL_NS,
+    );
+    let state = timerfd::capture(original.as_fd(), None).expect("capture");
+    for _ in 0..5_000 {
+        let copy = timerfd::restore(&state).expect("restore");
+        let copied = timerfd::capture(copy.as_fd(), Some(&state)).expect("capture the copy");
+        let passed = (copied.expiry_ns - state.expiry_ns) / INTERVAL_NS;
+        assert_eq!(
+            copied.ticks,
+            state.ticks + passed,
+            "{copied:?} of {state:?}"
+        );
+    }
+}
+
 #[test]
 fn a_disarmed_timer_stays_so() {
     let original = clock::create(libc::CLOCK_MONOTONIC, 0).expect("timerfd_create");
