@@ -36,8 +36,11 @@ const ABSOLUTE: u32 = libc::TFD_TIMER_ABSTIME as u32;
 /// How often a timer is read until a reading tells all: what it had left and how often it had
 /// expired, as of one moment. Expirations in between make another necessary, and so does being
 /// kept from the processor. A timer that is disarmed cannot be told from one whose interrupt is
-/// late, a few microseconds, so it takes them all.
+/// late, a few microseconds, so it takes all of these.
 const READINGS: usize = 16;
+
+/// Of one that expires again and again while it is read.
+const READINGS_MAX: usize = 256;
 
 /// Readings that lie closer together than this need no better one.
 const CLOSE_NS: u64 = 2_000;
@@ -134,10 +137,14 @@ fn read_moment(fd: BorrowedFd<'_>) -> Result<Moment, Error> {
     let mut text = Vec::new();
     let mut best: Option<Moment> = None;
     let mut last = None;
-    for _ in 0..READINGS {
+    for number in 1..=READINGS_MAX {
         let (moment, is_whole) = read_once(fd, &mut text)?;
+        let is_enough = number >= READINGS && (best.is_some() || moment.deadline.is_none());
         if !is_whole {
             last = Some(moment);
+            if is_enough {
+                break;
+            }
             continue;
         }
         let is_close = moment.deadline.is_none() || moment.width_ns <= CLOSE_NS;
@@ -147,7 +154,7 @@ fn read_moment(fd: BorrowedFd<'_>) -> Result<Moment, Error> {
         {
             best = Some(moment);
         }
-        if is_close {
+        if is_close || is_enough {
             break;
         }
     }
