@@ -440,6 +440,16 @@ pub const TRIES: &[Try] = &[
             all(&[set, affinity, all(&made), attributes])
         },
     },
+    Try {
+        names: "ioprio_set set_mempolicy",
+        make: |_| {
+            // A thread's own, class and level of none; the policy of the system.
+            all(&[
+                call(libc::SYS_ioprio_set, &[&1, &0, &0]),
+                call(libc::SYS_set_mempolicy, &[&libc::MPOL_DEFAULT, &0, &0]),
+            ])
+        },
+    },
 ];
 
 /// What waits for somebody who never comes: a signal with a handler must end it.
