@@ -69,6 +69,15 @@ pub fn filesystem_magic(fd: BorrowedFd<'_>) -> io::Result<i64> {
     Ok(raw.f_type)
 }
 
+/// Whether what `fd` names has an identity (`st_dev`, `st_ino`) that lasts. Some filesystems of the
+/// kernel's make their inodes as they are looked up, or give the same path another number on each
+/// mount.
+pub fn has_lasting_identity(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    // include/uapi/linux/magic.h: proc, sysfs, cgroup and cgroup2
+    const MADE_WHEN_LOOKED_UP: [i64; 4] = [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270];
+    Ok(!MADE_WHEN_LOOKED_UP.contains(&filesystem_magic(fd)?))
+}
+
 fn control(fd: BorrowedFd<'_>, command: libc::c_int, argument: libc::c_int) -> io::Result<i32> {
     // SAFETY: every command used here takes an integer, so no memory is involved.
     check(unsafe { libc::fcntl(fd.as_raw_fd(), command, argument) })
@@ -175,6 +184,27 @@ pub fn open(directory: Option<BorrowedFd<'_>>, path: &CStr, flags: i32) -> io::R
     let base = directory.map_or(libc::AT_FDCWD, |fd| fd.as_raw_fd());
     // SAFETY: `path` is NUL-terminated; no mode is read as neither O_CREAT nor O_TMPFILE is passed.
     let fd = check(unsafe { libc::openat(base, path.as_ptr(), flags & !libc::O_CREAT) })?;
+    // SAFETY: the kernel just gave us this number, and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Opens a path as it is seen from `root`, which no part of it leads out of (`openat2(2)`).
+pub fn open_beneath(root: BorrowedFd<'_>, path: &CStr, flags: i32) -> io::Result<OwnedFd> {
+    // SAFETY: all-zero bytes are a valid `struct open_how`.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    how.flags = u64::from((flags & !libc::O_CREAT).cast_unsigned());
+    how.resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
+    // SAFETY: `path` is NUL-terminated, and `how` outlives the call, which is told its length.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_openat2,
+            root.as_raw_fd(),
+            path.as_ptr(),
+            &raw const how,
+            std::mem::size_of_val(&how),
+        )
+    };
+    let fd = check(fd as libc::c_int)?;
     // SAFETY: the kernel just gave us this number, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
