@@ -3,7 +3,7 @@
 
 use crate::table::process::Holders;
 use crate::{Context, Error};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use unbroken_image::{Fd, Pid};
 use unbroken_sys::descriptor::{self, Status};
 use unbroken_sys::fdinfo;
@@ -32,7 +32,7 @@ impl Watch {
 #[derive(Debug, Default)]
 pub(crate) struct Watches {
     list: Vec<Watch>,
-    /// An `O_PATH` descriptor for `fstat`, and what that showed at the last reading.
+    /// An `O_PATH` descriptor, and what `fstat` showed at the last reading.
     reference: Option<(OwnedFd, Status)>,
 }
 
@@ -59,7 +59,7 @@ impl Watches {
         self.read().map(drop)
     }
 
-    /// Takes the file's times and length down, for [`Watches::status`].
+    /// Refers to the file, and takes its times and length down, for [`Watches::status`].
     pub fn refer(&mut self, holders: &Holders<'_>) -> Result<(), Error> {
         let Holders { processes, slots } = *holders;
         let fd = match self.reference.take() {
@@ -77,6 +77,11 @@ impl Watches {
         let status = descriptor::status(fd.as_fd()).during("look at", "a file")?;
         self.reference = Some((fd, status));
         Ok(())
+    }
+
+    /// An `O_PATH` descriptor of the file, if it is one that is referred to.
+    pub fn reference(&self) -> Option<BorrowedFd<'_>> {
+        self.reference.as_ref().map(|(fd, _)| fd.as_fd())
     }
 
     /// What the file shows now, and what it showed before.

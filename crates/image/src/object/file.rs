@@ -22,7 +22,8 @@ pub struct FileLock {
     pub length_bytes: u64,
 }
 
-/// A regular file, reached by path in the service's mount namespace.
+/// A regular file: the one that `identity` says. Its path is what it was called when it was read, and
+/// counts only on filesystems that give no file a lasting identity.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegularFile {
     pub path: String,

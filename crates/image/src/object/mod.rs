@@ -16,6 +16,7 @@ pub use socket::{
     UnixAddress, UnixKind, UnixMessage, UnixSocket,
 };
 
+use crate::FileIdentity;
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +42,17 @@ pub enum Object {
 }
 
 impl Object {
+    /// The file, directory or FIFO that it names, if that has an identity that lasts.
+    pub fn file(&self) -> Option<FileIdentity> {
+        let identity = match self {
+            Object::RegularFile(file) => file.identity,
+            Object::Directory(directory) => directory.identity,
+            Object::PipeEnd(end) if end.fifo_path.is_some() => end.identity,
+            _ => return None,
+        };
+        (identity != FileIdentity::default()).then_some(identity)
+    }
+
     /// Bytes of queues and content that the state carries, about: what makes it large.
     pub fn content_bytes(&self) -> usize {
         match self {

@@ -5,6 +5,7 @@ use super::announcements::DueObjects;
 use super::candidate::Candidate;
 use super::memory::Memory;
 use super::process::Followed;
+use super::references::References;
 use super::write_fault_listener::WriteFaultListener;
 use crate::stage::announcement::Announcement;
 use crate::steps::StepClock;
@@ -15,6 +16,8 @@ use unbroken_tracee::{HostTid, Stopped, memory_map};
 pub(super) struct FollowedTree {
     /// Parents before the children that they made.
     processes: Vec<Followed>,
+    /// To the files that they name.
+    pub references: References,
 }
 
 impl FollowedTree {
@@ -24,12 +27,17 @@ impl FollowedTree {
         candidates: &[Candidate],
         listener: impl Fn() -> WriteFaultListener,
     ) -> Result<FollowedTree, CaptureError> {
+        let mut references = References::default();
         let processes = candidates.iter().map(|candidate| {
-            let memory = Memory::install(stopped, candidate.leader, listener())?;
+            let leader = candidate.leader;
+            let memory = Memory::install(stopped, leader, listener(), &mut references)?;
             Ok(Followed::new(*candidate, memory))
         });
         let processes = processes.collect::<Result<_, CaptureError>>()?;
-        Ok(FollowedTree { processes })
+        Ok(FollowedTree {
+            processes,
+            references,
+        })
     }
 
     pub fn pids(&self) -> impl Iterator<Item = Pid> {
@@ -42,11 +50,12 @@ impl FollowedTree {
         candidates.map(|candidate| candidate.source()).collect()
     }
 
-    /// The memory of one of them.
-    pub fn memory(&mut self, pid: Pid) -> Result<&mut Memory, CaptureError> {
+    /// The memory of one of them, and the references.
+    pub fn memory(&mut self, pid: Pid) -> Result<(&mut Memory, &mut References), CaptureError> {
         let mut processes = self.processes.iter_mut();
         let followed = processes.find(|followed| followed.pid() == pid);
-        Ok(&mut followed.ok_or(CaptureError::ProcessGone)?.memory)
+        let memory = &mut followed.ok_or(CaptureError::ProcessGone)?.memory;
+        Ok((memory, &mut self.references))
     }
 
     /// Sorts what was announced since the last epoch.
@@ -90,7 +99,7 @@ impl FollowedTree {
             if is_new {
                 followed.threads.forget();
             }
-            deltas.push(followed.read(stopped, is_new, clock)?);
+            deltas.push(followed.read(stopped, is_new, &mut self.references, clock)?);
             objects.threads_ended |= followed.threads.have_ended();
         }
         Ok(deltas)
