@@ -3,6 +3,8 @@
 use crate::{Context, Error};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use unbroken_image::FileIdentity;
+use unbroken_image::object::Ownership;
+use unbroken_sys::descriptor::Status;
 use unbroken_sys::{descriptor, fdinfo};
 
 /// The identity of files that have none that lasts ([`descriptor::has_lasting_identity`]): their paths
@@ -41,6 +43,31 @@ pub(crate) fn path_of(fd: BorrowedFd<'_>) -> Result<String, Error> {
             "its path is not UTF-8",
         )
     })
+}
+
+pub(crate) fn ownership_of(status: &Status) -> Ownership {
+    Ownership {
+        user: status.user,
+        group: status.group,
+        mode: status.mode & !libc::S_IFMT,
+    }
+}
+
+/// Gives what a replica has made itself its owner and mode, so that a service without rights may open
+/// it once more.
+pub(crate) fn set_ownership(
+    fd: BorrowedFd<'_>,
+    ownership: Ownership,
+    subject: &str,
+) -> Result<(), Error> {
+    let status = descriptor::status(fd).during("look at", subject)?;
+    if ownership_of(&status) == ownership {
+        return Ok(());
+    }
+    let Ownership { user, group, mode } = ownership;
+    descriptor::set_owner(fd, user, group)
+        .and_then(|()| descriptor::set_mode(fd, mode))
+        .during("set the owner and mode of", subject)
 }
 
 pub(crate) fn position_of(fd: BorrowedFd<'_>, flags: i32, path: &str) -> Result<u64, Error> {

@@ -107,6 +107,7 @@ pub fn capture(fd: BorrowedFd<'_>, scratch: &mut Scratch) -> Result<PipeEnd, Err
             inode: status.inode,
         },
         flags,
+        ownership: description::ownership_of(&status),
         pipe,
         fifo_path,
     })
@@ -204,6 +205,9 @@ fn restore_pipe(ends: &[&PipeEnd], state: Option<&Pipe>) -> Result<Vec<OwnedFd>,
     let (read, write) = pipe::pipe(libc::O_NONBLOCK).during("create", "a pipe")?;
     if let Some(state) = state {
         fill(write.as_fd(), state)?;
+    }
+    if let Some(first) = ends.first() {
+        description::set_ownership(write.as_fd(), first.ownership, "a pipe")?;
     }
     // The two first ends are given away as they are; further descriptions are opened anew.
     let anchors = [

@@ -15,6 +15,8 @@ pub struct Status {
     pub inode: u64,
     /// Type and permission bits.
     pub mode: u32,
+    pub user: u32,
+    pub group: u32,
     /// `st_rdev`: which device a device file is.
     pub special_device: u64,
     pub length_bytes: u64,
@@ -53,6 +55,8 @@ pub fn status(fd: BorrowedFd<'_>) -> io::Result<Status> {
         device: raw.st_dev,
         inode: raw.st_ino,
         mode: raw.st_mode,
+        user: raw.st_uid,
+        group: raw.st_gid,
         special_device: raw.st_rdev,
         length_bytes: u64::try_from(raw.st_size).unwrap_or(0),
         links: raw.st_nlink,
@@ -177,6 +181,18 @@ pub fn poll_now(fd: BorrowedFd<'_>, events: i16) -> io::Result<i16> {
     // SAFETY: one entry, which outlives the call.
     check(unsafe { libc::poll(&mut entry, 1, 0) })?;
     Ok(entry.revents)
+}
+
+/// `fchown(2)`.
+pub fn set_owner(fd: BorrowedFd<'_>, user: u32, group: u32) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::fchown(fd.as_raw_fd(), user, group) }).map(drop)
+}
+
+/// `fchmod(2)` with permission bits.
+pub fn set_mode(fd: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::fchmod(fd.as_raw_fd(), mode) }).map(drop)
 }
 
 /// `openat(2)`; with `directory` as `None` relative to the working directory.

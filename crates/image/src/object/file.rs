@@ -12,6 +12,15 @@ pub enum LockOwner {
     Process(Pid),
 }
 
+/// Of what has no name, and lies on no filesystem that keeps it: who may open it once more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ownership {
+    pub user: u32,
+    pub group: u32,
+    /// The permission bits.
+    pub mode: u32,
+}
+
 /// A lock held on a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileLock {
@@ -60,6 +69,7 @@ pub struct MemoryFile {
     pub name: String,
     pub identity: FileIdentity,
     pub flags: i32,
+    pub ownership: Ownership,
     pub position: u64,
     pub length_bytes: u64,
     pub seals: i32,

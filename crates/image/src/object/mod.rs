@@ -6,7 +6,9 @@ mod notify;
 mod pipe;
 mod socket;
 
-pub use file::{CharacterDevice, Directory, FileLock, LockOwner, MemoryFile, RegularFile};
+pub use file::{
+    CharacterDevice, Directory, FileLock, LockOwner, MemoryFile, Ownership, RegularFile,
+};
 pub use notify::{
     BusyPoll, Epoll, EpollEntry, EventCounter, InterestChange, SignalDescriptor, TimerDescriptor,
 };

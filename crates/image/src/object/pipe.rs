@@ -1,3 +1,4 @@
+use super::Ownership;
 use crate::FileIdentity;
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,7 @@ pub struct PipeEnd {
     pub identity: FileIdentity,
     /// `F_GETFL`, access mode included.
     pub flags: i32,
+    pub ownership: Ownership,
     /// Set on a read end; a pipe whose read end is closed has no content that matters.
     pub pipe: Option<Pipe>,
     /// What a FIFO was called when it was read; `None` for `pipe(2)`.
