@@ -11,12 +11,13 @@ use crate::LinkError;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 use unbroken_image::FileIdentity;
 use unbroken_sys::channel::{Channel, DESCRIPTORS_MAX};
 
-/// The file that an identity means.
-pub type Reference = (FileIdentity, OwnedFd);
+/// The file that an identity means. Whoever sends it may have the descriptor for other ends, too.
+pub type Reference = (FileIdentity, Arc<OwnedFd>);
 
 /// In a message, for each of its descriptors: device and inode.
 const KEY_BYTES: usize = 16;
@@ -85,7 +86,7 @@ impl ReferenceReader {
     }
 
     /// What came with a record that counts `messages`, in the order in which records are read.
-    pub fn receive(&self, messages: u64) -> Result<Vec<Reference>, LinkError> {
+    pub fn receive(&self, messages: u64) -> Result<Vec<(FileIdentity, OwnedFd)>, LinkError> {
         let mut references = Vec::new();
         for _ in 0..messages {
             let mut keys = [0; DESCRIPTORS_MAX * KEY_BYTES];
@@ -124,12 +125,12 @@ mod tests {
     fn files(inodes: impl Iterator<Item = u64>) -> Vec<Reference> {
         let file = |inode| {
             let identity = FileIdentity { device: 5, inode };
-            (identity, File::open("/dev/null").unwrap().into())
+            (identity, Arc::new(File::open("/dev/null").unwrap().into()))
         };
         inodes.map(file).collect()
     }
 
-    fn inodes(references: &[Reference]) -> Vec<u64> {
+    fn inodes(references: &[(FileIdentity, OwnedFd)]) -> Vec<u64> {
         let mut inodes: Vec<u64> = references.iter().map(|(file, _)| file.inode).collect();
         inodes.sort_unstable();
         inodes
@@ -170,9 +171,8 @@ mod tests {
             link.reference_reader().unwrap(),
         );
         writer.reserve(10).unwrap().publish_part(0, 0);
-        let mut room = writer.reserve(10).unwrap();
-        room.attach(&mut files(7..8)).unwrap();
-        drop(room);
+        let room = writer.reserve(10);
+        room.unwrap().attach(&mut files(7..8)).unwrap();
         drop(writer);
         assert_eq!(reader.peek().unwrap().unwrap().messages, 0);
         reader.consume().unwrap();
@@ -192,9 +192,8 @@ mod tests {
             link.journal_reader(1).unwrap(),
             link.reference_reader().unwrap(),
         );
-        let mut room = writer.reserve(10).unwrap();
-        room.attach(&mut files(7..8)).unwrap();
-        drop(room);
+        let given_up = writer.reserve(10);
+        given_up.unwrap().attach(&mut files(7..8)).unwrap();
         let mut room = writer.reserve(10).unwrap();
         room.attach(&mut files(8..9)).unwrap();
         room.publish_part(0, 0);

@@ -3,7 +3,8 @@
 
 use crate::table::process::Holders;
 use crate::{Context, Error};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use unbroken_image::{Fd, Pid};
 use unbroken_sys::descriptor::{self, Status};
 use unbroken_sys::fdinfo;
@@ -33,7 +34,7 @@ impl Watch {
 pub(crate) struct Watches {
     list: Vec<Watch>,
     /// An `O_PATH` descriptor, and what `fstat` showed at the last reading.
-    reference: Option<(OwnedFd, Status)>,
+    reference: Option<(Arc<OwnedFd>, Status)>,
 }
 
 impl Watches {
@@ -71,7 +72,7 @@ impl Watches {
                 let Some(process) = processes.get(pid) else {
                     return Ok(());
                 };
-                process.source.reference(*fd)?
+                Arc::new(process.source.reference(*fd)?)
             }
         };
         let status = descriptor::status(fd.as_fd()).during("look at", "a file")?;
@@ -80,8 +81,8 @@ impl Watches {
     }
 
     /// An `O_PATH` descriptor of the file, if it is one that is referred to.
-    pub fn reference(&self) -> Option<BorrowedFd<'_>> {
-        self.reference.as_ref().map(|(fd, _)| fd.as_fd())
+    pub fn reference(&self) -> Option<&Arc<OwnedFd>> {
+        self.reference.as_ref().map(|(fd, _)| fd)
     }
 
     /// What the file shows now, and what it showed before.

@@ -5,6 +5,7 @@ use super::CaptureError;
 use super::announcements::Due;
 use super::references::References;
 use super::write_fault_listener::WriteFaultListener;
+use std::sync::Arc;
 use unbroken_image::{
     AddressRange, Advice, Backing, Mapping, MemoryDelta, PAGE_SIZE, PageRun, Sharing,
 };
@@ -154,7 +155,8 @@ impl Memory {
     fn refer(&self, process: &Process, references: &mut References) -> Result<(), CaptureError> {
         for (file, AddressRange { start, end }) in self.reader.files() {
             references.need(*file, || {
-                ProcessDirectory::open(process.host_pid.0)?.mapped_file(*start, *end)
+                let process = ProcessDirectory::open(process.host_pid.0)?;
+                process.mapped_file(*start, *end).map(Arc::new)
             })?;
         }
         Ok(())

@@ -145,7 +145,7 @@ impl Objects {
         }
         for (id, object) in &delta.objects {
             if let (Some(file), Some(reference)) = (object.file(), self.mirror.reference(*id)) {
-                references.need(file, || reference.try_clone_to_owned())?;
+                references.need(file, || Ok(reference.clone()))?;
                 references.take_object(*id, object);
             }
             if let Object::TcpConnection(connection) = object {

@@ -9,6 +9,7 @@ use super::state::StateMirror;
 use super::threads::Threads;
 use crate::steps::{EpochStep, StepClock};
 use std::io;
+use std::sync::Arc;
 use unbroken_image::{Pid, ProcessDelta};
 use unbroken_sys::fdinfo::ProcessDirectory;
 use unbroken_tracee::{ProcessReading, Stopped};
@@ -77,7 +78,12 @@ impl Followed {
 
     /// Has references opened to its program and the directories that it stands in.
     fn refer(&self, delta: &ProcessDelta, references: &mut References) -> io::Result<()> {
-        let link = |name| move || ProcessDirectory::open(self.candidate.host_pid.0)?.linked(name);
+        let link = |name| {
+            move || {
+                let process = ProcessDirectory::open(self.candidate.host_pid.0)?;
+                process.linked(name).map(Arc::new)
+            }
+        };
         if let Some(layout) = &delta.memory.layout {
             references.need(layout.executable, link("exe"))?;
         }

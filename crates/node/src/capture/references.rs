@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use unbroken_image::{FileIdentity, Mapping, Object, ObjectId, Pid, ProcessDelta};
 use unbroken_link::Reference;
 
@@ -40,7 +41,7 @@ impl References {
     pub fn need(
         &mut self,
         file: FileIdentity,
-        open: impl FnOnce() -> io::Result<OwnedFd>,
+        open: impl FnOnce() -> io::Result<Arc<OwnedFd>>,
     ) -> io::Result<()> {
         if file != FileIdentity::default()
             && let Entry::Vacant(entry) = self.counts.entry(file)
@@ -156,7 +157,7 @@ mod tests {
     }
 
     fn take(references: &mut References, id: u64, inode: u64) {
-        let open = || Ok(File::open("/dev/null")?.into());
+        let open = || Ok(Arc::new(File::open("/dev/null")?.into()));
         references.need(file(inode), open).unwrap();
         references.take_object(ObjectId(id), &directory(inode));
     }
@@ -189,7 +190,7 @@ mod tests {
     #[test]
     fn what_nothing_came_to_name_is_released_with_the_epoch() {
         let mut references = References::default();
-        let open = || Ok(File::open("/dev/null")?.into());
+        let open = || Ok(Arc::new(File::open("/dev/null")?.into()));
         references.need(file(9), open).unwrap();
         assert_eq!(references.take_released(), [file(9)]);
         assert_eq!(references.take_released(), []);

@@ -8,7 +8,8 @@ use crate::kinds::Kind;
 use crate::methods::{Capture, Event, Inode, Look, Means, Methods, Others};
 use crate::tcp::known::Known;
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use unbroken_image::{Descriptor, Fd, Object, ObjectId, Pid};
 
 impl Mirror {
@@ -43,7 +44,7 @@ impl Mirror {
 
     /// A descriptor (`O_PATH`) of the file, directory or FIFO that an object names, whatever becomes of
     /// its name.
-    pub fn reference(&self, id: ObjectId) -> Option<BorrowedFd<'_>> {
+    pub fn reference(&self, id: ObjectId) -> Option<&Arc<OwnedFd>> {
         self.objects.get(&id)?.reading.watches.reference()
     }
 
