@@ -78,6 +78,12 @@ impl JournalWriter {
         self.producer.is_abandoned()
     }
 
+    /// Whether references were sent of which no record has told: a record was given up. The standby
+    /// takes none before it is told.
+    pub fn owes_record(&self) -> bool {
+        self.references.uncounted > 0
+    }
+
     /// Sleeps until there is room for references, at most `timeout`; returns whether there is.
     pub fn wait_for_reference_room(&self, timeout: Duration) -> io::Result<bool> {
         self.references.wait_for_room(timeout)

@@ -194,9 +194,11 @@ mod tests {
         );
         let given_up = writer.reserve(10);
         given_up.unwrap().attach(&mut files(7..8)).unwrap();
+        assert!(writer.owes_record());
         let mut room = writer.reserve(10).unwrap();
         room.attach(&mut files(8..9)).unwrap();
         room.publish_part(0, 0);
+        assert!(!writer.owes_record());
         let messages = reader.peek().unwrap().unwrap().messages;
         assert_eq!(inodes(&arrivals.receive(messages).unwrap()), [7, 8]);
     }

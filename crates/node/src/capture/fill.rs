@@ -215,7 +215,7 @@ impl Sending<'_> {
         if self.references.waiting.is_empty() {
             return Ok(true);
         }
-        if self.journal.wait_for_reference_room(MOMENT)? {
+        if self.journal.owes_record() || self.journal.wait_for_reference_room(MOMENT)? {
             self.publish_part(&Record::References, &[])?;
         }
         Ok(self.references.waiting.is_empty())

@@ -8,11 +8,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use unbroken_guests::area::{Area, PAGE};
 use unbroken_guests::{Guest, Place, main as run, pattern, same, same_bytes};
 
 const PAGES: usize = 4;
-const FILES: usize = 300;
+/// More than a socket holds references to, if the limits allow so many.
+const FILES: usize = 7000;
+/// What our own processes may have open is no more, and they need some for each.
+const SHARE: usize = 3;
 
 struct Unnamed {
     directory: PathBuf,
@@ -29,6 +33,9 @@ struct Unnamed {
 impl Guest for Unnamed {
     fn set_up(place: &Place) -> Result<Self> {
         let directory = place.directory.clone();
+        let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+        let files = FILES.min(usize::try_from(most)? / SHARE);
         let scratch = |name: &str| -> Result<File> {
             let path = directory.join(name);
             let mut options = OpenOptions::new();
@@ -56,8 +63,7 @@ impl Guest for Unnamed {
             mapped,
             removed_inode: removed.metadata()?.ino(),
             removed,
-            // More than one message holds.
-            many: (0..FILES)
+            many: (0..files)
                 .map(|number| scratch(&format!("many {number}")))
                 .collect::<Result<_>>()?,
             directory,
@@ -123,7 +129,7 @@ impl Unnamed {
         fs::write(&path, pattern(7, PAGE))?;
         let file = OpenOptions::new().read(true).write(true).open(&path)?;
         fs::remove_file(path)?;
-        let place = self.checks % FILES;
+        let place = self.checks % self.many.len();
         self.many[place] = file;
         Ok(())
     }
