@@ -20,7 +20,9 @@ pub use memory::{
     PageRun, Protection, Sharing,
 };
 pub use object::{InterestChange, Object};
-pub use process::{Credentials, IntervalTimer, PosixTimer, ProcessState, SignalAction};
+pub use process::{
+    Credentials, IntervalTimer, NamedDirectory, PosixTimer, ProcessState, SignalAction,
+};
 pub use thread::{
     AlternateStack, BlockedCall, MemoryPolicy, OwnCredentials, Registers, RestartableSequence,
     RobustList, Scheduling, SignalInfo, ThreadAttributes, ThreadState,

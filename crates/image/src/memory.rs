@@ -46,8 +46,11 @@ pub enum Sharing {
     Shared,
 }
 
-/// A file by what the kernel calls it; a path alone can come to mean another file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+/// A file by what the kernel calls it; a path alone can come to mean another file. The default is no
+/// file's.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
 pub struct FileIdentity {
     /// `st_dev` as `makedev(major, minor)` of `/proc/PID/maps`.
     pub device: u64,
@@ -58,15 +61,14 @@ pub struct FileIdentity {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Backing {
     Anonymous,
-    /// A file with a path in the service's mount namespace.
+    /// A file, whatever its name is, if it has any.
     File {
-        path: String,
         identity: FileIdentity,
         offset_bytes: u64,
         /// Whether the mapping could be made writable (the file was opened for writing).
         writable: bool,
     },
-    /// Shared memory without a path: `MAP_SHARED | MAP_ANONYMOUS`, a memfd, a deleted tmpfs file.
+    /// Shared memory that never had a path: `MAP_SHARED | MAP_ANONYMOUS`, a memfd.
     /// Mappings of one identity share their pages.
     SharedMemory {
         identity: FileIdentity,
@@ -120,6 +122,16 @@ pub struct Mapping {
     pub advice: Advice,
 }
 
+impl Mapping {
+    /// The file that it shows.
+    pub fn file(&self) -> Option<FileIdentity> {
+        match self.backing {
+            Backing::File { identity, .. } => Some(identity),
+            _ => None,
+        }
+    }
+}
+
 /// The bounds that `PR_SET_MM_MAP` sets (`struct prctl_mm_map`), and the auxiliary vector.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryLayout {
@@ -135,7 +147,8 @@ pub struct MemoryLayout {
     pub env_start: u64,
     pub env_end: u64,
     pub auxv: Vec<u8>,
-    pub executable: String,
+    /// The program's file, whatever its name is now.
+    pub executable: FileIdentity,
 }
 
 /// `count` consecutive pages whose content follows in the epoch's bulk part, in the order of the

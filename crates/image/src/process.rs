@@ -1,6 +1,6 @@
 //! The state of one process that its threads share, apart from memory and descriptors.
 
-use crate::SignalInfo;
+use crate::{FileIdentity, SignalInfo};
 use serde::{Deserialize, Serialize};
 
 /// `struct kernel_sigaction` of `rt_sigaction(2)`.
@@ -54,6 +54,14 @@ pub struct Credentials {
     pub ambient: u64,
 }
 
+/// A directory: the one that `identity` says, unless that is the default, as on filesystems that give
+/// no directory a lasting identity: then the one of this name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedDirectory {
+    pub identity: FileIdentity,
+    pub path: String,
+}
+
 /// What `ProcessDelta::state` carries, whole, when any of it changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessState {
@@ -66,8 +74,8 @@ pub struct ProcessState {
     pub credentials: Credentials,
     pub umask: u32,
     /// Both from the root of the mount namespace, so the one is entered before the other is set.
-    pub working_directory: String,
-    pub root_directory: String,
+    pub working_directory: NamedDirectory,
+    pub root_directory: NamedDirectory,
     /// `RLIMIT_*` in the kernel's order: (soft, hard); 16 entries.
     pub limits: Vec<(u64, u64)>,
     pub dumpable: i32,

@@ -4,16 +4,19 @@
 //! died.
 
 use crate::LinkError;
+use crate::references::{Reference, ReferenceWriter};
 use std::io;
-use std::ops::{Deref, DerefMut, Range};
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 use unbroken_core::epoch::{EpochNumber, EpochNumbers, Publication};
 use unbroken_sys::shared::{Consumer, Producer, Reservation};
 
 const JOURNAL: &str = "the journal";
 
-/// Behind the content of each journal record: term, sequence, bulk length, kind.
-const JOURNAL_TRAILER_BYTES: usize = 32;
+/// Behind the content of each journal record: term, sequence, bulk length, kind, and how many messages
+/// with references came ahead of it.
+const JOURNAL_TRAILER_BYTES: usize = 40;
+const TRAILER_WORDS: usize = JOURNAL_TRAILER_BYTES / 8;
 const KIND_PART: u64 = 1;
 const KIND_EPOCH: u64 = 2;
 
@@ -22,13 +25,17 @@ const KIND_EPOCH: u64 = 2;
 pub struct JournalWriter {
     producer: Producer,
     numbers: EpochNumbers,
+    references: ReferenceWriter,
 }
 
 impl JournalWriter {
     /// A journal for a new standby under `term`; its first epoch will be number 1.
-    pub(crate) fn new(producer: Producer, term: u64) -> Self {
-        let numbers = EpochNumbers::of_term(term);
-        Self { producer, numbers }
+    pub(crate) fn new(producer: Producer, term: u64, references: ReferenceWriter) -> Self {
+        Self {
+            producer,
+            numbers: EpochNumbers::of_term(term),
+            references,
+        }
     }
 
     /// The epoch that the next [`JournalRoom::publish_epoch`] makes.
@@ -44,6 +51,7 @@ impl JournalWriter {
             room,
             most_bytes,
             numbers: &mut self.numbers,
+            references: &mut self.references,
         })
     }
 
@@ -70,6 +78,17 @@ impl JournalWriter {
         self.producer.is_abandoned()
     }
 
+    /// Whether references were sent of which no record has told: a record was given up. The standby
+    /// takes none before it is told.
+    pub fn owes_record(&self) -> bool {
+        self.references.uncounted > 0
+    }
+
+    /// Sleeps until there is room for references, at most `timeout`; returns whether there is.
+    pub fn wait_for_reference_room(&self, timeout: Duration) -> io::Result<bool> {
+        self.references.wait_for_room(timeout)
+    }
+
     /// Sleeps until `bytes` of content fit or the standby is gone, at most `timeout`; returns
     /// whether they fit. May come back early with false.
     pub fn wait_for_room(&self, bytes: usize, timeout: Option<Duration>) -> io::Result<bool> {
@@ -85,9 +104,17 @@ pub struct JournalRoom<'a> {
     room: Reservation<'a>,
     most_bytes: usize,
     numbers: &'a mut EpochNumbers,
+    references: &'a mut ReferenceWriter,
 }
 
 impl<'a> JournalRoom<'a> {
+    /// Sends references ahead of this record, as many as there is room for, and takes them out of
+    /// `waiting`. What is left goes with the next record: a standby makes room when it has read this
+    /// one.
+    pub fn attach(&mut self, waiting: &mut Vec<Reference>) -> io::Result<()> {
+        self.references.send(waiting)
+    }
+
     /// Publishes the content as an epoch: `bulk_bytes` and then `structure_bytes` of the room.
     pub fn publish_epoch(self, bulk_bytes: usize, structure_bytes: usize) -> Publication {
         let sequence = self.numbers.next().sequence;
@@ -110,7 +137,9 @@ impl<'a> JournalRoom<'a> {
     ) -> &'a mut EpochNumbers {
         let content = bulk_bytes + structure_bytes;
         assert!(content <= self.most_bytes, "an epoch longer than its room");
-        let words = [self.numbers.next().term, sequence, bulk_bytes as u64, kind];
+        let messages = std::mem::take(&mut self.references.uncounted);
+        let term = self.numbers.next().term;
+        let words: [u64; TRAILER_WORDS] = [term, sequence, bulk_bytes as u64, kind, messages];
         let trailer = &mut self.room[content..content + JOURNAL_TRAILER_BYTES];
         for (target, word) in trailer.chunks_exact_mut(8).zip(words) {
             target.copy_from_slice(&word.to_le_bytes());
@@ -141,6 +170,8 @@ pub struct JournalEntry<'a> {
     pub epoch: Option<EpochNumber>,
     pub bulk: &'a [u8],
     pub structure: &'a [u8],
+    /// With references that belong to it ([`crate::ReferenceReader::receive`]).
+    pub messages: u64,
 }
 
 /// The reading end of the journal: refuses whatever does not follow what it gave before (I2).
@@ -182,7 +213,7 @@ impl JournalReader {
         let Some((content, trailer)) = record.split_last_chunk::<JOURNAL_TRAILER_BYTES>() else {
             return Err(malformed);
         };
-        let [term, sequence, bulk_bytes, kind] = words_of(trailer);
+        let [term, sequence, bulk_bytes, kind, messages] = words_of(trailer);
         let split = usize::try_from(bulk_bytes)
             .ok()
             .and_then(|at| content.split_at_checked(at));
@@ -208,6 +239,7 @@ impl JournalReader {
             epoch,
             bulk,
             structure,
+            messages,
         }))
     }
 
@@ -237,20 +269,22 @@ impl JournalReader {
     }
 }
 
-fn words_of(trailer: &[u8; JOURNAL_TRAILER_BYTES]) -> [u64; 4] {
-    let word = |range: Range<usize>| {
-        trailer[range]
-            .iter()
-            .rev()
-            .fold(0, |word, byte| word << 8 | u64::from(*byte))
-    };
-    [word(0..8), word(8..16), word(16..24), word(24..32)]
+fn words_of(trailer: &[u8; JOURNAL_TRAILER_BYTES]) -> [u64; TRAILER_WORDS] {
+    let (bytes, _) = trailer.as_chunks::<8>();
+    std::array::from_fn(|index| u64::from_le_bytes(bytes[index]))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use unbroken_sys::channel::Channel;
     use unbroken_sys::shared::RingMemory;
+
+    fn writer(ring: &RingMemory, term: u64) -> JournalWriter {
+        let (outbound, _) = Channel::pair().unwrap();
+        let references = ReferenceWriter::new(outbound);
+        JournalWriter::new(ring.producer().unwrap(), term, references)
+    }
 
     fn ring() -> RingMemory {
         RingMemory::create("unbroken-journal-test", 1 << 16).unwrap()
@@ -259,7 +293,7 @@ mod tests {
     #[test]
     fn the_journal_numbers_its_epochs_and_keeps_bulk_and_structure_apart() {
         let ring = ring();
-        let mut writer = JournalWriter::new(ring.producer().unwrap(), 3);
+        let mut writer = writer(&ring, 3);
         let mut reader = JournalReader::new(ring.consumer().unwrap(), 3);
         writer.reserve(100).unwrap().publish_part(0, 0);
         let mut room = writer.reserve(100).unwrap();
@@ -286,7 +320,7 @@ mod tests {
     #[test]
     fn an_abandoned_room_uses_no_number() {
         let ring = ring();
-        let mut writer = JournalWriter::new(ring.producer().unwrap(), 1);
+        let mut writer = writer(&ring, 1);
         let _ = writer.reserve(100).unwrap();
         assert_eq!(writer.next_epoch().sequence, 1);
     }
@@ -302,7 +336,7 @@ mod tests {
         for publish in [&publish_epoch as &dyn Fn(_), &publish_part] {
             for (written, own) in [(2, 3), (3, 2)] {
                 let ring = ring();
-                publish(JournalWriter::new(ring.producer().unwrap(), written));
+                publish(writer(&ring, written));
                 let mut reader = JournalReader::new(ring.consumer().unwrap(), own);
                 assert!(matches!(
                     reader.peek(),
@@ -314,7 +348,7 @@ mod tests {
         }
     }
 
-    fn publish_raw(producer: &mut Producer, trailer: [u64; 4]) {
+    fn publish_raw(producer: &mut Producer, trailer: [u64; TRAILER_WORDS]) {
         let mut room = producer.reserve(JOURNAL_TRAILER_BYTES).unwrap();
         for (target, word) in room.chunks_exact_mut(8).zip(trailer) {
             target.copy_from_slice(&word.to_le_bytes());
@@ -328,9 +362,9 @@ mod tests {
             let ring = ring();
             let mut producer = ring.producer().unwrap();
             let mut reader = JournalReader::new(ring.consumer().unwrap(), 1);
-            publish_raw(&mut producer, [1, 1, 0, KIND_EPOCH]);
+            publish_raw(&mut producer, [1, 1, 0, KIND_EPOCH, 0]);
             reader.consume().unwrap();
-            publish_raw(&mut producer, [1, sequence, 0, KIND_EPOCH]);
+            publish_raw(&mut producer, [1, sequence, 0, KIND_EPOCH, 0]);
             match reader.peek() {
                 Ok(Some(entry)) => assert!(is_next && entry.epoch.is_some()),
                 Err(LinkError::OutOfOrder { after: 1, .. }) => assert!(!is_next),
@@ -346,7 +380,7 @@ mod tests {
     #[test]
     fn a_part_after_an_epoch_takes_no_number() {
         let ring = ring();
-        let mut writer = JournalWriter::new(ring.producer().unwrap(), 1);
+        let mut writer = writer(&ring, 1);
         let mut reader = JournalReader::new(ring.consumer().unwrap(), 1);
         let _ = writer.reserve(10).unwrap().publish_epoch(0, 0);
         writer.reserve(10).unwrap().publish_part(0, 0);

@@ -1,8 +1,8 @@
 //! What the nodes of one service say to each other, and the way it takes.
 //!
 //! A primary has the two outbound ends: a [`JournalWriter`] for [records](Record), epochs above
-//! all, and an [`InputLogWriter`] for what clients say; its [`Commits`] tell which epochs are safe.
-//! A standby has the [`JournalReader`] and the [`InputLogReader`]. What lies between is a
+//! all, with [references](Reference) to the files that they name, and an [`InputLogWriter`] for what clients say; its [`Commits`] tell which epochs are safe.
+//! A standby has the [`JournalReader`], the [`ReferenceReader`] and the [`InputLogReader`]. What lies between is a
 //! [`LocalLink`], the shared memory of a standby on the same machine; nothing but this crate knows
 //! that it is.
 //!
@@ -16,12 +16,14 @@ mod input_log;
 mod journal;
 mod local;
 mod record;
+mod references;
 
 pub use commits::Commits;
 pub use input_log::{InputLogReader, InputLogWriter};
 pub use journal::{JournalEntry, JournalReader, JournalRoom, JournalWriter};
 pub use local::LocalLink;
 pub use record::{Asker, Cause, Record};
+pub use references::{Reference, ReferenceReader};
 
 use std::io;
 
@@ -38,6 +40,8 @@ pub enum LinkError {
         log: &'static str,
         length_bytes: usize,
     },
+    #[error("receive the references of a record: {source}; the standby has to be filled again")]
+    References { source: io::Error },
     #[error(
         "read the journal: epoch {sequence} of term {term} does not follow epoch {after} of term \
          {own_term}; the standby has to be filled again"

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use unbroken_image::{Birth, Epoch, MemoryDelta, Pid};
+use unbroken_image::{Birth, Epoch, FileIdentity, MemoryDelta, Pid};
 use unbroken_wire::flows::Connections;
 
 /// One step of the replica.
@@ -15,10 +15,14 @@ pub enum Record {
     /// Memory sent ahead of an epoch, while the service runs or because one record cannot hold it
     /// all. During a fill it is applied at once, later with the epoch that follows.
     Memory { pid: Pid, memory: MemoryDelta },
-    /// A committed epoch, and what the wire found out since the one before.
+    /// Nothing but references, which are more than one record can bring.
+    References,
+    /// A committed epoch, what the wire found out since the one before, and the files of which a
+    /// reference is not needed any more.
     Epoch {
         epoch: Box<Epoch>,
         connections: Connections,
+        released: Vec<FileIdentity>,
     },
     /// The primary is done and releases nothing more: take over from the last epoch.
     TakeOver(Cause),
@@ -69,7 +73,12 @@ mod tests {
             Record::Epoch {
                 epoch: Box::new(epoch),
                 connections: Connections::default(),
+                released: vec![FileIdentity {
+                    device: 1,
+                    inode: 2,
+                }],
             },
+            Record::References,
             Record::Birth(Birth {
                 pid: Pid(4),
                 parent: Pid(1),

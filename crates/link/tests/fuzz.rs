@@ -13,6 +13,11 @@ fn link() -> LocalLink {
     LocalLink::with_capacity(CAPACITY_BYTES, CAPACITY_BYTES).expect("link")
 }
 
+fn rings(link: &LocalLink) -> [BorrowedFd<'_>; 2] {
+    let [journal, inputs, _] = link.descriptors();
+    [journal, inputs]
+}
+
 fn file_of(ring: BorrowedFd<'_>) -> File {
     ring.try_clone_to_owned().expect("descriptor").into()
 }
@@ -32,11 +37,11 @@ fn fuzz_logs() {
     drop(journal.reserve(60).expect("room").publish_epoch(0, 20));
     let mut inputs = sample.input_log_writer().expect("writer");
     assert!(inputs.append(1, &[1; 70]) && inputs.append(2, &[2; 70]));
-    let samples = sample.descriptors().map(content_of);
+    let samples = rings(&sample).map(content_of);
     let length = samples[0].len();
     unbroken_fuzz::bytes("logs", &samples, |bytes| {
         let link = link();
-        for ring in link.descriptors() {
+        for ring in rings(&link) {
             let bytes = &bytes[..bytes.len().min(length)];
             file_of(ring).write_all_at(bytes, 0).expect("write");
         }

@@ -45,6 +45,8 @@ pub enum Purpose {
     /// Shared memory of the link between a primary and its standby.
     Epochs,
     Inputs,
+    /// The end of its socket where references to files come out.
+    References,
     /// pidfd of pid 1 of the running service's namespace.
     StageInit,
     /// The connection to it.

@@ -108,8 +108,12 @@ impl Inherited {
                 continue;
             }
             let wanted = match resource {
-                // At a takeover a standby has the service's descriptors beside its own.
-                libc::RLIMIT_NOFILE => hard.max(soft.saturating_add(OWN_DESCRIPTORS)),
+                // At a takeover a standby has the service's descriptors, and a reference to each
+                // file among them, beside its own.
+                libc::RLIMIT_NOFILE => {
+                    let twice = soft.saturating_mul(2);
+                    hard.max(twice.saturating_add(OWN_DESCRIPTORS))
+                }
                 _ => hard,
             };
             // Whoever may not raise a hard limit goes as far as it allows.

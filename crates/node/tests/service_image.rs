@@ -19,6 +19,7 @@ fn fuzz_epochs() {
     };
     let record = Record::Epoch {
         epoch: Box::new(epoch),
+        released: Vec::new(),
         connections: Connections::default(),
     };
     let mut sample = Vec::new();

@@ -103,7 +103,6 @@ fn file(fd: BorrowedFd<'_>, link: &[u8]) -> Result<Kind, Error> {
         MQUEUE_MAGIC => Kind::MessageQueue,
         _ if link.starts_with(b"/memfd:") && link.ends_with(b" (deleted)") => Kind::MemoryFile,
         _ if link.starts_with(b"/secretmem") => Kind::SecretMemory,
-        _ if link.ends_with(b" (deleted)") => Kind::DeletedFile,
         _ if link.first() == Some(&b'/') => Kind::RegularFile,
         _ => Kind::OtherAnonymous,
     })

@@ -3,10 +3,12 @@
 use crate::{Context, Error};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use unbroken_image::FileIdentity;
+use unbroken_image::object::Ownership;
+use unbroken_sys::descriptor::Status;
 use unbroken_sys::{descriptor, fdinfo};
 
-/// The identity of files on filesystems that make their inodes as they are looked up, and so give
-/// the same path another number on each mount.
+/// The identity of files that have none that lasts ([`descriptor::has_lasting_identity`]): their paths
+/// stand for them.
 pub(crate) const UNCHECKED: FileIdentity = FileIdentity {
     device: 0,
     inode: 0,
@@ -14,9 +16,6 @@ pub(crate) const UNCHECKED: FileIdentity = FileIdentity {
 
 // include/uapi/linux/magic.h
 const PROC_SUPER_MAGIC: i64 = 0x9fa0;
-const SYSFS_MAGIC: i64 = 0x6265_6572;
-const CGROUP_SUPER_MAGIC: i64 = 0x0027_e0eb;
-const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
 
 pub(crate) fn is_of_proc(fd: BorrowedFd<'_>, path: &str) -> Result<bool, Error> {
     let magic = descriptor::filesystem_magic(fd).during("look at the filesystem of", path)?;
@@ -24,15 +23,7 @@ pub(crate) fn is_of_proc(fd: BorrowedFd<'_>, path: &str) -> Result<bool, Error> 
 }
 
 pub(crate) fn identity_of(fd: BorrowedFd<'_>, path: &str) -> Result<FileIdentity, Error> {
-    let magic = descriptor::filesystem_magic(fd).during("look at the filesystem of", path)?;
-    if [
-        PROC_SUPER_MAGIC,
-        SYSFS_MAGIC,
-        CGROUP_SUPER_MAGIC,
-        CGROUP2_SUPER_MAGIC,
-    ]
-    .contains(&magic)
-    {
+    if !descriptor::has_lasting_identity(fd).during("look at the filesystem of", path)? {
         return Ok(UNCHECKED);
     }
     let status = descriptor::status(fd).during("look at", path)?;
@@ -52,6 +43,31 @@ pub(crate) fn path_of(fd: BorrowedFd<'_>) -> Result<String, Error> {
             "its path is not UTF-8",
         )
     })
+}
+
+pub(crate) fn ownership_of(status: &Status) -> Ownership {
+    Ownership {
+        user: status.user,
+        group: status.group,
+        mode: status.mode & !libc::S_IFMT,
+    }
+}
+
+/// Gives what a replica has made itself its owner and mode, so that a service without rights may open
+/// it once more.
+pub(crate) fn set_ownership(
+    fd: BorrowedFd<'_>,
+    ownership: Ownership,
+    subject: &str,
+) -> Result<(), Error> {
+    let status = descriptor::status(fd).during("look at", subject)?;
+    if ownership_of(&status) == ownership {
+        return Ok(());
+    }
+    let Ownership { user, group, mode } = ownership;
+    descriptor::set_owner(fd, user, group)
+        .and_then(|()| descriptor::set_mode(fd, mode))
+        .during("set the owner and mode of", subject)
 }
 
 pub(crate) fn position_of(fd: BorrowedFd<'_>, flags: i32, path: &str) -> Result<u64, Error> {
@@ -93,27 +109,44 @@ pub(crate) fn open_flags(flags: i32) -> i32 {
         | libc::O_DIRECTORY
         | libc::O_NOFOLLOW
         | libc::O_PATH;
+    // The flag of what was made without a name has the bit of O_DIRECTORY, too.
+    let flags = if flags & libc::O_TMPFILE == libc::O_TMPFILE {
+        flags & !libc::O_TMPFILE
+    } else {
+        flags
+    };
     // O_NOCTTY: a terminal opened by chance must not become the replica's.
     flags & KEPT | libc::O_CLOEXEC | libc::O_NOCTTY
 }
 
-pub(crate) fn open_again(path: &str, flags: i32, identity: FileIdentity) -> Result<OwnedFd, Error> {
+/// Opens a file with the flags that its description had: the one that `reference` refers to, whatever
+/// its name is, or the one of this path if the file has no identity that lasts.
+pub(crate) fn open_again(
+    (path, flags): (&str, i32),
+    identity: FileIdentity,
+    reference: Option<BorrowedFd<'_>>,
+) -> Result<OwnedFd, Error> {
     let flags = open_flags(flags);
-    let fd = fdinfo::c_path(path)
-        .and_then(|path| descriptor::open(None, &path, flags))
-        .during("open", path)?;
-    let found = descriptor::status(fd.as_fd()).during("look at", path)?;
-    let found = FileIdentity {
-        device: found.device,
-        inode: found.inode,
+    let Some(reference) = reference else {
+        if identity != UNCHECKED {
+            return Err(Error::differs(path, "nothing refers to the file"));
+        }
+        return open_by_path(path, flags);
     };
-    if identity != UNCHECKED && found != identity {
-        return Err(Error::differs(
-            path,
-            "another file has this name now; it was renamed or replaced since the commit",
-        ));
+    if flags & libc::O_NOFOLLOW != 0
+        && let Ok(fd) = path_of(reference).and_then(|path| open_by_path(&path, flags))
+        && identity_of(fd.as_fd(), path)? == identity
+    {
+        return Ok(fd);
     }
-    Ok(fd)
+    // The way by way of a descriptor is a link.
+    fdinfo::reopen(reference, flags & !libc::O_NOFOLLOW).during("open once more", path)
+}
+
+fn open_by_path(path: &str, flags: i32) -> Result<OwnedFd, Error> {
+    fdinfo::c_path(path)
+        .and_then(|path| descriptor::open(None, &path, flags))
+        .during("open", path)
 }
 
 /// Refuses what `fcntl` can hang on a description and a replica would not have.

@@ -26,11 +26,14 @@ pub(crate) const METHODS: Methods = Methods {
                 state.path = proc_file::path_for_replica(fd, opened, host_pid)?;
             }
             reading.state = Some(Object::Directory(state));
+            reading.watches.refer(&means.holders)?;
             reading.watches.open(&means.holders)
         }),
-        &[(Phase::Make, |batch, _, restored| {
+        &[(Phase::Make, |batch, scene, restored| {
             make_each(batch, restored, |_, object| match object {
-                Object::Directory(state) => restore(state).map(Some),
+                Object::Directory(state) => {
+                    restore(state, scene.reference(state.identity)).map(Some)
+                }
                 _ => Ok(None),
             })
         })],
@@ -54,12 +57,6 @@ fn look(reading: &mut Reading, _: &mut Means<'_>) -> Result<Look, Error> {
 /// Reads out a descriptor of ours that names a directory.
 pub fn capture(fd: BorrowedFd<'_>) -> Result<Directory, Error> {
     let path = description::path_of(fd)?;
-    if path.ends_with(" (deleted)") {
-        return Err(Error::refused(
-            format!("the directory {path}"),
-            "it has no path by which the replica could open it",
-        ));
-    }
     let flags = descriptor::status_flags(fd).during("read the flags of", &path)?;
     Ok(Directory {
         identity: description::identity_of(fd, &path)?,
@@ -69,12 +66,11 @@ pub fn capture(fd: BorrowedFd<'_>) -> Result<Directory, Error> {
     })
 }
 
-/// Opens the directory in the calling thread's mount namespace.
-///
-/// # Errors
-/// [`Error::Differs`] when the path leads to another directory here.
-pub fn restore(state: &Directory) -> Result<OwnedFd, Error> {
-    let fd = description::open_again(&state.path, state.flags, state.identity)?;
+/// Opens the directory of `reference`, or, if it has no lasting identity, that of its path in the
+/// calling thread's mount namespace.
+pub fn restore(state: &Directory, reference: Option<BorrowedFd<'_>>) -> Result<OwnedFd, Error> {
+    let opened = (state.path.as_str(), state.flags);
+    let fd = description::open_again(opened, state.identity, reference)?;
     description::set_position(fd.as_fd(), state.flags, state.position, &state.path)?;
     Ok(fd)
 }

@@ -1,4 +1,4 @@
-//! Regular files: opened again by path, at the same position, with the same locks.
+//! Regular files: opened again, whatever their names are, at the same position, with the same locks.
 //!
 //! The replica works on the very file of the service (on one machine it is the same one), so at a
 //! takeover the file can be ahead of the committed state. [`cut_back`] removes what a sequential
@@ -32,9 +32,11 @@ pub(crate) const METHODS: Methods = Methods {
     ..Methods::new(
         Capture::Descriptor(read),
         &[
-            (Phase::Make, |batch, _, restored| {
+            (Phase::Make, |batch, scene, restored| {
                 make_each(batch, restored, |_, object| match object {
-                    Object::RegularFile(state) => restore(state).map(Some),
+                    Object::RegularFile(state) => {
+                        restore(state, scene.reference(state.identity)).map(Some)
+                    }
                     _ => Ok(None),
                 })
             }),
@@ -120,13 +122,11 @@ pub fn capture(fd: BorrowedFd<'_>) -> Result<RegularFile, Error> {
     Ok(state)
 }
 
-/// Opens the file in the calling thread's mount namespace and puts the position back. Locks come
-/// later: see [`lock_again`] and [`process_locks`].
-///
-/// # Errors
-/// [`Error::Differs`] when the path leads to another file here.
-pub fn restore(state: &RegularFile) -> Result<OwnedFd, Error> {
-    let fd = open_again(&state.path, state.flags, state.identity)?;
+/// Opens the file of `reference`, or, if it has no lasting identity, that of its path in the calling
+/// thread's mount namespace, and puts the position back. Locks come later: see [`lock_again`] and
+/// [`process_locks`].
+pub fn restore(state: &RegularFile, reference: Option<BorrowedFd<'_>>) -> Result<OwnedFd, Error> {
+    let fd = open_again((&state.path, state.flags), state.identity, reference)?;
     set_position(fd.as_fd(), state.flags, state.position, &state.path)?;
     Ok(fd)
 }

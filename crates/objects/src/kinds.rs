@@ -60,12 +60,15 @@ kinds! {
         &unix::METHODS,
     );
     RegularFile: "regular file", Replicated(
-        "opened again by path; position, flags, locks. What was appended after the last \
-         commit is cut off at a takeover; what was overwritten in the middle after it is \
-         not rolled back",
+        "the same file, renamed and deleted ones too; position, flags, locks. What was \
+         appended after the last commit is cut off at a takeover; what was overwritten in \
+         the middle after it is not rolled back",
         &file::METHODS,
     );
-    Directory: "directory", Replicated("opened again by path; position", &directory::METHODS);
+    Directory: "directory", Replicated(
+        "the same directory, renamed and removed ones too; position",
+        &directory::METHODS,
+    );
     CharacterDevice: "/dev/null, zero, full, random, urandom", Replicated(
         "opened again by path",
         &device::METHODS,
@@ -76,7 +79,7 @@ kinds! {
         &pipe::METHODS,
     );
     Fifo: "FIFO", Replicated(
-        "as a pipe; no process outside may hold the other end",
+        "as a pipe, renamed and removed ones too; no process outside may hold the other end",
         &pipe::METHODS,
     );
     Output: "standard output, standard error", Replicated(
@@ -131,9 +134,6 @@ kinds! {
          at once, as getifaddrs does, is no hindrance",
     );
     RawSocket: "raw or packet socket", Refused("packets that it received cannot be put back");
-    DeletedFile: "deleted file", Refused(
-        "it has no path by which the replica could open it; a memfd in its place works",
-    );
     HugePages: "file on hugetlbfs", Refused("its pages are not tracked");
     Terminal: "terminal", Refused(
         "its state belongs to the terminal; let the service use pipes or /dev/null instead",

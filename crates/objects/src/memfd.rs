@@ -13,9 +13,6 @@ const SUFFIX: &str = " (deleted)";
 
 // include/uapi/linux/fcntl.h
 const F_SEAL_EXEC: i32 = 0x0020;
-/// What `fchmod(2)` sets of a mode.
-const PERMISSIONS: u32 = 0o7777;
-
 // include/uapi/linux/memfd.h
 const MFD_NOEXEC_SEAL: u32 = 0x0008;
 
@@ -78,10 +75,10 @@ pub fn capture(fd: BorrowedFd<'_>) -> Result<MemoryFile, Error> {
             inode: status.inode,
         },
         flags,
+        ownership: description::ownership_of(&status),
         position,
         length_bytes: status.length_bytes,
         seals: memfd::seals(fd).during("read the seals of", &path)?,
-        mode: status.mode & PERMISSIONS,
         content: read_content(fd, position, &path)?,
     })
 }
@@ -158,11 +155,13 @@ fn seal_all(batch: &Batch<'_>, _: &Scene, restored: &mut Restored) -> Result<(),
 pub fn restore(state: &MemoryFile, existing: Option<BorrowedFd<'_>>) -> Result<OwnedFd, Error> {
     let name = &state.name;
     let fd = match existing {
-        Some(existing) => fdinfo::reopen(existing, description::open_flags(state.flags))
-            .during("open once more the memfd", name)?,
+        Some(existing) => {
+            description::set_ownership(existing, state.ownership, name)?;
+            fdinfo::reopen(existing, description::open_flags(state.flags))
+                .during("open once more the memfd", name)?
+        }
         None => create(state)?,
     };
-    descriptor::set_mode(fd.as_fd(), state.mode).during("set the mode of the memfd", name)?;
     description::set_position(fd.as_fd(), state.flags, state.position, name)?;
     Ok(fd)
 }
@@ -179,6 +178,7 @@ fn create(state: &MemoryFile) -> Result<OwnedFd, Error> {
     let fd = memfd::create(&path, libc::MFD_ALLOW_SEALING | no_execute)
         .during("create the memfd", name)?;
     descriptor::truncate(fd.as_fd(), state.length_bytes).during("size the memfd", name)?;
+    description::set_ownership(fd.as_fd(), state.ownership, name)?;
     for (start, bytes) in &state.content {
         let mut done = 0;
         while done < bytes.len() {

@@ -7,7 +7,7 @@ use crate::{Context, Error, description};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use unbroken_image::object::{Pipe, PipeEnd};
-use unbroken_image::{Object, ObjectId};
+use unbroken_image::{FileIdentity, Object, ObjectId};
 use unbroken_sys::{descriptor, fdinfo, pipe};
 
 pub(crate) const METHODS: Methods = Methods {
@@ -21,6 +21,9 @@ pub(crate) const METHODS: Methods = Methods {
 fn read(reading: &mut Reading, fd: BorrowedFd<'_>, means: &mut Means<'_>) -> Result<(), Error> {
     let state = capture(fd, &mut means.tools.scratch)?;
     refuse_end_outside(fd, &state, means.other_ends)?;
+    if state.fifo_path.is_some() {
+        reading.watches.refer(&means.holders)?;
+    }
     reading.state = Some(Object::PipeEnd(state));
     Ok(())
 }
@@ -77,7 +80,7 @@ fn refuse_end_outside(
     }
     let what = match &state.fifo_path {
         Some(path) => format!("the FIFO {path}"),
-        None => format!("a pipe with inode {}", state.inode),
+        None => format!("a pipe with inode {}", state.identity.inode),
     };
     Err(Error::refused(
         what,
@@ -99,8 +102,12 @@ pub fn capture(fd: BorrowedFd<'_>, scratch: &mut Scratch) -> Result<PipeEnd, Err
         _ => Some(capture_content(fd, scratch)?),
     };
     Ok(PipeEnd {
-        inode: status.inode,
+        identity: FileIdentity {
+            device: status.device,
+            inode: status.inode,
+        },
         flags,
+        ownership: description::ownership_of(&status),
         pipe,
         fifo_path,
     })
@@ -154,38 +161,42 @@ fn is_packet(
     Ok(left == 0)
 }
 
-fn make(batch: &Batch<'_>, _: &Scene, restored: &mut Restored) -> Result<(), Error> {
-    let mut pipes: BTreeMap<u64, Vec<(ObjectId, &PipeEnd)>> = BTreeMap::new();
+fn make(batch: &Batch<'_>, scene: &Scene, restored: &mut Restored) -> Result<(), Error> {
+    let mut pipes: BTreeMap<FileIdentity, Vec<(ObjectId, &PipeEnd)>> = BTreeMap::new();
     for (id, object) in batch {
         if let Object::PipeEnd(state) = object {
-            pipes.entry(state.inode).or_default().push((*id, state));
+            pipes.entry(state.identity).or_default().push((*id, state));
         }
     }
     for ends in pipes.into_values() {
         let states: Vec<&PipeEnd> = ends.iter().map(|(_, state)| *state).collect();
-        let descriptors = restore_group(&states)?;
+        let descriptors = restore_group(&states, scene.reference(states[0].identity))?;
         let ids = ends.iter().map(|(id, _)| *id);
         restored.descriptors.extend(ids.zip(descriptors));
     }
     Ok(())
 }
 
-/// Makes one pipe or FIFO and all the ends in `ends` (which name the same one), in their order.
+/// Makes one pipe, or opens the FIFO of `reference`, with all the ends in `ends` (which name the same
+/// one), in their order.
 /// Read ends whose pipe has no writer among them report end of file after the content, write ends
 /// without a reader `EPIPE`, as the originals did.
-pub fn restore_group(ends: &[&PipeEnd]) -> Result<Vec<OwnedFd>, Error> {
+pub fn restore_group(
+    ends: &[&PipeEnd],
+    reference: Option<BorrowedFd<'_>>,
+) -> Result<Vec<OwnedFd>, Error> {
     let Some(first) = ends.first() else {
         return Ok(Vec::new());
     };
-    if let Some(stranger) = ends.iter().find(|end| end.inode != first.inode) {
+    if let Some(stranger) = ends.iter().find(|end| end.identity != first.identity) {
         return Err(Error::differs(
-            format!("pipe {}", first.inode),
-            format!("pipe {} was given as an end of it", stranger.inode),
+            format!("pipe {}", first.identity.inode),
+            format!("pipe {} was given as an end of it", stranger.identity.inode),
         ));
     }
     let state = ends.iter().find_map(|end| end.pipe.as_ref());
     match &first.fifo_path {
-        Some(path) => restore_fifo(path, ends, state),
+        Some(path) => restore_fifo((path, reference), ends, state),
         None => restore_pipe(ends, state),
     }
 }
@@ -194,6 +205,9 @@ fn restore_pipe(ends: &[&PipeEnd], state: Option<&Pipe>) -> Result<Vec<OwnedFd>,
     let (read, write) = pipe::pipe(libc::O_NONBLOCK).during("create", "a pipe")?;
     if let Some(state) = state {
         fill(write.as_fd(), state)?;
+    }
+    if let Some(first) = ends.first() {
+        description::set_ownership(write.as_fd(), first.ownership, "a pipe")?;
     }
     // The two first ends are given away as they are; further descriptions are opened anew.
     let anchors = [
@@ -222,22 +236,16 @@ fn restore_pipe(ends: &[&PipeEnd], state: Option<&Pipe>) -> Result<Vec<OwnedFd>,
 }
 
 fn restore_fifo(
-    path: &str,
+    (path, reference): (&str, Option<BorrowedFd<'_>>),
     ends: &[&PipeEnd],
     state: Option<&Pipe>,
 ) -> Result<Vec<OwnedFd>, Error> {
-    let c_path = fdinfo::c_path(path).during("open", path)?;
+    let Some(reference) = reference else {
+        return Err(Error::differs(path, "nothing refers to the FIFO"));
+    };
     // Reading and writing at once: no open of a FIFO waits for the other side then.
-    let anchor = descriptor::open(
-        None,
-        &c_path,
-        libc::O_RDWR | libc::O_NONBLOCK | libc::O_CLOEXEC,
-    )
-    .during("open", path)?;
-    let found = descriptor::status(anchor.as_fd()).during("look at", path)?;
-    if found.file_type() != libc::S_IFIFO || found.inode != ends[0].inode {
-        return Err(Error::differs(path, "another file has this name now"));
-    }
+    let anchor = fdinfo::reopen(reference, libc::O_RDWR | libc::O_NONBLOCK)
+        .during("open once more", path)?;
     let left = descriptor::unread_bytes(anchor.as_fd()).during("look into", path)?;
     if left > 0 {
         return Err(Error::differs(
@@ -251,8 +259,8 @@ fn restore_fifo(
     ends.iter()
         .map(|end| {
             let access = end.flags & libc::O_ACCMODE;
-            let fd = descriptor::open(None, &c_path, access | libc::O_NONBLOCK | libc::O_CLOEXEC)
-                .during("open", path)?;
+            let fd = fdinfo::reopen(reference, access | libc::O_NONBLOCK)
+                .during("open once more", path)?;
             descriptor::set_status_flags(fd.as_fd(), end.flags).during("set the flags of", path)?;
             Ok(fd)
         })

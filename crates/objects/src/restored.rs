@@ -5,9 +5,9 @@ use crate::tcp::packets::{Inject, Resend};
 use crate::tcp::plan::View;
 use crate::tcp::restore::Prepared;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use unbroken_image::object::TcpConnection;
-use unbroken_image::{Object, ObjectId};
+use unbroken_image::{FileIdentity, Object, ObjectId};
 
 /// The phases of a restore, in their order. In each one the objects of all kinds take their step
 /// before any takes that of the next.
@@ -38,6 +38,14 @@ pub struct Scene {
     pub views: HashMap<ObjectId, View>,
     /// The memfds that the replica's memory has made already.
     pub memory_files: BTreeMap<ObjectId, OwnedFd>,
+    /// References (`O_PATH`) to the files that the objects name.
+    pub references: HashMap<FileIdentity, OwnedFd>,
+}
+
+impl Scene {
+    pub(crate) fn reference(&self, identity: FileIdentity) -> Option<BorrowedFd<'_>> {
+        self.references.get(&identity).map(OwnedFd::as_fd)
+    }
 }
 
 /// Everything that the replica's descriptors will name, and what has to be done with it.

@@ -4,6 +4,7 @@
 use crate::table::process::Holders;
 use crate::{Context, Error};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use unbroken_image::{Fd, Pid};
 use unbroken_sys::descriptor::{self, Status};
 use unbroken_sys::fdinfo;
@@ -32,8 +33,8 @@ impl Watch {
 #[derive(Debug, Default)]
 pub(crate) struct Watches {
     list: Vec<Watch>,
-    /// An `O_PATH` descriptor for `fstat`, and what that showed at the last reading.
-    reference: Option<(OwnedFd, Status)>,
+    /// An `O_PATH` descriptor, and what `fstat` showed at the last reading.
+    reference: Option<(Arc<OwnedFd>, Status)>,
 }
 
 impl Watches {
@@ -59,7 +60,7 @@ impl Watches {
         self.read().map(drop)
     }
 
-    /// Takes the file's times and length down, for [`Watches::status`].
+    /// Refers to the file, and takes its times and length down, for [`Watches::status`].
     pub fn refer(&mut self, holders: &Holders<'_>) -> Result<(), Error> {
         let Holders { processes, slots } = *holders;
         let fd = match self.reference.take() {
@@ -71,12 +72,17 @@ impl Watches {
                 let Some(process) = processes.get(pid) else {
                     return Ok(());
                 };
-                process.source.reference(*fd)?
+                Arc::new(process.source.reference(*fd)?)
             }
         };
         let status = descriptor::status(fd.as_fd()).during("look at", "a file")?;
         self.reference = Some((fd, status));
         Ok(())
+    }
+
+    /// An `O_PATH` descriptor of the file, if it is one that is referred to.
+    pub fn reference(&self) -> Option<&Arc<OwnedFd>> {
+        self.reference.as_ref().map(|(fd, _)| fd)
     }
 
     /// What the file shows now, and what it showed before.

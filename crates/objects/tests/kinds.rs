@@ -10,7 +10,7 @@ use unbroken_objects::file::CutBack;
 use unbroken_objects::{
     Error, Kind, Scratch, classify, device, directory, eventfd, file, memfd, pipe, signalfd,
 };
-use unbroken_sys::{descriptor, event, lock, memfd as sys_memfd, pipe as sys_pipe};
+use unbroken_sys::{descriptor, event, fdinfo, lock, memfd as sys_memfd, pipe as sys_pipe};
 
 /// A directory of one test's own, removed with it.
 struct Scene(PathBuf);
@@ -36,6 +36,10 @@ impl Drop for Scene {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
+}
+
+fn reference(of: impl AsFd) -> OwnedFd {
+    fdinfo::reopen(of.as_fd(), libc::O_PATH).expect("refer to a file")
 }
 
 fn read_some(fd: BorrowedFd<'_>, most: usize) -> Vec<u8> {
@@ -66,7 +70,7 @@ fn a_file_keeps_position_flags_and_path() {
     );
     let state = file::capture(original.as_fd()).expect("capture");
     assert_eq!((state.position, state.length_bytes), (4, Some(10)));
-    let copy = file::restore(&state).expect("restore");
+    let copy = file::restore(&state, Some(reference(&original).as_fd())).expect("restore");
     assert_eq!(
         file::capture(copy.as_fd()).expect("capture the copy"),
         state
@@ -80,30 +84,50 @@ fn a_file_keeps_position_flags_and_path() {
 }
 
 #[test]
-fn a_file_that_was_replaced_is_refused() {
+fn a_file_that_was_replaced_and_deleted_is_still_the_same() {
     let scene = Scene::new("rename");
-    let original = scene.open("a", libc::O_RDONLY);
-    let state = file::capture(original.as_fd()).expect("capture");
-    fs::rename(scene.0.join("a"), scene.0.join("b")).expect("rename");
-    fs::write(scene.0.join("a"), b"another").expect("put another file there");
-    assert!(matches!(file::restore(&state), Err(Error::Differs { .. })));
+    for flags in [0, libc::O_NOFOLLOW] {
+        let original = scene.open("a", libc::O_RDWR | flags);
+        let reference = reference(&original);
+        let restored = |state| file::restore(state, Some(reference.as_fd())).expect("restore");
+        let state = file::capture(original.as_fd()).expect("capture");
+        fs::rename(scene.0.join("a"), scene.0.join("b")).expect("rename");
+        fs::write(scene.0.join("a"), b"another").expect("put another file there");
+        let copy = restored(&state);
+        assert_eq!(read_some(copy.as_fd(), 10), b"0123456789");
+        // A flag that an open sets, and that nothing clears.
+        let kept = descriptor::status_flags(copy.as_fd()).expect("flags") & libc::O_NOFOLLOW;
+        assert_eq!(kept, flags);
+        fs::remove_file(scene.0.join("b")).expect("delete");
+        fs::remove_file(scene.0.join("a")).expect("delete the other");
+        let kind = classify(original.as_fd()).expect("classify");
+        assert_eq!(kind, Kind::RegularFile);
+        let deleted = file::capture(original.as_fd()).expect("capture");
+        assert_eq!(deleted.identity, state.identity);
+        assert_eq!(read_some(restored(&deleted).as_fd(), 3), b"012");
+    }
 }
 
 #[test]
-fn a_deleted_file_is_refused() {
-    let scene = Scene::new("deleted");
-    let original = scene.open("a", libc::O_RDWR);
-    fs::remove_file(scene.0.join("a")).expect("delete");
-    let kind = classify(original.as_fd()).expect("classify");
-    let error = kind
-        .require_support()
-        .expect_err("a deleted file has no path");
-    assert!(
-        error
-            .to_string()
-            .starts_with("deleted file cannot be replicated"),
-        "{error}"
-    );
+fn a_file_is_never_looked_for_by_its_name() {
+    let scene = Scene::new("unreferred");
+    let original = scene.open("a", libc::O_RDONLY);
+    let state = file::capture(original.as_fd()).expect("capture");
+    let error = file::restore(&state, None).expect_err("nothing refers to it");
+    assert!(matches!(error, Error::Differs { .. }), "{error}");
+}
+
+#[test]
+fn a_removed_directory_is_still_the_same() {
+    let scene = Scene::new("removed");
+    let path = scene.0.join("d");
+    fs::create_dir(&path).expect("make a directory");
+    let original = OwnedFd::from(File::open(&path).expect("open"));
+    let reference = reference(&original);
+    fs::remove_dir(&path).expect("remove");
+    let state = directory::capture(original.as_fd()).expect("capture");
+    let copy = directory::restore(&state, Some(reference.as_fd())).expect("restore");
+    assert_eq!(directory::capture(copy.as_fd()).expect("capture"), state);
 }
 
 #[test]
@@ -112,7 +136,7 @@ fn a_file_is_cut_back_only_when_its_writer_is_sequential() {
     let append = scene.open("a", libc::O_WRONLY | libc::O_APPEND);
     let state = file::capture(append.as_fd()).expect("capture");
     write_all(append.as_fd(), b"after the commit");
-    let copy = file::restore(&state).expect("restore");
+    let copy = file::restore(&state, Some(reference(&append).as_fd())).expect("restore");
     let cut = file::cut_back(copy.as_fd(), &state).expect("cut back");
     assert_eq!(
         cut,
@@ -170,7 +194,7 @@ fn locks_of_the_description_are_taken_again() {
         },
     ];
     assert_eq!(state.locks, expected);
-    let copy = file::restore(&state).expect("restore");
+    let copy = file::restore(&state, Some(reference(&original).as_fd())).expect("restore");
     let error = file::lock_again(copy.as_fd(), &state).expect_err("the original holds the lock");
     assert_eq!(error.errno(), Some(libc::EWOULDBLOCK));
     drop(original);
@@ -233,7 +257,7 @@ fn a_directory_goes_on_listing_where_it_was() {
         Kind::Directory
     );
     let state = directory::capture(original.as_fd()).expect("capture");
-    let copy = directory::restore(&state).expect("restore");
+    let copy = directory::restore(&state, Some(reference(&original).as_fd())).expect("restore");
     let mut rest = 0;
     descriptor::each_name(copy.as_fd(), |_| rest += 1).expect("list");
     assert_eq!(rest, 0, "the listing was at its end");
@@ -325,8 +349,8 @@ fn pipe_pair(flags: i32) -> (OwnedFd, OwnedFd, Scratch) {
     (read, write, Scratch::new().expect("scratch"))
 }
 
-fn restore_both(ends: &[PipeEnd; 2]) -> Result<[OwnedFd; 2], Error> {
-    let restored = pipe::restore_group(&[&ends[0], &ends[1]])?;
+fn restore_both(ends: &[PipeEnd; 2], fifo: Option<BorrowedFd<'_>>) -> Result<[OwnedFd; 2], Error> {
+    let restored = pipe::restore_group(&[&ends[0], &ends[1]], fifo)?;
     Ok(restored.try_into().expect("as many ends as were asked for"))
 }
 
@@ -344,10 +368,10 @@ fn a_pipe_keeps_content_flags_and_capacity() {
         descriptor::unread_bytes(read.as_fd()).expect("FIONREAD"),
         content.len()
     );
-    let [copy_read, copy_write] = restore_both(&states).expect("restore");
+    let [copy_read, copy_write] = restore_both(&states, None).expect("restore");
     for (end, state) in [(&copy_read, &states[0]), (&copy_write, &states[1])] {
         let mut again = pipe::capture(end.as_fd(), &mut scratch).expect("capture the copy");
-        again.inode = state.inode;
+        again.identity = state.identity;
         assert_eq!(&again, state);
     }
     write_all(copy_write.as_fd(), b"more");
@@ -372,7 +396,9 @@ fn packets_keep_their_borders() {
         assert_eq!(content.content, packets);
         // The write end is closed meanwhile: the borders must not hang on it.
         drop(write);
-        let copy = pipe::restore_group(&[&state]).expect("restore").remove(0);
+        let copy = pipe::restore_group(&[&state], None)
+            .expect("restore")
+            .remove(0);
         for packet in packets {
             // A short read of a packet loses its rest.
             assert_eq!(read_some(copy.as_fd(), 2), packet[..2]);
@@ -394,7 +420,9 @@ fn a_write_end_alone_breaks_as_the_original_does() {
     let (read, write, mut scratch) = pipe_pair(libc::O_NONBLOCK);
     drop(read);
     let state = pipe::capture(write.as_fd(), &mut scratch).expect("capture");
-    let copy = pipe::restore_group(&[&state]).expect("restore").remove(0);
+    let copy = pipe::restore_group(&[&state], None)
+        .expect("restore")
+        .remove(0);
     let error = descriptor::write(copy.as_fd(), b"x").expect_err("EPIPE");
     assert_eq!(error.raw_os_error(), Some(libc::EPIPE));
 }
@@ -406,7 +434,7 @@ fn ends_opened_twice_share_one_pipe_and_keep_their_own_flags() {
     descriptor::set_status_flags(second.as_fd(), libc::O_NONBLOCK).expect("set flags");
     let states = [&read, &write, &second]
         .map(|end| pipe::capture(end.as_fd(), &mut scratch).expect("capture"));
-    let ends = pipe::restore_group(&[&states[0], &states[1], &states[2]]).expect("restore");
+    let ends = pipe::restore_group(&[&states[0], &states[1], &states[2]], None).expect("restore");
     let flags = |end: &OwnedFd| descriptor::status_flags(end.as_fd()).expect("flags");
     assert_eq!(flags(&ends[1]) & libc::O_NONBLOCK, 0);
     assert_ne!(flags(&ends[2]) & libc::O_NONBLOCK, 0);
@@ -415,7 +443,7 @@ fn ends_opened_twice_share_one_pipe_and_keep_their_own_flags() {
 }
 
 #[test]
-fn a_fifo_is_opened_by_its_path() {
+fn a_fifo_is_opened_again_whatever_its_name() {
     let scene = Scene::new("fifo");
     let path = scene.0.join("fifo");
     let made = std::process::Command::new("mkfifo")
@@ -430,10 +458,14 @@ fn a_fifo_is_opened_by_its_path() {
     let mut scratch = Scratch::new().expect("scratch");
     let states =
         [&read, &write].map(|end| pipe::capture(end.as_fd(), &mut scratch).expect("capture"));
-    let error = restore_both(&states).expect_err("held open");
+    let reference = reference(&read);
+    fs::rename(&path, scene.0.join("renamed")).expect("rename");
+    fs::write(&path, b"no FIFO").expect("put a file there");
+    let error = restore_both(&states, Some(reference.as_fd())).expect_err("held open");
     assert!(matches!(error, Error::Differs { .. }), "{error}");
     drop((read, write));
-    let [copy, other] = restore_both(&states).expect("restore");
+    fs::remove_file(scene.0.join("renamed")).expect("remove");
+    let [copy, other] = restore_both(&states, Some(reference.as_fd())).expect("restore");
     write_all(other.as_fd(), b", new");
     assert_eq!(read_some(copy.as_fd(), 20), b"unread, new");
 }
@@ -481,7 +513,7 @@ fn a_file_of_proc_is_opened_again_whatever_its_inode() {
     let mut start = [0; 5];
     original.read_exact(&mut start).expect("read");
     let state = file::capture(original.as_fd()).expect("capture");
-    let mut copy = File::from(file::restore(&state).expect("restore"));
+    let mut copy = File::from(file::restore(&state, None).expect("restore"));
     let mut rest = String::new();
     copy.read_to_string(&mut rest).expect("read");
     assert!(rest.starts_with('\t'), "{rest:?}");

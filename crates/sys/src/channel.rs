@@ -61,6 +61,20 @@ impl Channel {
     /// Sends one message; at most [`DESCRIPTORS_MAX`] descriptors go with it as duplicates.
     /// Never raises `SIGPIPE`; `EPIPE` when the other end is gone.
     pub fn send(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.send_with(0, bytes, descriptors)
+    }
+
+    /// The same, but does not wait for room: `WouldBlock` when there is none.
+    pub fn try_send(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.send_with(libc::MSG_DONTWAIT, bytes, descriptors)
+    }
+
+    fn send_with(
+        &self,
+        flags: libc::c_int,
+        bytes: &[u8],
+        descriptors: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
         if descriptors.len() > DESCRIPTORS_MAX {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -94,7 +108,11 @@ impl Channel {
         loop {
             // SAFETY: `message` points to live buffers of the lengths it names.
             let sent = unsafe {
-                libc::sendmsg(self.0.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL)
+                libc::sendmsg(
+                    self.0.as_raw_fd(),
+                    &raw const message,
+                    libc::MSG_NOSIGNAL | flags,
+                )
             };
             if sent >= 0 {
                 return Ok(());
@@ -108,6 +126,15 @@ impl Channel {
 
     /// Waits for one message. A longer one than `buffer` is an error (`EMSGSIZE`).
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Received> {
+        self.receive_with(0, buffer)
+    }
+
+    /// The same, but does not wait: `WouldBlock` when there is no message.
+    pub fn try_receive(&self, buffer: &mut [u8]) -> io::Result<Received> {
+        self.receive_with(libc::MSG_DONTWAIT, buffer)
+    }
+
+    fn receive_with(&self, flags: libc::c_int, buffer: &mut [u8]) -> io::Result<Received> {
         let mut control = ControlBuffer([0; CONTROL_BYTES]);
         let mut part = libc::iovec {
             iov_base: buffer.as_mut_ptr().cast(),
@@ -122,7 +149,11 @@ impl Channel {
         let length_bytes = loop {
             // SAFETY: `message` points to live buffers of the lengths it names.
             let length = unsafe {
-                libc::recvmsg(self.0.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC)
+                libc::recvmsg(
+                    self.0.as_raw_fd(),
+                    &raw mut message,
+                    libc::MSG_CMSG_CLOEXEC | flags,
+                )
             };
             if length >= 0 {
                 break length as usize;

@@ -15,6 +15,8 @@ pub struct Status {
     pub inode: u64,
     /// Type and permission bits.
     pub mode: u32,
+    pub user: u32,
+    pub group: u32,
     /// `st_rdev`: which device a device file is.
     pub special_device: u64,
     pub length_bytes: u64,
@@ -53,6 +55,8 @@ pub fn status(fd: BorrowedFd<'_>) -> io::Result<Status> {
         device: raw.st_dev,
         inode: raw.st_ino,
         mode: raw.st_mode,
+        user: raw.st_uid,
+        group: raw.st_gid,
         special_device: raw.st_rdev,
         length_bytes: u64::try_from(raw.st_size).unwrap_or(0),
         links: raw.st_nlink,
@@ -67,6 +71,15 @@ pub fn filesystem_magic(fd: BorrowedFd<'_>) -> io::Result<i64> {
     // SAFETY: the kernel fills `raw`, which outlives the call.
     check(unsafe { libc::fstatfs(fd.as_raw_fd(), &mut raw) })?;
     Ok(raw.f_type)
+}
+
+/// Whether what `fd` names has an identity (`st_dev`, `st_ino`) that lasts. Some filesystems of the
+/// kernel's make their inodes as they are looked up, or give the same path another number on each
+/// mount.
+pub fn has_lasting_identity(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    // include/uapi/linux/magic.h: proc, sysfs, cgroup and cgroup2
+    const MADE_WHEN_LOOKED_UP: [i64; 4] = [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270];
+    Ok(!MADE_WHEN_LOOKED_UP.contains(&filesystem_magic(fd)?))
 }
 
 fn control(fd: BorrowedFd<'_>, command: libc::c_int, argument: libc::c_int) -> io::Result<i32> {
@@ -110,12 +123,6 @@ pub fn truncate(fd: BorrowedFd<'_>, length_bytes: u64) -> io::Result<()> {
         i64::try_from(length_bytes).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
     // SAFETY: no memory is involved.
     check(unsafe { libc::ftruncate(fd.as_raw_fd(), length) }).map(drop)
-}
-
-/// `fchmod(2)`.
-pub fn set_mode(fd: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
-    // SAFETY: no memory is involved.
-    check(unsafe { libc::fchmod(fd.as_raw_fd(), mode) }).map(drop)
 }
 
 /// `read(2)`.
@@ -176,11 +183,44 @@ pub fn poll_now(fd: BorrowedFd<'_>, events: i16) -> io::Result<i16> {
     Ok(entry.revents)
 }
 
+/// `fchown(2)`.
+pub fn set_owner(fd: BorrowedFd<'_>, user: u32, group: u32) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::fchown(fd.as_raw_fd(), user, group) }).map(drop)
+}
+
+/// `fchmod(2)` with permission bits.
+pub fn set_mode(fd: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::fchmod(fd.as_raw_fd(), mode) }).map(drop)
+}
+
 /// `openat(2)`; with `directory` as `None` relative to the working directory.
 pub fn open(directory: Option<BorrowedFd<'_>>, path: &CStr, flags: i32) -> io::Result<OwnedFd> {
     let base = directory.map_or(libc::AT_FDCWD, |fd| fd.as_raw_fd());
     // SAFETY: `path` is NUL-terminated; no mode is read as neither O_CREAT nor O_TMPFILE is passed.
     let fd = check(unsafe { libc::openat(base, path.as_ptr(), flags & !libc::O_CREAT) })?;
+    // SAFETY: the kernel just gave us this number, and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Opens a path as it is seen from `root`, which no part of it leads out of (`openat2(2)`).
+pub fn open_beneath(root: BorrowedFd<'_>, path: &CStr, flags: i32) -> io::Result<OwnedFd> {
+    // SAFETY: all-zero bytes are a valid `struct open_how`.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    how.flags = u64::from((flags & !libc::O_CREAT).cast_unsigned());
+    how.resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
+    // SAFETY: `path` is NUL-terminated, and `how` outlives the call, which is told its length.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_openat2,
+            root.as_raw_fd(),
+            path.as_ptr(),
+            &raw const how,
+            std::mem::size_of_val(&how),
+        )
+    };
+    let fd = check(fd as libc::c_int)?;
     // SAFETY: the kernel just gave us this number, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -129,9 +129,25 @@ impl ProcessDirectory {
         )
     }
 
-    /// An `O_PATH` descriptor of the file behind `fd`: for `fstat`, without its locks or position.
+    /// A reference to the file behind `fd`: an `O_PATH` descriptor, which has neither its locks nor
+    /// its position, and is of that file whatever becomes of its name.
     pub fn reference(&self, fd: i32) -> io::Result<OwnedFd> {
-        let path = ShortPath::new(format_args!("fd/{fd}"))?;
+        self.follow(format_args!("fd/{fd}"))
+    }
+
+    /// The same to the file that is mapped from `start` to `end`, which is one mapping of the
+    /// kernel's.
+    pub fn mapped_file(&self, start: u64, end: u64) -> io::Result<OwnedFd> {
+        self.follow(format_args!("map_files/{start:x}-{end:x}"))
+    }
+
+    /// The same to where a link of the process leads: `exe`, `cwd` or `root`.
+    pub fn linked(&self, name: &str) -> io::Result<OwnedFd> {
+        self.follow(format_args!("{name}"))
+    }
+
+    fn follow(&self, link: fmt::Arguments<'_>) -> io::Result<OwnedFd> {
+        let path = ShortPath::new(link)?;
         descriptor::open(
             Some(self.0.as_fd()),
             path.as_c_str(),

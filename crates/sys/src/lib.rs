@@ -16,6 +16,7 @@ pub mod descriptor;
 pub mod epoll;
 pub mod event;
 pub mod fdinfo;
+pub mod file_handle;
 pub mod futex;
 pub mod inherited;
 pub mod kcmp;

@@ -2,7 +2,6 @@
 
 use crate::host::HostTid;
 use std::io;
-use unbroken_image::Pid;
 use unbroken_sys::ptrace;
 
 #[derive(Debug, thiserror::Error)]
@@ -45,12 +44,6 @@ pub enum TraceError {
 
     #[error("process {pid}: no such process in the tree")]
     NoSuchProcess { pid: i32 },
-
-    #[error(
-        "process {pid} of the service stands in a deleted directory ({path}), which a replica \
-         could not enter; start it in one that stays"
-    )]
-    DirectoryDeleted { pid: Pid, path: String },
 
     #[error("batch of system calls: {what} is full; run it and start another")]
     BatchFull { what: &'static str },

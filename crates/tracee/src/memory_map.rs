@@ -12,6 +12,7 @@ use unbroken_image::{AddressRange, Advice, Backing, FileIdentity, Mapping, Prote
 #[derive(Default)]
 pub struct MapReader {
     text: String,
+    files: Vec<(FileIdentity, AddressRange)>,
 }
 
 impl MapReader {
@@ -27,14 +28,20 @@ impl MapReader {
         map: &mut Vec<Mapping>,
     ) -> Result<(), TraceError> {
         self.load(process.host_pid, "maps")?;
-        parse(&self.text, process.host_pid, previous, map)
+        parse(&self.text, process.host_pid, previous, map, &mut self.files)
     }
 
     /// As [`MapReader::read`], with the advice that is in force. Walks the page tables of the whole
     /// process: about a millisecond for each 100 MB.
     pub fn survey(&mut self, process: &Process, map: &mut Vec<Mapping>) -> Result<(), TraceError> {
         self.load(process.host_pid, "smaps")?;
-        parse(&self.text, process.host_pid, &[], map)
+        parse(&self.text, process.host_pid, &[], map, &mut self.files)
+    }
+
+    /// The files in the map that was read last, each with a mapping of the kernel's that shows it: a
+    /// name in `/proc/PID/map_files`. A file may be among them more than once.
+    pub fn files(&self) -> &[(FileIdentity, AddressRange)] {
+        &self.files
     }
 
     fn load(&mut self, host_pid: HostPid, file: &str) -> Result<(), TraceError> {
@@ -52,8 +59,10 @@ fn parse(
     host_pid: HostPid,
     previous: &[Mapping],
     map: &mut Vec<Mapping>,
+    files: &mut Vec<(FileIdentity, AddressRange)>,
 ) -> Result<(), TraceError> {
     map.clear();
+    files.clear();
     let mut waiting: Option<Mapping> = None;
     for line in text.lines() {
         if let Some(flags) = line.strip_prefix("VmFlags:") {
@@ -68,6 +77,11 @@ fn parse(
             continue;
         }
         let mapping = parse_line(line, host_pid)?;
+        if let Backing::File { identity, .. } = mapping.backing
+            && files.last().is_none_or(|(last, _)| *last != identity)
+        {
+            files.push((identity, mapping.range));
+        }
         if let Some(finished) = waiting.take() {
             push_merged(map, finished);
         }
@@ -162,30 +176,25 @@ fn backing_of(
             Ok(Backing::Anonymous)
         };
     }
-    let memfd = name
-        .strip_prefix("/memfd:")
-        .and_then(|name| name.strip_suffix(" (deleted)"));
-    let shared_memory = Backing::SharedMemory {
-        identity,
-        offset_bytes,
-        name: unescape(memfd.unwrap_or_default()),
-    };
-    if name.starts_with("[anon_shmem:") || name.starts_with("/SYSV") {
-        return Ok(shared_memory);
-    }
     if name.starts_with("/anon_hugepage") || name.starts_with("/dev/hugepages") {
         return Err("it is made of huge pages (MAP_HUGETLB), whose writes are not tracked by page");
     }
-    if let Some(path) = name.strip_suffix(" (deleted)") {
-        // "/dev/zero" for MAP_SHARED | MAP_ANONYMOUS, "/memfd:name", or a file without a name any
-        // more, which nothing can open: its content travels as that of shared memory does.
-        return if path.starts_with('/') && !path.starts_with("/[aio]") {
-            Ok(shared_memory)
-        } else {
-            Err("it belongs to a kernel object that cannot be replicated")
-        };
+    // What never had a name is called deleted.
+    let unnamed = name.strip_suffix(" (deleted)").unwrap_or_default();
+    let memfd = unnamed.strip_prefix("/memfd:");
+    // The first is MAP_SHARED | MAP_ANONYMOUS.
+    if unnamed == "/dev/zero"
+        || memfd.is_some()
+        || unnamed.starts_with("/SYSV")
+        || name.starts_with("[anon_shmem:")
+    {
+        return Ok(Backing::SharedMemory {
+            identity,
+            offset_bytes,
+            name: unescape(memfd.unwrap_or_default()),
+        });
     }
-    if !name.starts_with('/') {
+    if !name.starts_with('/') || unnamed.starts_with("/[aio]") {
         return Err(
             "it belongs to a kernel object that cannot be replicated (io_uring, perf, AIO)",
         );
@@ -193,9 +202,7 @@ fn backing_of(
     if name.starts_with("/dev/") && !name.starts_with("/dev/shm/") && name != "/dev/zero" {
         return Err("it is a device");
     }
-    let path = unescape(name);
     Ok(Backing::File {
-        path,
         identity,
         offset_bytes,
         writable: false,
@@ -276,16 +283,14 @@ fn continues(one: &Mapping, other: &Mapping) -> bool {
                 Backing::File {
                     identity: a,
                     offset_bytes: at_a,
-                    path: path_a,
                     ..
                 },
                 Backing::File {
                     identity: b,
                     offset_bytes: at_b,
-                    path: path_b,
                     ..
                 },
-            ) => a == b && path_a == path_b && origin(one, *at_a) == origin(other, *at_b),
+            ) => a == b && origin(one, *at_a) == origin(other, *at_b),
             (
                 Backing::SharedMemory {
                     identity: a,
@@ -443,7 +448,7 @@ mod tests {
     fn parsed(text: &str) -> Result<Vec<Mapping>, TraceError> {
         let mut map = Vec::new();
         // No process has this number, so no file is found to be open for writing.
-        parse(text, HostPid(i32::MAX), &[], &mut map)?;
+        parse(text, HostPid(i32::MAX), &[], &mut map, &mut Vec::new())?;
         Ok(map)
     }
 
@@ -470,36 +475,45 @@ mod tests {
         assert_eq!(map[4].backing, Backing::Vvar);
         assert!(map[6].grows_down);
         let Backing::File {
-            path,
-            identity,
-            writable,
-            ..
+            identity, writable, ..
         } = &map[0].backing
         else {
             panic!()
         };
-        assert_eq!(
-            (path.as_str(), identity.inode, *writable),
-            ("/lib/x.so", 77, false)
-        );
+        assert_eq!((identity.inode, *writable), (77, false));
         assert_eq!(identity.device, libc::makedev(0xfe, 0));
     }
 
     #[test]
-    fn memory_without_a_path_is_shared_memory() {
+    fn memory_that_never_had_a_path_is_shared_memory() {
         let map = parsed(
             "1000-2000 rw-s 00000000 00:01 5       /dev/zero (deleted)\n\
              2000-3000 rw-s 00001000 00:01 6       /memfd:a b (deleted)\n\
              3000-4000 rw-s 00000000 00:01 7       /SYSV00000000 (deleted)\n\
-             4000-5000 rw-s 00000000 00:01 8       [anon_shmem:pool]\n\
-             5000-6000 r-xp 00000000 fe:00 9       /lib/old.so (deleted)\n",
+             4000-5000 rw-s 00000000 00:01 8       [anon_shmem:pool]\n",
         )
         .unwrap();
-        assert_eq!(map.len(), 5);
+        assert_eq!(map.len(), 4);
         assert!(
             map.iter()
                 .all(|m| matches!(m.backing, Backing::SharedMemory { .. }))
         );
+    }
+
+    #[test]
+    fn a_file_is_the_same_one_whatever_its_name_becomes() {
+        let called = |name: &str| {
+            parsed(&format!(
+                "1000-2000 r-xp 00000000 fe:00 9       {name}\n\
+                 2000-3000 rw-s 00001000 fe:00 9       {name}\n"
+            ))
+            .unwrap()
+        };
+        let before = called("/lib/x.so");
+        assert!(matches!(before[0].backing, Backing::File { .. }));
+        for name in ["/lib/y.so", "/lib/x.so (deleted)", "/SYSV", "/memfd:x"] {
+            assert_eq!(called(name), before, "{name}");
+        }
     }
 
     #[test]
@@ -539,7 +553,8 @@ mod tests {
         assert_eq!(first[0].advice, advice);
         let maps = "1000-2000 r--p 00000000 00:00 0 \n2000-3000 rw-p 00000000 00:00 0 \n";
         let mut second = Vec::new();
-        parse(maps, HostPid(i32::MAX), &first, &mut second).unwrap();
+        let files = &mut Vec::new();
+        parse(maps, HostPid(i32::MAX), &first, &mut second, files).unwrap();
         assert_eq!(second[0].advice, advice);
         assert_eq!(second[1].advice, Advice::default());
     }
@@ -551,7 +566,8 @@ mod tests {
         let before = parsed(text).unwrap();
         unbroken_fuzz::text("proc-maps", &[text], |text| {
             let mut map = Vec::new();
-            if parse(text, HostPid(i32::MAX), &before, &mut map).is_ok() {
+            let files = &mut Vec::new();
+            if parse(text, HostPid(i32::MAX), &before, &mut map, files).is_ok() {
                 let mut ranges = Vec::new();
                 changed_ranges(&before, &map, &mut ranges);
                 changed_ranges(&map, &before, &mut ranges);

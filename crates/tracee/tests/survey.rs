@@ -3,9 +3,11 @@
 mod common;
 
 use common::Guest;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::Command;
-use unbroken_image::{Pid, ProcessState};
-use unbroken_tracee::{HostTid, TraceError, Tree, survey};
+use unbroken_image::{FileIdentity, Pid, ProcessState};
+use unbroken_tracee::{HostTid, Tree, survey};
 
 const NOBODY: u32 = 65534;
 
@@ -59,8 +61,10 @@ fn signals_limits_and_settings() {
     assert_ne!(handled & 1 << (libc::SIGUSR1 - 1), 0);
     assert_eq!(handled & 1 << (libc::SIGUSR2 - 1), 0);
     assert_eq!(state.umask, 0o27);
-    assert_eq!(state.working_directory, directory.to_str().unwrap());
-    assert_eq!(state.root_directory, "/");
+    assert_eq!(state.working_directory.path, directory.to_str().unwrap());
+    assert_eq!(state.working_directory.identity, identity(&directory));
+    assert_eq!(state.root_directory.path, "/");
+    assert_eq!(state.root_directory.identity, identity(Path::new("/")));
     assert_eq!(state.limits.len(), 16);
     assert_eq!(state.limits[libc::RLIMIT_NOFILE as usize], (77, 88));
     assert!(state.child_subreaper);
@@ -99,7 +103,8 @@ fn a_process_that_dropped_root_can_be_surveyed_whole() {
     let attributes = stopped.survey_thread(tid).unwrap();
     assert_ne!(attributes.robust_list.head, 0);
     let layout = stopped.survey_memory_layout(pid).unwrap();
-    assert!(layout.executable.contains("python"));
+    let program = format!("/proc/{}/exe", guest.pid());
+    assert_eq!(layout.executable, identity(Path::new(&program)));
 }
 
 #[test]
@@ -273,17 +278,32 @@ fn threads_and_memory_layout() {
 }
 
 #[test]
-fn a_deleted_working_directory_is_refused() {
+fn a_directory_is_the_same_one_whatever_its_name_becomes() {
     let guest = python(
-        "import tempfile\nd = tempfile.mkdtemp(); os.chdir(d); os.rmdir(d)\n\
+        "import tempfile\nd = tempfile.mkdtemp(); os.mkdir(d + '/a'); os.chdir(d + '/a')\n\
+         os.rename(d + '/a', d + '/b'); os.rmdir(d + '/b'); os.rmdir(d)\n\
          ready(); time.sleep(1000)",
     );
     let (mut tree, pid, _) = seize(&guest);
-    let error = tree.stop().unwrap().survey_process(pid).unwrap_err();
-    assert!(
-        matches!(error, TraceError::DirectoryDeleted { .. }),
-        "{error}"
-    );
+    let state = tree.stop().unwrap().survey_process(pid).unwrap();
+    let link = format!("/proc/{}/cwd", guest.pid());
+    assert_eq!(state.working_directory.identity, identity(Path::new(&link)));
+}
+
+#[test]
+fn a_directory_whose_identity_does_not_last_has_none() {
+    let guest = python("os.chdir('/proc'); ready(); time.sleep(1000)");
+    let state = survey(&guest);
+    assert_eq!(state.working_directory.path, "/proc");
+    assert_eq!(state.working_directory.identity, FileIdentity::default());
+}
+
+fn identity(path: &Path) -> FileIdentity {
+    let file = std::fs::metadata(path).unwrap();
+    FileIdentity {
+        device: file.dev(),
+        inode: file.ino(),
+    }
 }
 
 fn monotonic_ns() -> u64 {

@@ -21,6 +21,9 @@ macro_rules! guests {
 guests! {
     files_keep_position_flags_and_locks: "file",
     a_directory_is_read_on: "directory",
+    files_are_the_same_whatever_becomes_of_their_names: "renamed",
+    files_without_names_are_replicated: "unnamed",
+    the_places_and_the_program_may_be_renamed_and_replaced: "places",
     devices_are_what_they_were: "device",
     duplicates_share_what_they_shared: "dup",
     pipes_keep_content_borders_and_who_waits: "pipe",

@@ -12,6 +12,15 @@ pub enum LockOwner {
     Process(Pid),
 }
 
+/// Of what has no name, and lies on no filesystem that keeps it: who may open it once more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ownership {
+    pub user: u32,
+    pub group: u32,
+    /// The permission bits.
+    pub mode: u32,
+}
+
 /// A lock held on a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileLock {
@@ -22,7 +31,8 @@ pub struct FileLock {
     pub length_bytes: u64,
 }
 
-/// A regular file, reached by path in the service's mount namespace.
+/// A regular file: the one that `identity` says. Its path is what it was called when it was read, and
+/// counts only on filesystems that give no file a lasting identity.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegularFile {
     pub path: String,
@@ -59,11 +69,10 @@ pub struct MemoryFile {
     pub name: String,
     pub identity: FileIdentity,
     pub flags: i32,
+    pub ownership: Ownership,
     pub position: u64,
     pub length_bytes: u64,
     pub seals: i32,
-    /// Permission bits.
-    pub mode: u32,
     /// Where there is data, and the data; the rest is holes.
     pub content: Vec<(u64, Vec<u8>)>,
 }

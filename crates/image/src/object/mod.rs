@@ -6,7 +6,9 @@ mod notify;
 mod pipe;
 mod socket;
 
-pub use file::{CharacterDevice, Directory, FileLock, LockOwner, MemoryFile, RegularFile};
+pub use file::{
+    CharacterDevice, Directory, FileLock, LockOwner, MemoryFile, Ownership, RegularFile,
+};
 pub use notify::{
     BusyPoll, Epoll, EpollEntry, EventCounter, InterestChange, SignalDescriptor, TimerDescriptor,
 };
@@ -16,6 +18,7 @@ pub use socket::{
     UnixAddress, UnixKind, UnixMessage, UnixSocket,
 };
 
+use crate::FileIdentity;
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +44,17 @@ pub enum Object {
 }
 
 impl Object {
+    /// The file, directory or FIFO that it names, if that has an identity that lasts.
+    pub fn file(&self) -> Option<FileIdentity> {
+        let identity = match self {
+            Object::RegularFile(file) => file.identity,
+            Object::Directory(directory) => directory.identity,
+            Object::PipeEnd(end) if end.fifo_path.is_some() => end.identity,
+            _ => return None,
+        };
+        (identity != FileIdentity::default()).then_some(identity)
+    }
+
     /// Bytes of queues and content that the state carries, about: what makes it large.
     pub fn content_bytes(&self) -> usize {
         match self {

@@ -1,3 +1,5 @@
+use super::Ownership;
+use crate::FileIdentity;
 use serde::{Deserialize, Serialize};
 
 /// The pipe behind one or two ends.
@@ -14,13 +16,13 @@ pub struct Pipe {
 /// One open end of a pipe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PipeEnd {
-    /// The pipe's inode on pipefs: ends with the same number belong together.
-    pub inode: u64,
+    /// The pipe's inode, on pipefs or where the FIFO is: ends of the same one belong together.
+    pub identity: FileIdentity,
     /// `F_GETFL`, access mode included.
     pub flags: i32,
+    pub ownership: Ownership,
     /// Set on a read end; a pipe whose read end is closed has no content that matters.
     pub pipe: Option<Pipe>,
-    /// The path in the service's mount namespace of a FIFO; `None` for
-    /// `pipe(2)`.
+    /// What a FIFO was called when it was read; `None` for `pipe(2)`.
     pub fifo_path: Option<String>,
 }

@@ -2,10 +2,12 @@
 
 use super::CaptureError;
 use super::memory::Memory;
+use super::references::References;
+use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
 use std::time::{Duration, Instant};
 use unbroken_core::epoch::Publication;
 use unbroken_image::{MemoryDelta, PAGE_SIZE, PageRun, Pid, encode_into};
-use unbroken_link::{JournalWriter, Record};
+use unbroken_link::{JournalRoom, JournalWriter, Record, Reference};
 use unbroken_tracee::Process;
 
 /// Pages of one record.
@@ -52,11 +54,10 @@ impl Fill {
         &mut self,
         memory: &mut Memory,
         process: &Process,
-        journal: &mut JournalWriter,
-        description: &mut Vec<u8>,
+        sending: &mut Sending<'_>,
     ) -> Result<bool, CaptureError> {
         let is_over = self.left.is_empty();
-        if !self.has_room(journal, is_over)? {
+        if !self.has_room(sending, is_over)? {
             return Ok(false);
         }
         if is_over {
@@ -76,6 +77,7 @@ impl Fill {
             self.is_mapped = true;
             delta.mappings = Some(memory.map().to_vec());
             delta.guards = memory.guards()?;
+            sending.references.map(self.pid, memory.map());
         }
         let bulk_bytes = bulk_bytes(&delta.pages);
         let mut content = vec![0; bulk_bytes];
@@ -91,17 +93,19 @@ impl Fill {
             pid: self.pid,
             memory: delta,
         };
-        publish_part(journal, &record, &content, description)?;
+        sending.publish_part(&record, &content)?;
         Ok(false)
     }
 
     /// Whether the next piece may be sent; `all` when the standby must have taken everything first.
     /// Waits no longer than a moment: a thread of the service that makes another one, or is sent a
     /// signal, stands until the caller looks again.
-    fn has_room(&mut self, journal: &JournalWriter, all: bool) -> Result<bool, CaptureError> {
+    fn has_room(&mut self, sending: &mut Sending<'_>, all: bool) -> Result<bool, CaptureError> {
+        let are_sent = sending.send_references()?;
+        let journal = &*sending.journal;
         let _ = journal.wake_reader();
         let room_bytes = journal.room_bytes();
-        if journal.is_drained() || (!all && room_bytes >= PIECE_BYTES) {
+        if are_sent && (journal.is_drained() || (!all && room_bytes >= PIECE_BYTES)) {
             self.stuck_since = None;
             return Ok(true);
         }
@@ -110,12 +114,7 @@ impl Fill {
             return Ok(false);
         }
         let since = *self.stuck_since.get_or_insert_with(Instant::now);
-        if journal.is_abandoned() {
-            return Err(CaptureError::StandbyGone);
-        }
-        if since.elapsed() > PATIENCE {
-            return Err(CaptureError::StandbyStuck(PATIENCE.as_secs()));
-        }
+        require_standby(journal, since)?;
         Ok(false)
     }
 }
@@ -173,59 +172,111 @@ fn keep_readable(
     });
 }
 
-/// Publishes a record that is no epoch, waiting for room while the service runs.
-pub(super) fn publish_part(
-    journal: &mut JournalWriter,
-    record: &Record,
-    content: &[u8],
-    description: &mut Vec<u8>,
+/// What goes to the standby while the service runs.
+pub(super) struct Sending<'a> {
+    pub journal: &'a mut JournalWriter,
+    pub references: &'a mut References,
+    pub description: &'a mut Vec<u8>,
+}
+
+impl Sending<'_> {
+    /// Publishes a record that is no epoch, waiting for room.
+    pub fn publish_part(&mut self, record: &Record, content: &[u8]) -> Result<(), CaptureError> {
+        let (room, length_bytes) = self.put(record, content)?;
+        room.publish_part(content.len(), length_bytes);
+        let _ = self.journal.wake_reader();
+        Ok(())
+    }
+
+    /// A room, waited for, with `content`, the record, whose length is returned, and references
+    /// ahead of it, as many as there is room for.
+    fn put(
+        &mut self,
+        record: &Record,
+        content: &[u8],
+    ) -> Result<(JournalRoom<'_>, usize), CaptureError> {
+        self.description.clear();
+        encode_into(record, self.description);
+        let total = content.len() + self.description.len();
+        wait_for_room(self.journal, total)?;
+        let mut room = self
+            .journal
+            .reserve(total)
+            .ok_or(CaptureError::StandbyStuck(0))?;
+        room[..content.len()].copy_from_slice(content);
+        room[content.len()..total].copy_from_slice(self.description);
+        attach(&mut room, &mut self.references.waiting)?;
+        Ok((room, self.description.len()))
+    }
+
+    /// Sends references by themselves, as many as there is room for within a moment; whether none
+    /// are left. The standby makes room when it has read of them.
+    fn send_references(&mut self) -> Result<bool, CaptureError> {
+        if self.references.waiting.is_empty() {
+            return Ok(true);
+        }
+        if self.journal.owes_record() || self.journal.wait_for_reference_room(MOMENT)? {
+            self.publish_part(&Record::References, &[])?;
+        }
+        Ok(self.references.waiting.is_empty())
+    }
+
+    fn send_all_references(&mut self) -> Result<(), CaptureError> {
+        let began = Instant::now();
+        while !self.send_references()? {
+            require_standby(self.journal, began)?;
+        }
+        Ok(())
+    }
+}
+
+/// Sends what is waiting ahead of the record in `room`, as much as there is room for.
+pub(super) fn attach(
+    room: &mut JournalRoom<'_>,
+    waiting: &mut Vec<Reference>,
 ) -> Result<(), CaptureError> {
-    description.clear();
-    encode_into(record, description);
-    let total = content.len() + description.len();
-    wait_for_room(journal, total)?;
-    let mut room = journal
-        .reserve(total)
-        .ok_or(CaptureError::StandbyStuck(0))?;
-    room[..content.len()].copy_from_slice(content);
-    room[content.len()..total].copy_from_slice(description);
-    room.publish_part(content.len(), description.len());
-    let _ = journal.wake_reader();
+    match room.attach(waiting) {
+        Err(error) if matches!(error.kind(), BrokenPipe | ConnectionReset) => {
+            Err(CaptureError::StandbyGone)
+        }
+        sent => Ok(sent?),
+    }
+}
+
+/// Whether there is any use in waiting on, since `began`, for what a standby is to do.
+fn require_standby(journal: &JournalWriter, began: Instant) -> Result<(), CaptureError> {
+    if journal.is_abandoned() {
+        return Err(CaptureError::StandbyGone);
+    }
+    if began.elapsed() > PATIENCE {
+        return Err(CaptureError::StandbyStuck(PATIENCE.as_secs()));
+    }
     Ok(())
 }
 
 fn wait_for_room(journal: &JournalWriter, bytes: usize) -> Result<(), CaptureError> {
     let _ = journal.wake_reader();
-    let deadline = Instant::now() + PATIENCE;
+    let began = Instant::now();
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = PATIENCE.saturating_sub(began.elapsed());
         if journal.wait_for_room(bytes, Some(left))? {
             return Ok(());
         }
-        if journal.is_abandoned() {
-            return Err(CaptureError::StandbyGone);
-        }
-        if left.is_zero() {
-            return Err(CaptureError::StandbyStuck(PATIENCE.as_secs()));
-        }
+        require_standby(journal, began)?;
     }
 }
 
 /// Publishes an epoch that one record of the journal cannot hold, or not now: its pages go ahead
-/// in parts, which mean nothing before the epoch that follows them.
+/// in parts, which mean nothing before the epoch that follows them, and so do references.
 pub(super) fn publish_large(
-    journal: &mut JournalWriter,
-    record: Record,
+    mut sending: Sending<'_>,
+    mut record: Record,
     content: &[u8],
-    description: &mut Vec<u8>,
 ) -> Result<Publication, CaptureError> {
-    let Record::Epoch {
-        mut epoch,
-        connections,
-    } = record
-    else {
+    let Record::Epoch { epoch, .. } = &mut record else {
         return Err(CaptureError::ProcessGone);
     };
+    sending.send_all_references()?;
     let mut at = 0;
     for process in &mut epoch.processes {
         // The parts come before the epoch's map changes, so those go with the first of them.
@@ -240,19 +291,13 @@ pub(super) fn publish_large(
                 pid: process.pid,
                 memory: piece,
             };
-            publish_part(journal, &part, &content[at..at + length], description)?;
+            sending.publish_part(&part, &content[at..at + length])?;
             at += length;
             if left.is_empty() {
                 break;
             }
         }
     }
-    description.clear();
-    encode_into(&Record::Epoch { epoch, connections }, description);
-    wait_for_room(journal, description.len())?;
-    let mut room = journal
-        .reserve(description.len())
-        .ok_or(CaptureError::StandbyStuck(0))?;
-    room[..description.len()].copy_from_slice(description);
-    Ok(room.publish_epoch(0, description.len()))
+    let (room, length_bytes) = sending.put(&record, &[])?;
+    Ok(room.publish_epoch(0, length_bytes))
 }

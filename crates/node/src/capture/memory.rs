@@ -3,10 +3,13 @@
 
 use super::CaptureError;
 use super::announcements::Due;
+use super::references::References;
 use super::write_fault_listener::WriteFaultListener;
+use std::sync::Arc;
 use unbroken_image::{
     AddressRange, Advice, Backing, Mapping, MemoryDelta, PAGE_SIZE, PageRun, Sharing,
 };
+use unbroken_sys::fdinfo::ProcessDirectory;
 use unbroken_tracee::dirty::{DirtyTracker, USER_SPACE};
 use unbroken_tracee::memory_map::{self, MapReader};
 use unbroken_tracee::{HostTid, Process, Stopped, shared_content};
@@ -45,6 +48,7 @@ impl Memory {
         stopped: &mut Stopped<'_>,
         tid: HostTid,
         listener: WriteFaultListener,
+        references: &mut References,
     ) -> Result<Memory, CaptureError> {
         let tracker = DirtyTracker::install(stopped, tid)?;
         let (process, _) = stopped.thread(tid).ok_or(CaptureError::ProcessGone)?;
@@ -62,6 +66,7 @@ impl Memory {
             pages: Vec::new(),
         };
         memory.reader.survey(process, &mut memory.map)?;
+        memory.refer(process, references)?;
         memory.make_room_for_stacks();
         memory.refuse_own_vdso()?;
         memory.register_all()?;
@@ -108,11 +113,13 @@ impl Memory {
         process: &Process,
         due: &mut Due,
         whole_map: bool,
+        references: &mut References,
     ) -> Result<MemoryDelta, CaptureError> {
         let mut delta = MemoryDelta::default();
         self.pages.clear();
         if due.map || due.everything || whole_map {
             self.read_map(process, due, &mut delta)?;
+            self.refer(process, references)?;
         }
         // What was writable until a moment ago may have been written until then.
         let map_changed = due.map || due.everything || whole_map;
@@ -142,6 +149,17 @@ impl Memory {
             self.verify_silence()?;
         }
         Ok(delta)
+    }
+
+    /// Has references opened to the files that are mapped now.
+    fn refer(&self, process: &Process, references: &mut References) -> Result<(), CaptureError> {
+        for (file, AddressRange { start, end }) in self.reader.files() {
+            references.need(*file, || {
+                let process = ProcessDirectory::open(process.host_pid.0)?;
+                process.mapped_file(*start, *end).map(Arc::new)
+            })?;
+        }
+        Ok(())
     }
 
     fn read_map(
@@ -420,7 +438,6 @@ mod tests {
             backing: match is_file {
                 false => Backing::Anonymous,
                 true => Backing::File {
-                    path: "/lib/x".to_owned(),
                     identity: FileIdentity {
                         device: 1,
                         inode: 2,

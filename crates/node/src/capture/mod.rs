@@ -14,6 +14,7 @@ mod memory;
 mod objects;
 mod orphans;
 mod process;
+mod references;
 mod signals;
 mod sockets;
 mod state;
@@ -31,8 +32,9 @@ use announcements::DueObjects;
 use candidate::Candidate;
 use delta::ObjectsDelta;
 pub use error::CaptureError;
-use fill::Fill;
+use fill::{Fill, Sending};
 use objects::Objects;
+use references::References;
 use std::io;
 use std::os::fd::OwnedFd;
 use tree::{FollowedTree, page_count};
@@ -172,11 +174,15 @@ impl Capture {
         drop(sockets);
         self.announcements.set_recording(true);
         let listener = || WriteFaultListener::new(self.service_core, self.verify);
-        let processes = FollowedTree::follow(&mut stopped, &candidates, listener)?;
+        let mut processes = FollowedTree::follow(&mut stopped, &candidates, listener)?;
         stopped.resume()?;
+        let mut sending = Sending {
+            journal: &mut journal,
+            references: &mut processes.references,
+            description: &mut self.description,
+        };
         for candidate in &candidates {
-            let birth = Record::Birth(candidate.birth);
-            fill::publish_part(&mut journal, &birth, &[], &mut self.description)?;
+            sending.publish_part(&Record::Birth(candidate.birth), &[])?;
         }
         self.link = Some(Link {
             journal,
@@ -197,8 +203,13 @@ impl Capture {
             return Ok(false);
         };
         let process = tree.process(fill.pid).ok_or(CaptureError::ProcessGone)?;
-        let memory = link.processes.memory(fill.pid)?;
-        if fill.send_some(memory, process, &mut link.journal, &mut self.description)? {
+        let (memory, references) = link.processes.memory(fill.pid)?;
+        let mut sending = Sending {
+            journal: &mut link.journal,
+            references,
+            description: &mut self.description,
+        };
+        if fill.send_some(memory, process, &mut sending)? {
             link.fills.pop();
         }
         Ok(link.fills.is_empty())
@@ -253,7 +264,13 @@ impl Capture {
         let next_due_ns = stopped.next_due_ns();
         wire.stopped();
         clock.done(EpochStep::Stop);
-        let reading = self.read(link, &mut stopped, wire, &mut clock);
+        let Link {
+            journal,
+            processes: followed,
+            is_new,
+            ..
+        } = link;
+        let reading = self.read(journal, (followed, *is_new), &mut stopped, wire, &mut clock);
         drop(calls);
         // A process that is killed meanwhile goes on to its end under our eyes: what was read then
         // may be of one that is half gone, and so may be an error.
@@ -268,24 +285,36 @@ impl Capture {
             was_working,
             next_due_ns,
         });
+        let references = &mut followed.references;
         let pages = reading.processes.iter().map(page_count).sum();
-        let (bulk_bytes, bulk) = ((pages * PAGE_SIZE) as usize, reading.bulk);
+        let (bulk_bytes, mut bulk) = ((pages * PAGE_SIZE) as usize, reading.bulk);
         let record = Record::Epoch {
-            epoch: Box::new(self.complete(reading.epoch, reading.processes)),
+            epoch: Box::new(self.complete(reading.epoch, reading.processes, references)?),
             connections: wire.take_connections(),
+            released: references.take_released(),
         };
         self.description.clear();
         encode_into(&record, &mut self.description);
         clock.done(EpochStep::Encode);
         let epoch_bytes = bulk_bytes + self.description.len();
+        if let Bulk::InJournal(room) = &mut bulk {
+            fill::attach(room, &mut references.waiting)?;
+        }
         let publication = match bulk {
-            Bulk::InJournal(mut room) if room.len() >= epoch_bytes => {
+            Bulk::InJournal(mut room)
+                if room.len() >= epoch_bytes && references.waiting.is_empty() =>
+            {
                 room[bulk_bytes..epoch_bytes].copy_from_slice(&self.description);
                 room.publish_epoch(bulk_bytes, self.description.len())
             }
             bulk => {
                 let content = bulk.into_content(bulk_bytes);
-                fill::publish_large(&mut link.journal, record, &content, &mut self.description)?
+                let sending = Sending {
+                    journal,
+                    references,
+                    description: &mut self.description,
+                };
+                fill::publish_large(sending, record, &content)?
             }
         };
         clock.done(EpochStep::Commit);
@@ -299,9 +328,15 @@ impl Capture {
     }
 
     /// Adds what need not be done while the service stands.
-    fn complete(&mut self, place: Place, processes: Vec<ProcessDelta>) -> Epoch {
-        self.objects.describe(&mut self.delta);
-        Epoch {
+    fn complete(
+        &mut self,
+        place: Place,
+        processes: Vec<ProcessDelta>,
+        references: &mut References,
+    ) -> io::Result<Epoch> {
+        self.objects.describe(&mut self.delta, references)?;
+        references.take_processes(&processes);
+        Ok(Epoch {
             term: place.number.term,
             sequence: place.number.sequence,
             mark: place.mark,
@@ -309,19 +344,19 @@ impl Capture {
             objects: std::mem::take(&mut self.delta.objects),
             interests: std::mem::take(&mut self.delta.interests),
             gone: std::mem::take(&mut self.delta.gone),
-        }
+        })
     }
 
     /// Reads everything that belongs to the epoch of a stopped service.
     fn read<'link>(
         &mut self,
-        link: &'link mut Link,
+        journal: &'link mut JournalWriter,
+        (followed, is_new): (&mut FollowedTree, bool),
         stopped: &mut Stopped<'_>,
         wire: &impl Wire,
         clock: &mut StepClock,
     ) -> Result<Reading<'link>, CaptureError> {
-        let number = link.journal.next_epoch();
-        let (followed, is_new) = (&mut link.processes, link.is_new);
+        let number = journal.next_epoch();
         self.announcements.take(&mut self.heard);
         followed.hear(stopped, &self.heard, is_new, &mut self.due);
         let mut processes = followed.read(stopped, is_new, &mut self.due, clock)?;
@@ -346,7 +381,7 @@ impl Capture {
         let pages: u64 = processes.iter().map(page_count).sum();
         let bulk_bytes = (pages * PAGE_SIZE) as usize;
         let room_bytes = bulk_bytes + self.delta.description_bound() + (256 << 10);
-        let mut bulk = match link.journal.reserve(room_bytes) {
+        let mut bulk = match journal.reserve(room_bytes) {
             Some(room) => Bulk::InJournal(room),
             None => Bulk::Aside(vec![0; bulk_bytes]),
         };

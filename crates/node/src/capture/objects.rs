@@ -6,10 +6,12 @@ use super::CaptureError;
 use super::announcements::DueObjects;
 use super::delta::ObjectsDelta;
 use super::orphans::{self, Orphans};
+use super::references::References;
 use super::sockets::{Pass, Sockets};
 use crate::stage::closings::Closings;
 use crate::steps::{EpochStep, StepClock};
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use unbroken_image::object::{TcpConnection, TcpPhase};
 use unbroken_image::{Object, ObjectId};
 use unbroken_objects::table::{Changes, Mirror, Source};
@@ -130,13 +132,22 @@ impl Objects {
             .update(&context, stands, || mirror.number_unlisted(), delta)
     }
 
-    /// Completes the delta with what need not be done while the service stands.
-    pub fn describe(&mut self, delta: &mut ObjectsDelta) {
+    /// Completes the delta, and the references that it needs, with what need not be done while the
+    /// service stands.
+    pub fn describe(
+        &mut self,
+        delta: &mut ObjectsDelta,
+        references: &mut References,
+    ) -> io::Result<()> {
         for id in delta.changed.drain(..) {
             let state = self.mirror.state(id).cloned();
             delta.objects.extend(state.map(|state| (id, state)));
         }
         for (id, object) in &delta.objects {
+            if let (Some(file), Some(reference)) = (object.file(), self.mirror.reference(*id)) {
+                references.need(file, || Ok(reference.clone()))?;
+                references.take_object(*id, object);
+            }
             if let Object::TcpConnection(connection) = object {
                 delta.connections.take(connection);
                 self.tuples.insert(*id, connection.into());
@@ -144,7 +155,9 @@ impl Objects {
         }
         for id in &delta.gone {
             delta.connections.gone.extend(self.tuples.remove(id));
+            references.object_gone(*id);
         }
+        Ok(())
     }
 
     /// I7: compares the mirror with the kernel.

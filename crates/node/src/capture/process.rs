@@ -4,10 +4,14 @@ use super::CaptureError;
 use super::announcements::Due;
 use super::candidate::Candidate;
 use super::memory::Memory;
+use super::references::References;
 use super::state::StateMirror;
 use super::threads::Threads;
 use crate::steps::{EpochStep, StepClock};
+use std::io;
+use std::sync::Arc;
 use unbroken_image::{Pid, ProcessDelta};
+use unbroken_sys::fdinfo::ProcessDirectory;
 use unbroken_tracee::{ProcessReading, Stopped};
 
 /// One process of the service while it is replicated.
@@ -41,6 +45,7 @@ impl Followed {
         &mut self,
         stopped: &mut Stopped<'_>,
         is_new: bool,
+        references: &mut References,
         clock: &mut StepClock,
     ) -> Result<ProcessDelta, CaptureError> {
         let birth = self.candidate.birth;
@@ -52,9 +57,10 @@ impl Followed {
         self.threads
             .capture(&mut self.reading, awaited, &mut threads)?;
         clock.done(EpochStep::Registers);
+        let process = stopped.process(birth.pid)?;
         let memory = self
             .memory
-            .capture(stopped.process(birth.pid)?, &mut self.due, is_new)?;
+            .capture(process, &mut self.due, is_new, references)?;
         clock.done(EpochStep::Scan);
         let mut delta = ProcessDelta {
             pid: birth.pid,
@@ -65,8 +71,27 @@ impl Followed {
             descriptors: Vec::new(),
         };
         self.read_attributes(stopped, is_new, &mut delta)?;
+        self.refer(&delta, references)?;
         clock.done(EpochStep::Registers);
         Ok(delta)
+    }
+
+    /// Has references opened to its program and the directories that it stands in.
+    fn refer(&self, delta: &ProcessDelta, references: &mut References) -> io::Result<()> {
+        let link = |name| {
+            move || {
+                let process = ProcessDirectory::open(self.candidate.host_pid.0)?;
+                process.linked(name).map(Arc::new)
+            }
+        };
+        if let Some(layout) = &delta.memory.layout {
+            references.need(layout.executable, link("exe"))?;
+        }
+        if let Some(state) = &delta.state {
+            references.need(state.root_directory.identity, link("root"))?;
+            references.need(state.working_directory.identity, link("cwd"))?;
+        }
+        Ok(())
     }
 
     /// What belongs to threads and rarely changes: of all threads of a new link, of new threads,

@@ -114,13 +114,15 @@ fn deadlines(state: &ProcessState) -> impl Iterator<Item = u64> {
     std::iter::once(real).chain(monotonic.map(|timer| timer.expiry_ns))
 }
 
-/// Without what changes by itself: timers, signals, and where directories are, which others may
-/// rename.
+/// Without what changes by itself: timers, signals, and what directories are called, which
+/// others may rename.
 fn without_what_moves(state: &ProcessState) -> ProcessState {
     let mut state = state.clone();
     state.shared_pending.clear();
-    state.working_directory.clear();
-    state.root_directory.clear();
+    state.working_directory.path.clear();
+    state.root_directory.path.clear();
+    // What others may write to files of /proc; what the service writes there is announced.
+    (state.oom_score_adjust, state.coredump_filter) = Default::default();
     for timer in &mut state.interval_timers {
         timer.expiry_ns = 0;
     }

@@ -3,11 +3,13 @@
 use super::*;
 use crate::stage::address::Addresses;
 use rustix::process::{Pid as RawPid, Signal, kill_process};
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
+use std::ops::{Deref, DerefMut};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard};
-use unbroken_image::decode;
-use unbroken_link::{JournalReader, LocalLink};
+use unbroken_image::{Mapping, decode};
+use unbroken_link::{JournalReader, LocalLink, ReferenceReader};
 use unbroken_tracee::HostTid;
 use unbroken_wire::flows::Connections;
 use unbroken_wire::sent::SentBytes;
@@ -54,8 +56,28 @@ impl Drop for Service {
     }
 }
 
+/// What a standby has of a link.
+struct StandbyEnds {
+    journal: JournalReader,
+    references: ReferenceReader,
+}
+
+impl Deref for StandbyEnds {
+    type Target = JournalReader;
+
+    fn deref(&self) -> &JournalReader {
+        &self.journal
+    }
+}
+
+impl DerefMut for StandbyEnds {
+    fn deref_mut(&mut self) -> &mut JournalReader {
+        &mut self.journal
+    }
+}
+
 /// A fill that has begun, and what a standby would read of it.
-fn filling(tree: &mut Tree) -> (Capture, JournalReader) {
+fn filling(tree: &mut Tree) -> (Capture, StandbyEnds) {
     let link = LocalLink::with_capacity(64 << 20, 1 << 16).unwrap();
     let config = Config {
         name: "capture".to_owned(),
@@ -82,11 +104,15 @@ fn filling(tree: &mut Tree) -> (Capture, JournalReader) {
     let journal = link.journal_writer(1).unwrap();
     let wire = silence(|| {});
     capture.begin_fill(tree, &wire, journal).unwrap();
-    (capture, link.journal_reader(1).unwrap())
+    let ends = StandbyEnds {
+        journal: link.journal_reader(1).unwrap(),
+        references: link.reference_reader().unwrap(),
+    };
+    (capture, ends)
 }
 
 /// A filled link: the next capture completes the fill.
-fn filled(tree: &mut Tree) -> (Capture, JournalReader) {
+fn filled(tree: &mut Tree) -> (Capture, StandbyEnds) {
     let (mut capture, mut journal) = filling(tree);
     while !capture.fill_on(tree).unwrap() {
         last_published(&mut journal);
@@ -151,6 +177,50 @@ fn last_published(journal: &mut JournalReader) -> u64 {
         journal.consume().unwrap();
     }
     journal.consumed_sequence()
+}
+
+/// Before a record names a file the standby can refer to it, and a service that opens nothing costs
+/// no message.
+#[test]
+fn references_come_ahead_of_what_names_them() {
+    let service = Service::start();
+    let mut tree = Tree::seize(&[service.pid()], true).unwrap();
+    let (mut capture, mut standby) = filling(&mut tree);
+    let mut held = HashSet::new();
+    let mut named = HashSet::new();
+    let mut is_complete = false;
+    while !is_complete {
+        is_complete = capture.fill_on(&tree).unwrap();
+        if is_complete {
+            let _ = epoch(&mut capture, &mut tree, || {}).unwrap();
+        }
+        while let Some(entry) = standby.journal.peek().unwrap() {
+            let came = standby.references.receive(entry.messages).unwrap();
+            held.extend(came.into_iter().map(|(file, _)| file));
+            match decode("a record", entry.structure).unwrap() {
+                Record::Memory { memory, .. } => {
+                    let mappings = memory.mappings.unwrap_or_default();
+                    named.extend(mappings.iter().filter_map(Mapping::file));
+                }
+                Record::Epoch {
+                    epoch, released, ..
+                } => {
+                    assert_eq!(released, []);
+                    let process = &epoch.processes[0];
+                    named.extend(process.memory.layout.as_ref().map(|it| it.executable));
+                    let state = process.state.as_ref().unwrap();
+                    named.insert(state.root_directory.identity);
+                    named.insert(state.working_directory.identity);
+                }
+                _ => {}
+            }
+            assert!(named.is_subset(&held), "{named:?} with {held:?}");
+            standby.consume().unwrap();
+        }
+    }
+    assert!(named.len() > 3, "{named:?}");
+    let _ = epoch(&mut capture, &mut tree, || {}).unwrap();
+    assert_eq!(standby.peek().unwrap().unwrap().messages, 0);
 }
 
 /// From its completion on output waits for the standby, so there must be little left to take.

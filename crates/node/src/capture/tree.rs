@@ -5,6 +5,7 @@ use super::announcements::DueObjects;
 use super::candidate::Candidate;
 use super::memory::Memory;
 use super::process::Followed;
+use super::references::References;
 use super::write_fault_listener::WriteFaultListener;
 use crate::stage::announcement::Announcement;
 use crate::steps::StepClock;
@@ -17,6 +18,8 @@ pub(super) struct FollowedTree {
     processes: Vec<Followed>,
     /// At the last capture one of them had a file of /proc open for writing.
     writes_to_proc: bool,
+    /// To the files that they name.
+    pub references: References,
 }
 
 impl FollowedTree {
@@ -26,14 +29,17 @@ impl FollowedTree {
         candidates: &[Candidate],
         listener: impl Fn() -> WriteFaultListener,
     ) -> Result<FollowedTree, CaptureError> {
+        let mut references = References::default();
         let processes = candidates.iter().map(|candidate| {
-            let memory = Memory::install(stopped, candidate.leader, listener())?;
+            let leader = candidate.leader;
+            let memory = Memory::install(stopped, leader, listener(), &mut references)?;
             Ok(Followed::new(*candidate, memory))
         });
         let processes = processes.collect::<Result<_, CaptureError>>()?;
         Ok(FollowedTree {
             processes,
             writes_to_proc: false,
+            references,
         })
     }
 
@@ -47,11 +53,12 @@ impl FollowedTree {
         candidates.map(|candidate| candidate.source()).collect()
     }
 
-    /// The memory of one of them.
-    pub fn memory(&mut self, pid: Pid) -> Result<&mut Memory, CaptureError> {
+    /// The memory of one of them, and the references.
+    pub fn memory(&mut self, pid: Pid) -> Result<(&mut Memory, &mut References), CaptureError> {
         let mut processes = self.processes.iter_mut();
         let followed = processes.find(|followed| followed.pid() == pid);
-        Ok(&mut followed.ok_or(CaptureError::ProcessGone)?.memory)
+        let memory = &mut followed.ok_or(CaptureError::ProcessGone)?.memory;
+        Ok((memory, &mut self.references))
     }
 
     /// Sorts what was announced since the last epoch.
@@ -97,7 +104,7 @@ impl FollowedTree {
             if is_new {
                 followed.threads.forget();
             }
-            deltas.push(followed.read(stopped, is_new, clock)?);
+            deltas.push(followed.read(stopped, is_new, &mut self.references, clock)?);
             objects.threads_ended |= followed.threads.have_ended();
         }
         Ok(deltas)

@@ -143,7 +143,7 @@ impl Primary {
         let common = &self.common;
         let bounds = common.config.bounds;
         let link = LocalLink::with_capacity(bounds.journal_bytes, bounds.input_log_bytes)?;
-        let [journal, inputs] = link.descriptors();
+        let [journal, inputs, references] = link.descriptors();
         let own_pid = std::process::id().cast_signed();
         let own = Pid::from_raw(own_pid).ok_or_else(|| io::Error::other("no pid"))?;
         let own_pidfd = pidfd_open(own, PidfdFlags::empty())?;
@@ -157,6 +157,7 @@ impl Primary {
             (Purpose::ErrorOutput, common.outputs[1].as_fd()),
             (Purpose::Epochs, journal),
             (Purpose::Inputs, inputs),
+            (Purpose::References, references),
             (Purpose::StageInit, self.stage.as_fd()),
             (Purpose::StageControl, self.init.control()),
             (Purpose::Primary, own_pidfd.as_fd()),

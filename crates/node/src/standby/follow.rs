@@ -12,6 +12,7 @@ use crate::primary::mailbox::Mailbox;
 use crate::primary::tracer::Tracer;
 use crate::stage::launch::{Init, Role as InitRole};
 use crate::stage::{Stage, StageConfig};
+use crate::standby::files::StandbyFiles;
 use crate::standby::image::ServiceImage;
 use std::io::{self, ErrorKind::BrokenPipe, ErrorKind::ConnectionReset};
 use std::os::fd::OwnedFd;
@@ -20,9 +21,9 @@ use std::sync::{Arc, mpsc};
 use unbroken_core::role::{Event, Role, RoleState};
 use unbroken_image::{Epoch, decode};
 use unbroken_link::{Cause, InputLogReader, JournalReader, LinkError, LocalLink, Record};
-use unbroken_sys::affinity;
 use unbroken_sys::bpf::DeadlineProgram;
 use unbroken_sys::channel::Channel;
+use unbroken_sys::{affinity, descriptor};
 use unbroken_tracee::replica::{Replica, ReplicaError, Stub};
 use unbroken_wire::flows::{ConnectionChange, Connections, FlowLimits, Flows, TableChange};
 
@@ -70,6 +71,7 @@ pub struct Following {
     /// Of the replica, which it sees from its first moment.
     pub deadlines: KernelProgram<DeadlineProgram>,
     pub image: ServiceImage,
+    pub files: StandbyFiles,
     pub flows: Flows,
     pub inputs: InputLogReader,
     pub input_position: u64,
@@ -148,6 +150,7 @@ impl Following {
             addresses: config.addresses,
             mtu_bytes: config.mtu_bytes,
         })?;
+        let root = stage.run(|| descriptor::open(None, c"/", libc::O_PATH | libc::O_CLOEXEC))??;
         let (init, pending, _) = stage.spawn_init(InitRole::Stub)?;
         affinity::bind(pending.host_pid, &[config.spare_core])?;
         let stub = Stub::seize(pending.host_pid)?;
@@ -164,6 +167,7 @@ impl Following {
             replica,
             deadlines,
             image: ServiceImage::default(),
+            files: StandbyFiles::new(follower.link.reference_reader()?, root),
             flows: Flows::of_standby(FlowLimits::default()),
             inputs: follower.link.input_log_reader()?,
             input_position: 1,
@@ -185,6 +189,9 @@ impl Following {
             // Read before the journal: what was published before the primary died is applied.
             let primary_died = watch.primary_died.load(Ordering::SeqCst);
             while let Some(entry) = reader.peek()? {
+                if entry.messages > 0 {
+                    self.files.receive(entry.messages)?;
+                }
                 let record = decode("a record of the journal", entry.structure)?;
                 let end = self.take(record, entry.bulk, tell)?;
                 reader.consume()?;
@@ -218,8 +225,14 @@ impl Following {
             part @ (Record::Birth(_) | Record::Memory { .. }) => {
                 self.parts.push((part, bulk.to_vec()));
             }
-            Record::Epoch { epoch, connections } => {
-                self.take_epoch(*epoch, bulk, connections, tell)?
+            Record::References => {}
+            Record::Epoch {
+                epoch,
+                connections,
+                released,
+            } => {
+                self.take_epoch(*epoch, bulk, connections, tell)?;
+                self.files.release(&released);
             }
             Record::TakeOver(cause) => return Ok(Some(End::TakeOver(cause))),
             Record::Retire => return Ok(Some(End::Retired)),
@@ -231,8 +244,11 @@ impl Following {
     fn take_part(&mut self, part: &Record, bulk: &[u8]) -> Result<(), ReplicaError> {
         match part {
             Record::Birth(birth) => self.replica.bear(*birth),
-            Record::Memory { pid, memory } => self.replica.apply_memory(*pid, memory, bulk),
-            Record::Epoch { .. } | Record::TakeOver(_) | Record::Retire => Ok(()),
+            Record::Memory { pid, memory } => {
+                let files = self.files.files();
+                self.replica.apply_memory(*pid, memory, bulk, files)
+            }
+            _ => Ok(()),
         }
     }
 
@@ -246,7 +262,7 @@ impl Following {
         for (part, bulk) in std::mem::take(&mut self.parts) {
             self.take_part(&part, &bulk)?;
         }
-        self.replica.apply(&epoch, bulk)?;
+        self.replica.apply(&epoch, bulk, self.files.files())?;
         // The input before the mark must be known before the commit drops it.
         self.read_inputs()?;
         let first = self.image.sequence == 0;

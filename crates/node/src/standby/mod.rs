@@ -5,6 +5,7 @@
 //! applies, and brings the replica to life; from then on it is a primary's tracer. The main thread
 //! watches the primary and, after a takeover, carries the wire.
 
+mod files;
 pub mod follow;
 pub mod image;
 
@@ -75,8 +76,11 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
     affinity::bind(0, &[common.config.spare_core])?;
     let role = role_of(&bundle)?;
     let primary = bundle.take(Purpose::Primary)?;
-    let rings = [bundle.take(Purpose::Epochs)?, bundle.take(Purpose::Inputs)?];
-    let link = LocalLink::from_descriptors(rings)?;
+    let link = LocalLink::from_descriptors([
+        bundle.take(Purpose::Epochs)?,
+        bundle.take(Purpose::Inputs)?,
+        bundle.take(Purpose::References)?,
+    ])?;
     let watch = Arc::new(Watch {
         primary_died: AtomicBool::new(false),
         bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,

@@ -319,6 +319,7 @@ impl Following {
             named,
             views,
             memory_files,
+            references: self.files.take(),
         };
         let (restored, objects) = self
             .stage

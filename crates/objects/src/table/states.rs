@@ -9,6 +9,7 @@ use crate::methods::{Capture, Event, Inode, Look, Means, Methods, Others};
 use crate::tcp::known::Known;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use unbroken_image::{Descriptor, Fd, Object, ObjectId, Pid};
 
 impl Mirror {
@@ -39,6 +40,12 @@ impl Mirror {
     /// The state of an object at its last capture or look.
     pub fn state(&self, id: ObjectId) -> Option<&Object> {
         self.objects.get(&id)?.reading.state.as_ref()
+    }
+
+    /// A descriptor (`O_PATH`) of the file, directory or FIFO that an object names, whatever becomes of
+    /// its name.
+    pub fn reference(&self, id: ObjectId) -> Option<&Arc<OwnedFd>> {
+        self.objects.get(&id)?.reading.watches.reference()
     }
 
     /// A number for an object that stands in no table.

@@ -28,21 +28,34 @@ pub type Installed<'a> = (Fd, BorrowedFd<'a>, bool);
 /// The control part of one message: struct cmsghdr and the numbers.
 const CONTROL_BYTES: usize = 16 + (DESCRIPTORS_MAX * 4).next_multiple_of(8);
 
-/// Adds the receipt of one message. The descriptors in it land in the lowest free slots.
-pub(super) fn receive(calls: &mut Calls<'_, '_>) -> Result<(), ReplicaError> {
-    let control = calls.reserve(CONTROL_BYTES)?;
-    receive_from(calls, i64::from(STUB_CHANNEL) as u64, control)
+/// That of a message with one.
+const CONTROL_OF_ONE_BYTES: usize = 16 + 8;
+
+/// Gives a process one descriptor, which lands in its lowest free slot.
+pub(super) fn give(
+    calls: &mut Calls<'_, '_>,
+    channel: &Channel,
+    descriptor: BorrowedFd<'_>,
+) -> Result<(), ReplicaError> {
+    // What does not fit into this batch is tried again in the next, so the message is sent when its
+    // receiver stands.
+    let control = calls.reserve(CONTROL_OF_ONE_BYTES)?;
+    let from = i64::from(STUB_CHANNEL) as u64;
+    receive_from(calls, from, (control, CONTROL_OF_ONE_BYTES))?;
+    channel
+        .send(b"m", &[descriptor])
+        .map_err(ReplicaError::own("send a descriptor"))
 }
 
 fn receive_from(
     calls: &mut Calls<'_, '_>,
     channel: u64,
-    control: RemoteAddr,
+    (control, control_bytes): (RemoteAddr, usize),
 ) -> Result<(), ReplicaError> {
     let data = calls.reserve(8)?;
     let part = calls.words(&[data.0, 8])?;
     // struct msghdr: name, its length, parts, their number, control, its length, flags.
-    let message = calls.words(&[0, 0, part.0, 1, control.0, CONTROL_BYTES as u64, 0])?;
+    let message = calls.words(&[0, 0, part.0, 1, control.0, control_bytes as u64, 0])?;
     let arguments = [channel, message.0, 0];
     calls
         .add("recvmsg", libc::SYS_recvmsg, &arguments, Expect::Value(1))
@@ -176,7 +189,7 @@ fn install_near<'a, 'fd>(
         if message.is_empty() {
             break;
         }
-        receive_from(&mut calls, own, control)?;
+        receive_from(&mut calls, own, (control, CONTROL_BYTES))?;
         channel
             .send(b"d", &message)
             .map_err(ReplicaError::own("send descriptors"))?;
@@ -201,7 +214,7 @@ fn install_far<'a, 'fd>(
     let message: Vec<BorrowedFd<'_>> = now.iter().map(|(_, descriptor, _)| *descriptor).collect();
     let mut calls = Calls::new(stopped, leader);
     let control = calls.reserve(CONTROL_BYTES)?;
-    receive_from(&mut calls, own, control)?;
+    receive_from(&mut calls, own, (control, CONTROL_BYTES))?;
     for (came, (fd, ..)) in (next..).zip(now) {
         let (from, to) = (came as u64, fd.0 as u64);
         calls.add("dup2", libc::SYS_dup2, &[from, to], Expect::Value(to))?;

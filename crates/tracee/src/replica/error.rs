@@ -31,11 +31,11 @@ pub enum ReplicaError {
         source: io::Error,
     },
 
-    #[error(
-        "replica: {path} is not the file that the service has mapped (it was replaced since); \
-         restart the service to use the new one"
-    )]
-    FileChanged { path: String },
+    #[error("replica: another file is mapped than {identity:?}, which the service has there")]
+    WrongFile { identity: FileIdentity },
+
+    #[error("replica: nothing refers to the file {identity:?}, which the epoch names")]
+    UnknownFile { identity: FileIdentity },
 
     #[error("replica: the epoch names process {pid}, of which nothing is known")]
     UnknownProcess { pid: Pid },

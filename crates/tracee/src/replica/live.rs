@@ -254,18 +254,7 @@ fn set_process_state(
             Expect::Success,
         )?;
     }
-    calls.run()?;
-    // The working directory is named as it is seen from outside the service's own root.
-    for (name, number, path) in [
-        ("chdir", libc::SYS_chdir, &state.working_directory),
-        ("chroot", libc::SYS_chroot, &state.root_directory),
-    ] {
-        let mut calls = Calls::new(stopped, leader);
-        let path = calls.string(path.as_bytes())?;
-        calls.add(name, number, &[path.0], Expect::Success)?;
-        calls.run()?;
-    }
-    Ok(())
+    calls.run().map(drop)
 }
 
 /// Lowering it needs a capability that root may lack; the default of the other then stays.

@@ -2,15 +2,17 @@
 
 use super::ReplicaError;
 use super::calls::{Calls, Expect, for_each};
-use super::descriptors::receive;
+use super::descriptors::give;
+use super::files::Files;
 use super::plan::{Step, part, steps};
 use super::shared::SharedObjects;
 use crate::memory_map::MapReader;
 use crate::{HostTid, Stopped, blob};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use unbroken_image::{
-    AddressRange, Advice, Backing, Mapping, MemoryDelta, MemoryLayout, PAGE_SIZE, Pid, Protection,
-    Sharing,
+    AddressRange, Advice, Backing, FileIdentity, Mapping, MemoryDelta, MemoryLayout, PAGE_SIZE,
+    Pid, Protection, Sharing,
 };
 use unbroken_sys::channel::Channel;
 
@@ -33,12 +35,13 @@ pub(super) struct Memory {
     mappings: Vec<Mapping>,
     /// Guard regions were among it once; what is voided may have them.
     has_guards: bool,
-    executable: String,
+    executable: FileIdentity,
 }
 
 /// What applying memory needs besides the process.
 pub(super) struct Surroundings<'a> {
     pub shared: &'a mut SharedObjects,
+    pub files: Files<'a>,
     pub channel: &'a Channel,
 }
 
@@ -65,7 +68,7 @@ impl Memory {
                 self.map_vdso(stopped, leader, wanted)?;
                 self.mappings.clone_from(wanted);
             }
-            // A path can have come to mean another file; the kernel knows what it mapped.
+            // The kernel knows what it mapped.
             let is_file = |step: &Step| {
                 matches!(
                     step,
@@ -81,9 +84,9 @@ impl Memory {
         }
         self.install_guards(stopped, leader, &delta.guards)?;
         if let Some(layout) = &delta.layout {
-            let executable = (layout.executable != self.executable).then_some(&layout.executable);
-            set_layout(stopped, leader, layout, executable.map(String::as_str))?;
-            self.executable.clone_from(&layout.executable);
+            let is_new = layout.executable != self.executable;
+            set_layout(stopped, leader, layout, is_new.then_some(&*surroundings))?;
+            self.executable = layout.executable;
         }
         self.write_pages(stopped, pid, delta, bulk, surroundings.shared)
     }
@@ -157,14 +160,13 @@ impl Memory {
         };
         for mapping in &self.mappings {
             if let Backing::File {
-                path,
                 identity,
                 offset_bytes,
                 ..
-            } = &mapping.backing
-                && file_at(&found, mapping.range.start) != Some((*identity, *offset_bytes))
+            } = mapping.backing
+                && file_at(&found, mapping.range.start) != Some((identity, offset_bytes))
             {
-                return Err(ReplicaError::FileChanged { path: path.clone() });
+                return Err(ReplicaError::WrongFile { identity });
             }
         }
         Ok(())
@@ -333,12 +335,13 @@ fn map(
         Backing::Vdso | Backing::Vvar | Backing::Vsyscall => return Ok(()),
         Backing::Anonymous => (u64::MAX, 0, libc::MAP_ANONYMOUS),
         Backing::File {
-            path,
+            identity,
             offset_bytes,
             writable,
-            ..
         } => {
-            open(calls, path, *writable && mapping.sharing == Sharing::Shared)?;
+            let writable = *writable && mapping.sharing == Sharing::Shared;
+            let file = surroundings.files.open(*identity, writable)?;
+            give(calls, surroundings.channel, file.as_fd())?;
             (FIRST_FREE, *offset_bytes, 0)
         }
         Backing::SharedMemory {
@@ -350,11 +353,7 @@ fn map(
             let object = object.ok_or(ReplicaError::UnknownMemory {
                 identity: *identity,
             })?;
-            // What does not fit into this batch is tried again in the next, so the message is
-            // sent when its receiver stands.
-            receive(calls)?;
-            let sent = surroundings.channel.send(b"m", &[object]);
-            sent.map_err(ReplicaError::own("send shared memory"))?;
+            give(calls, surroundings.channel, object)?;
             (FIRST_FREE, *offset_bytes, 0)
         }
     };
@@ -379,26 +378,6 @@ fn map(
         calls.add("close", libc::SYS_close, &[FIRST_FREE], Expect::Success)?;
     }
     advise_all(calls, mapping.range, mapping.advice, false)
-}
-
-/// Opens a file where the first free descriptor is. Whether it is the file that the service has is
-/// looked at when all is mapped.
-fn open(calls: &mut Calls<'_, '_>, path: &str, writable: bool) -> Result<(), ReplicaError> {
-    let path = calls.string(path.as_bytes())?;
-    let flags = libc::O_CLOEXEC
-        | if writable {
-            libc::O_RDWR
-        } else {
-            libc::O_RDONLY
-        };
-    let arguments = [libc::AT_FDCWD as u64, path.0, flags as u64];
-    calls.add(
-        "open of a mapped file",
-        libc::SYS_openat,
-        &arguments,
-        Expect::Value(FIRST_FREE),
-    )?;
-    Ok(())
 }
 
 fn advise(calls: &mut Calls<'_, '_>, range: AddressRange, advice: i32) -> Result<(), ReplicaError> {
@@ -466,7 +445,7 @@ fn set_layout(
     stopped: &mut Stopped<'_>,
     leader: HostTid,
     layout: &MemoryLayout,
-    executable: Option<&str>,
+    executable: Option<&Surroundings<'_>>,
 ) -> Result<(), ReplicaError> {
     let mut calls = Calls::new(stopped, leader);
     let auxiliary = calls.bytes(&layout.auxv)?;
@@ -491,8 +470,9 @@ fn set_layout(
         auxiliary.0,
         layout.auxv.len() as u64 | descriptor << 32,
     ])?;
-    if let Some(path) = executable {
-        open(&mut calls, path, false)?;
+    if let Some(Surroundings { files, channel, .. }) = executable {
+        let file = files.open(layout.executable, false)?;
+        give(&mut calls, channel, file.as_fd())?;
     }
     let arguments = [
         libc::PR_SET_MM as u64,

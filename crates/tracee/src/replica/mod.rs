@@ -10,6 +10,7 @@ mod attributes;
 mod calls;
 mod descriptors;
 mod error;
+mod files;
 mod live;
 mod memory;
 mod plan;
@@ -19,6 +20,7 @@ mod timers;
 
 pub use descriptors::{Installed, STUB_CHANNEL};
 pub use error::ReplicaError;
+pub use files::{Files, References};
 
 use crate::{HostTid, Stopped, TraceError, Tree};
 use memory::{Memory, Surroundings};
@@ -115,12 +117,14 @@ impl Replica {
         pid: Pid,
         delta: &MemoryDelta,
         bulk: &[u8],
+        files: Files<'_>,
     ) -> Result<(), ReplicaError> {
         self.while_stopped(|replica, stopped| {
             let process = replica.processes.get_mut(&pid);
             let process = process.ok_or(ReplicaError::UnknownProcess { pid })?;
             let mut surroundings = Surroundings {
                 shared: &mut replica.shared,
+                files,
                 channel: &replica.channel,
             };
             let used = process
@@ -138,9 +142,14 @@ impl Replica {
     /// is the content of its pages. After an error the replica is void.
     ///
     /// Other objects, and descriptors, are the caller's until a takeover.
-    pub fn apply(&mut self, epoch: &Epoch, bulk: &[u8]) -> Result<(), ReplicaError> {
+    pub fn apply(
+        &mut self,
+        epoch: &Epoch,
+        bulk: &[u8],
+        files: Files<'_>,
+    ) -> Result<(), ReplicaError> {
         self.while_stopped(|replica, stopped| {
-            replica.apply_processes(stopped, &epoch.processes, bulk)?;
+            replica.apply_processes(stopped, &epoch.processes, bulk, files)?;
             // After the pages: what was read out of a memfd at the same stop is no older.
             replica.shared.take_states(&epoch.objects, &epoch.gone)?;
             replica.forget_unused_memory();
@@ -213,6 +222,7 @@ impl Replica {
         stopped: &mut Stopped<'_>,
         processes: &[ProcessDelta],
         bulk: &[u8],
+        files: Files<'_>,
     ) -> Result<(), ReplicaError> {
         self.open_sessions(stopped, processes)?;
         let mut used = 0;
@@ -230,6 +240,7 @@ impl Replica {
             let bulk = bulk.get(used..).ok_or(ReplicaError::WrongLength)?;
             let mut surroundings = Surroundings {
                 shared: &mut self.shared,
+                files,
                 channel: &self.channel,
             };
             let (pid, memory) = (delta.pid, &delta.memory);
@@ -237,6 +248,9 @@ impl Replica {
                 .memory
                 .apply(stopped, pid, memory, bulk, &mut surroundings)?;
             if let Some(state) = &delta.state {
+                let leader = stopped.process(pid)?.leader();
+                let change = (process.state.as_ref(), state);
+                files::enter(stopped, leader, &self.channel, files, change)?;
                 process.state = Some(state.clone());
             }
         }

@@ -1,10 +1,13 @@
 //! Files and links of `/proc/PID`.
 
 use crate::host::{HostPid, HostTid};
-use crate::thread::Process;
 use crate::{TraceError, proc};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::{fs, io};
+use unbroken_image::{FileIdentity, NamedDirectory};
+use unbroken_sys::descriptor;
+use unbroken_sys::fdinfo::ProcessDirectory;
 
 /// A file of a process, with its path.
 pub(super) fn read_proc(host_pid: HostPid, name: &str) -> Result<(String, String), TraceError> {
@@ -28,31 +31,40 @@ pub(super) fn read_coredump_filter(host_pid: HostPid) -> Result<Option<u32>, Tra
         .map_err(|_| TraceError::ProcFormat { path, what })
 }
 
-/// Where a link of a process leads, in the process's mount namespace.
-pub(super) fn read_link(host_pid: HostPid, name: &str) -> Result<String, TraceError> {
+/// What a link of a process leads to.
+pub(super) fn identity_of_link(host_pid: HostPid, name: &str) -> Result<FileIdentity, TraceError> {
     let path = format!("/proc/{host_pid}/{name}");
-    let target = match fs::read_link(&path) {
-        Ok(target) => target,
-        Err(error) if proc::is_gone(&error) => return Err(TraceError::gone(HostTid(host_pid.0))),
-        Err(source) => return Err(TraceError::Proc { path, source }),
-    };
-    target.into_os_string().into_string().map_err(|_| {
-        let source = io::Error::new(io::ErrorKind::InvalidData, "a path that is not UTF-8");
-        TraceError::Proc { path, source }
-    })
+    match fs::metadata(&path) {
+        Ok(file) => Ok(FileIdentity {
+            device: file.dev(),
+            inode: file.ino(),
+        }),
+        Err(error) if proc::is_gone(&error) => Err(TraceError::gone(HostTid(host_pid.0))),
+        Err(source) => Err(TraceError::Proc { path, source }),
+    }
 }
 
-/// The same for a directory, which must still have a path.
-pub(super) fn read_directory(process: &Process, name: &'static str) -> Result<String, TraceError> {
-    let target = read_link(process.host_pid, name)?;
-    // What the kernel puts behind the path of a deleted one can be part of a name, too.
-    if target.ends_with(" (deleted)") {
-        let path = format!("/proc/{}/{name}", process.host_pid);
-        let metadata = fs::metadata(&path).map_err(|source| TraceError::Proc { path, source })?;
-        if metadata.nlink() == 0 {
-            let pid = process.pid;
-            return Err(TraceError::DirectoryDeleted { pid, path: target });
-        }
+/// Reads which directory a link of a process leads to, unless it is the one that is known.
+pub(super) fn read_directory(
+    host_pid: HostPid,
+    name: &str,
+    known: &mut NamedDirectory,
+) -> Result<(), TraceError> {
+    let identity = identity_of_link(host_pid, name)?;
+    if known.identity == identity {
+        return Ok(());
     }
-    Ok(target)
+    let path = format!("/proc/{host_pid}/{name}");
+    let read = || -> io::Result<NamedDirectory> {
+        let target = fs::read_link(&path)?.into_os_string().into_string();
+        let directory = ProcessDirectory::open(host_pid.0)?.linked(name)?;
+        let identity = match descriptor::has_lasting_identity(directory.as_fd())? {
+            true => identity,
+            false => FileIdentity::default(),
+        };
+        let path = target.map_err(|_| io::Error::other("a path that is not UTF-8"))?;
+        Ok(NamedDirectory { identity, path })
+    };
+    *known = read().map_err(|source| TraceError::Proc { path, source })?;
+    Ok(())
 }

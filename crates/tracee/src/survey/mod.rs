@@ -16,10 +16,10 @@ pub use proc_files::writes_to_proc;
 use crate::host::HostTid;
 use crate::remote::{Batch, BatchedCall, RemoteAddr, Results};
 use crate::{Stopped, TraceError};
-use files::{read_coredump_filter, read_directory, read_link, read_proc};
+use files::{identity_of_link, read_coredump_filter, read_directory, read_proc};
 use std::fs;
 use timers::IntervalTimerQuestion;
-use unbroken_image::{Credentials, MemoryLayout, Pid, ProcessState, SignalAction};
+use unbroken_image::{Credentials, MemoryLayout, NamedDirectory, Pid, ProcessState, SignalAction};
 
 /// Signals of the kernel, numbered from 1.
 const SIGNALS: u64 = 64;
@@ -49,8 +49,8 @@ impl Stopped<'_> {
             posix_timers: Vec::new(),
             credentials: Credentials::default(),
             umask: 0,
-            working_directory: String::new(),
-            root_directory: String::new(),
+            working_directory: NamedDirectory::default(),
+            root_directory: NamedDirectory::default(),
             limits: Vec::with_capacity(LIMITS as usize),
             dumpable: 0,
             child_subreaper: false,
@@ -128,7 +128,7 @@ impl Stopped<'_> {
             })?;
         let path = format!("/proc/{host_pid}/auxv");
         let auxv = fs::read(&path).map_err(|source| TraceError::Proc { path, source })?;
-        let executable = read_link(host_pid, "exe")?;
+        let executable = identity_of_link(host_pid, "exe")?;
 
         let mut batch = self.remote(tid);
         // An end that it cannot have: the answer is the present one.
@@ -171,8 +171,8 @@ impl Stopped<'_> {
             what: "the adjustment",
         })?;
         state.coredump_filter = read_coredump_filter(host_pid)?;
-        state.working_directory = read_directory(process, "cwd")?;
-        state.root_directory = read_directory(process, "root")?;
+        read_directory(host_pid, "cwd", &mut state.working_directory)?;
+        read_directory(host_pid, "root", &mut state.root_directory)?;
         Ok(())
     }
 

@@ -1,16 +1,25 @@
 //! A service that is not root: users, groups, capabilities; and that a file which only they may
-//! open can still be opened, and one that only root may open cannot.
+//! open can still be opened, and one that only root may open cannot; and that what it made without a
+//! name is its own.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use nix::fcntl::OFlag;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::Mode;
 use nix::unistd::{getgroups, getresgid, getresuid};
 use unbroken_guests::{Guest, Place, main as run, refused, same};
 
 struct Credentials {
     place: Place,
     before: String,
+    pipe: [File; 2],
+    memory: File,
 }
 
 /// The lines of /proc/self/status that credentials make.
@@ -35,9 +44,14 @@ fn shown() -> Result<String> {
 
 impl Guest for Credentials {
     fn set_up(place: &Place) -> Result<Self> {
+        let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        let memory = memfd_create(c"own", MFdFlags::MFD_CLOEXEC)?;
+        nix::sys::stat::fchmod(&memory, Mode::S_IRUSR | Mode::S_IWUSR)?;
         Ok(Self {
             place: place.clone(),
             before: shown()?,
+            pipe: [read.into(), write.into()],
+            memory: memory.into(),
         })
     }
 
@@ -70,6 +84,7 @@ impl Guest for Credentials {
         )?;
         std::fs::write(self.place.directory.join("mine"), "x")
             .context("write a file of one's own")?;
+        self.open_own_again()?;
         refused(
             "opening a file of root's",
             OpenOptions::new().read(true).open("/etc/shadow"),
@@ -81,6 +96,28 @@ impl Guest for Credentials {
             root.map_err(std::io::Error::from),
             libc::EPERM,
         )
+    }
+}
+
+impl Credentials {
+    /// As a program does that is told to write to /dev/stdout.
+    fn open_own_again(&mut self) -> Result<()> {
+        let again = |file: &File| {
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            OpenOptions::new().write(true).open(path)
+        };
+        let mut write = again(&self.pipe[1]).context("open a pipe of one's own")?;
+        write.write_all(b"word")?;
+        let mut word = [0; 4];
+        self.pipe[0].read_exact(&mut word)?;
+        same("word", &word, b"word")?;
+        again(&self.memory).context("open a memfd of one's own")?;
+        for (file, mode) in [(&self.pipe[0], 0o600), (&self.memory, 0o600)] {
+            let status = file.metadata()?;
+            same("owner", (status.uid(), status.gid()), (65534, 65534))?;
+            same("mode", status.mode() & 0o7777, mode)?;
+        }
+        Ok(())
     }
 }
 
