@@ -73,9 +73,9 @@ kinds! {
         "opened again by path",
         &device::METHODS,
     );
-    MemoryFile: "memfd", Replicated("content, name, position, seals", &memfd::METHODS);
+    MemoryFile: "memfd", Replicated("content, name, owner, mode, position, seals", &memfd::METHODS);
     Pipe: "pipe", Replicated(
-        "content, packet borders, capacity; both ends must be inside the service",
+        "content, packet borders, capacity, owner, mode; both ends must be inside the service",
         &pipe::METHODS,
     );
     Fifo: "FIFO", Replicated(
