@@ -7,7 +7,7 @@
 
 mod locks;
 
-pub use locks::{add_locks, lock_again, locks_of_process, process_locks};
+pub use locks::{add_locks, lock_again, locks_of_process, lost_lock, process_locks};
 
 use crate::description::{
     UNCHECKED, identity_of, open_again, path_of, position_of, refuse_ownership, set_position,
@@ -196,7 +196,9 @@ fn take_over(batch: &Batch<'_>, _: &Scene, restored: &mut Restored) -> Result<()
                     .shortcomings
                     .push(format!("{}: {other:?}", state.path)),
             }
-            lock_again(descriptor.as_fd(), state)?;
+            if !lock_again(descriptor.as_fd(), state)? {
+                restored.shortcomings.push(lost_lock(&state.path));
+            }
         }
     }
     Ok(())

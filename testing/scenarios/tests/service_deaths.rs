@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use unbroken_clients::{bulk, churn, config, icecast, irc, redis};
-use unbroken_harness::{Ended, KillPlan, Launch, PATIENCE, Scratch, Service, Signal, Target, send};
+use unbroken_harness::{
+    Ended, KillPlan, Launch, PATIENCE, Scratch, Service, Signal, Target, send, wait_until,
+};
 use unbroken_scenarios::{chat, clean, host, own_server, small_chat, survive};
 
 #[test]
@@ -244,5 +246,47 @@ fn the_death_of_one_service_is_nothing_to_another() -> Result<()> {
     clean(&load.finish())?;
     second.stop_beside_others()?;
     first.stop()?;
+    Ok(())
+}
+
+/// Whoever waits for a lock can get it when the service dies, and may keep it: the replica goes on
+/// without, which is told.
+#[test]
+fn a_lock_that_another_process_waits_for_is_no_reason_to_die() -> Result<()> {
+    host()?;
+    let scratch = Scratch::new("contended")?;
+    let file = scratch.path().join("lock");
+    let hold = format!(
+        "exec 9>{}; flock 9; exec sleep 1000",
+        file.to_string_lossy()
+    );
+    let command = vec!["/bin/sh".to_owned(), "-c".to_owned(), hold];
+    let service = Service::start(&Launch::new("contended", command))?;
+    service.wait_protected()?;
+    let mut other = std::process::Command::new("flock")
+        .arg("--no-fork")
+        .arg(&file)
+        .args(["sleep", "1000"])
+        .spawn()?;
+    let waits = || -> Result<bool> {
+        let locks = std::fs::read_to_string("/proc/locks")?;
+        let own = format!(" {} ", other.id());
+        let mut lines = locks.lines();
+        Ok(lines.any(|line| line.contains("->") && line.contains(&own)))
+    };
+    wait_until("somebody who waits for the lock", PATIENCE, || {
+        Ok(waits()?.then_some(()))
+    })?;
+    service.kill(Target::Service, Signal::SIGKILL)?;
+    let status = service.wait_for("a takeover", |status| {
+        status.takeovers == 1 && status.is_protected()
+    })?;
+    let cause = status.whole["last_takeover_cause"].as_str().unwrap_or("");
+    // Both were woken for it, and either can come first.
+    let is_lost = cause.contains("without its lock on");
+    ensure!(is_lost != waits()?, "{cause}");
+    other.kill()?;
+    other.wait()?;
+    service.stop()?;
     Ok(())
 }

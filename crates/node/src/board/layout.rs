@@ -89,7 +89,7 @@ pub(super) const SERVICE_PIDS: TextPlace = TextPlace {
 /// What the last takeover was for.
 pub(super) const TAKEOVER_CAUSE: TextPlace = TextPlace {
     at: SERVICE_PIDS.end(),
-    bytes: 128,
+    bytes: 512,
 };
 
 /// Ring of per-second sums: `SECONDS` entries of {second, epochs, pages, bytes}.

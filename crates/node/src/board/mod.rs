@@ -329,7 +329,7 @@ impl Board {
     }
 
     /// Counts a takeover that took so long from the death, or the order, to the first packet; `cause`
-    /// is what it was for, cut to 128 bytes.
+    /// is what it was for, cut to 512 bytes.
     pub fn record_takeover(&self, duration_us: u64, cause: &str) {
         self.set_text(layout::TAKEOVER_CAUSE, cause);
         self.set(Word::LastTakeoverUs, duration_us);

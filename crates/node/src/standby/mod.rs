@@ -50,6 +50,8 @@ pub enum Outcome {
         /// How long the takeover took; `None` when the running service was adopted.
         took_ns: Option<u64>,
         cause: Cause,
+        /// What the replica lacks that the service had, for people.
+        shortcomings: Vec<String>,
     },
     /// The service is lost.
     Failed {
@@ -111,6 +113,7 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
             bell,
             took_ns,
             cause,
+            shortcomings,
         } => {
             // The old primary had it protected; whoever sees the takeover counted must see that
             // this is over.
@@ -121,7 +124,7 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
             if let Some(took_ns) = took_ns {
                 common
                     .board
-                    .record_takeover(took_ns / 1000, &cause_text(&cause));
+                    .record_takeover(took_ns / 1000, &cause_text(&cause, &shortcomings));
             }
             if let Cause::Switchover(asker) = &cause {
                 common.control.answer(asker, Ok(()));
@@ -150,13 +153,16 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
 }
 
 /// For people.
-fn cause_text(cause: &Cause) -> String {
-    match cause {
+fn cause_text(cause: &Cause, shortcomings: &[String]) -> String {
+    let cause = match cause {
         Cause::Killed(signal) => format!("the service was killed by signal {signal}"),
         Cause::Crashed(signal) => format!("the service crashed by signal {signal}"),
         Cause::Switchover(_) => "a switchover was asked for".to_owned(),
         Cause::PrimaryDied => "the process of unbroken that held the service died".to_owned(),
-    }
+    };
+    let others = shortcomings.iter().map(String::as_str);
+    let parts: Vec<&str> = std::iter::once(&*cause).chain(others).collect();
+    parts.join(", ")
 }
 
 fn role_of(bundle: &Bundle) -> io::Result<Role> {

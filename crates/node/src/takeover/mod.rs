@@ -32,7 +32,7 @@ use unbroken_core::give_up::Fault;
 use unbroken_core::role::{Event, Failure, RoleState};
 use unbroken_image::Object;
 use unbroken_link::Cause;
-use unbroken_objects::file::locks_of_process;
+use unbroken_objects::file::{locks_of_process, lost_lock};
 use unbroken_objects::tcp::{Heard, View};
 use unbroken_objects::{Phase, Restored, Scene};
 use unbroken_sys::affinity;
@@ -102,7 +102,7 @@ impl Following {
             await_end(&self.predecessor.stage)?;
         }
         objects::complete(Phase::Mapped, &self.image.objects, &mut restored)?;
-        self.install_descriptors(&restored)?;
+        self.install_descriptors(&mut restored)?;
         laps.done("descriptors");
         let Following { replica, .. } = self;
         let mut tree = replica.go_live(now_ns())?;
@@ -149,6 +149,7 @@ impl Following {
             outputs,
             descriptors,
             orphans,
+            shortcomings,
             ..
         } = restored;
         let closings = announcements.clone();
@@ -185,6 +186,7 @@ impl Following {
             bell,
             took_ns: Some(took_ns),
             cause,
+            shortcomings,
         };
         let tracer = Tracer::new(
             tree,
@@ -273,6 +275,7 @@ impl Following {
             bell,
             took_ns: None,
             cause,
+            shortcomings: Vec::new(),
         };
         let mut deadlines = KernelProgram::Unasked;
         deadlines.ask_for(self.config.spare_core, move || {
@@ -336,7 +339,7 @@ impl Following {
         })
     }
 
-    fn install_descriptors(&mut self, restored: &Restored) -> Result<(), FollowError> {
+    fn install_descriptors(&mut self, restored: &mut Restored) -> Result<(), FollowError> {
         for (&pid, process) in &self.image.processes {
             let mut slots = Vec::with_capacity(process.descriptors.len());
             for (&fd, slot) in &process.descriptors {
@@ -348,7 +351,14 @@ impl Following {
             self.replica.install_descriptors(pid, &mut slots)?;
             let (table, objects) = (&process.descriptors, &self.image.objects);
             let locks = locks_of_process(pid, table, objects);
-            self.replica.lock_ranges(pid, &locks)?;
+            for (fd, _) in self.replica.lock_ranges(pid, &locks)? {
+                let file = table.get(&fd).and_then(|slot| objects.get(&slot.object));
+                if let Some(Object::RegularFile(state)) = file {
+                    let shortcoming = lost_lock(&state.path);
+                    log!("{shortcoming}");
+                    restored.shortcomings.push(shortcoming);
+                }
+            }
         }
         Ok(())
     }

@@ -30,8 +30,9 @@ fn go_through(
     scene: &Scene,
     restored: &mut Restored,
 ) -> Result<(), Error> {
+    let before = restored.shortcomings.len();
     unbroken_objects::restore(phase, objects, scene, restored)?;
-    for shortcoming in restored.shortcomings.drain(..) {
+    for shortcoming in &restored.shortcomings[before..] {
         crate::log!("{shortcoming}");
     }
     Ok(())

@@ -3,6 +3,7 @@
 
 use crate::{Context, Error};
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::BorrowedFd;
 use unbroken_image::object::{FileLock, LockOwner, RegularFile};
 use unbroken_image::{Descriptor, Fd, Object, ObjectId, Pid};
@@ -63,24 +64,31 @@ fn not_understood(line: &str, path: &str) -> Error {
 }
 
 /// Takes the locks of the description again, on the restored file. Only after the service that
-/// held them is dead.
-///
-/// # Errors
-/// `EWOULDBLOCK` when another holds one.
-pub fn lock_again(fd: BorrowedFd<'_>, state: &RegularFile) -> Result<(), Error> {
+/// held them is dead. False when another process has one of them now: it waited for it, and the
+/// death of the service gave it away.
+pub fn lock_again(fd: BorrowedFd<'_>, state: &RegularFile) -> Result<bool, Error> {
+    let mut has_all = true;
     for held in &state.locks {
         // Positions beyond i64 cannot be locked, so none was captured.
         let (start, length) = (held.start as i64, held.length_bytes as i64);
-        match held.owner {
+        let locked = match held.owner {
             LockOwner::Description => lock::flock(fd, held.exclusive),
             LockOwner::DescriptionRange => {
                 lock::description_lock(fd, held.exclusive, start, length)
             }
             LockOwner::Process(_) => Ok(()),
+        };
+        match locked {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => has_all = false,
+            other => other.during("lock again", &state.path)?,
         }
-        .during("lock again", &state.path)?;
     }
-    Ok(())
+    Ok(has_all)
+}
+
+/// What to say of a lock that [`lock_again`], or the replica, could not have.
+pub fn lost_lock(path: &str) -> String {
+    format!("without its lock on {path}, which another process took as the service died")
 }
 
 /// The locks that process `pid` must take itself by `fcntl(F_SETLK)`, after the last descriptor of

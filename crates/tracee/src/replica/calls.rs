@@ -97,9 +97,19 @@ pub(super) fn for_each<T>(
     stopped: &mut Stopped<'_>,
     tid: HostTid,
     items: &[T],
-    mut add: impl FnMut(&mut Calls<'_, '_>, &T) -> Result<(), ReplicaError>,
+    add: impl FnMut(&mut Calls<'_, '_>, &T) -> Result<(), ReplicaError>,
 ) -> Result<(), ReplicaError> {
-    let mut next = 0;
+    values_of_each(stopped, tid, items, add).map(drop)
+}
+
+/// As [`for_each`], and returns the values of all calls, in order.
+pub(super) fn values_of_each<T>(
+    stopped: &mut Stopped<'_>,
+    tid: HostTid,
+    items: &[T],
+    mut add: impl FnMut(&mut Calls<'_, '_>, &T) -> Result<(), ReplicaError>,
+) -> Result<Vec<u64>, ReplicaError> {
+    let (mut next, mut values) = (0, Vec::new());
     while next < items.len() {
         let mut calls = Calls::new(stopped, tid);
         let first = next;
@@ -110,7 +120,7 @@ pub(super) fn for_each<T>(
                 Err(error) => return Err(error),
             }
         }
-        calls.run()?;
+        values.append(&mut calls.run()?);
     }
-    Ok(())
+    Ok(values)
 }

@@ -277,8 +277,8 @@ pub(super) fn lock_ranges(
     stopped: &mut Stopped<'_>,
     leader: HostTid,
     locks: &[(Fd, FileLock)],
-) -> Result<(), ReplicaError> {
-    super::calls::for_each(stopped, leader, locks, |calls, (fd, lock)| {
+) -> Result<Vec<(Fd, FileLock)>, ReplicaError> {
+    let results = super::calls::values_of_each(stopped, leader, locks, |calls, (fd, lock)| {
         let kind = if lock.exclusive {
             libc::F_WRLCK
         } else {
@@ -292,8 +292,25 @@ pub(super) fn lock_ranges(
                 "fcntl(F_SETLK)",
                 libc::SYS_fcntl,
                 &arguments,
-                Expect::Success,
+                Expect::Anything,
             )
             .map(drop)
-    })
+    })?;
+    let mut taken = Vec::new();
+    for (&(fd, lock), result) in locks.iter().zip(results) {
+        let errno = -(result as i64) as i32;
+        match errno {
+            ..=0 => {}
+            // fcntl(2): either means that another holds it.
+            libc::EAGAIN | libc::EACCES => taken.push((fd, lock)),
+            _ => {
+                return Err(ReplicaError::Call {
+                    call: "fcntl(F_SETLK)",
+                    tid: leader,
+                    source: std::io::Error::from_raw_os_error(errno),
+                });
+            }
+        }
+    }
+    Ok(taken)
 }

@@ -178,10 +178,14 @@ impl Replica {
     }
 
     /// Makes a process lock ranges of its files (`F_SETLK`), through descriptors that it has by
-    /// now.
-    pub fn lock_ranges(&mut self, pid: Pid, locks: &[(Fd, FileLock)]) -> Result<(), ReplicaError> {
+    /// now. Returns those that another process holds.
+    pub fn lock_ranges(
+        &mut self,
+        pid: Pid,
+        locks: &[(Fd, FileLock)],
+    ) -> Result<Vec<(Fd, FileLock)>, ReplicaError> {
         if locks.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         self.while_stopped(|_, stopped| {
             let leader = stopped.process(pid)?.leader();
