@@ -6,10 +6,10 @@ use crate::exit::{Exit, Failure};
 use crate::flags::RunFlags;
 use std::ffi::OsString;
 use std::net::IpAddr;
-use unbroken_node::board::PUBLISHED_BYTES_MAX;
 use unbroken_node::config::UserIds;
 use unbroken_node::directory::ServiceName;
 use unbroken_node::publish::PublishedPort;
+use unbroken_node::status_page::PUBLISHED_BYTES_MAX;
 
 /// What is to be run, checked as far as that goes without starting it.
 #[derive(Debug, PartialEq)]

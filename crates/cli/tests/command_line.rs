@@ -6,9 +6,9 @@
 use serde_json::Value;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Output, Stdio};
-use unbroken_node::board::{Board, Identity, State};
 use unbroken_node::control::{Control, Request};
 use unbroken_node::directory::{Claim, RunDirectory, ServiceName};
+use unbroken_node::status_page::{Identity, ServiceState, StatusPage};
 
 fn unbroken(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_unbroken"));
@@ -42,7 +42,7 @@ fn stdout(output: &Output) -> String {
 /// A service that the test plays; its directory goes with it.
 struct Played {
     directory: RunDirectory,
-    board: Board,
+    page: StatusPage,
     control: Control,
     claim: Option<Claim>,
 }
@@ -57,11 +57,11 @@ impl Played {
             address: "10.211.0.2",
             published: "7000",
         };
-        let board = Board::create(&directory, &identity).expect("board");
+        let page = StatusPage::create(&directory, &identity).expect("status page");
         let control = Control::bind(&directory).expect("control");
         Played {
             directory,
-            board,
+            page,
             control,
             claim: Some(claim),
         }
@@ -182,10 +182,10 @@ fn check_passes_here_and_says_so_in_both_forms() {
 fn status_shows_a_running_service() {
     let played = Played::new("status");
     played
-        .board
-        .set_state(State::Unprotected, "the standby died");
+        .page
+        .set_state(ServiceState::Unprotected, "the standby died");
     played
-        .board
+        .page
         .set_service_pids(&[std::process::id().cast_signed()]);
     let json = stdout(&output(&["status", played.name(), "--json"]));
     let object: Value = serde_json::from_str(&json).expect("JSON");
@@ -209,8 +209,8 @@ fn status_shows_a_running_service() {
 #[test]
 fn status_knows_the_dead() {
     let mut played = Played::new("dead");
-    played.board.set_state(State::Protected, "");
-    played.board.set_primary_pid(1);
+    played.page.set_state(ServiceState::Protected, "");
+    played.page.set_primary_pid(1);
     played.claim = None;
     let json = stdout(&output(&["status", played.name(), "--json"]));
     let object: Value = serde_json::from_str(&json).expect("JSON");
@@ -226,7 +226,7 @@ fn a_name_that_is_taken_ends_with_75() {
     let line = error_line(&["run", "--name", played.name(), "--", "sleep", "1"], 75);
     assert!(line.contains("already running"), "{line}");
     assert!(
-        played.directory.board().exists(),
+        played.directory.status_page().exists(),
         "the running one is untouched"
     );
 }

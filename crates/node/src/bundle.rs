@@ -34,7 +34,7 @@ pub enum Start {
 pub enum Purpose {
     Lock,
     Control,
-    /// Rung when the front should look at the board.
+    /// Rung when the front should look at the status page.
     FrontBell,
     /// A pipe's end that nobody writes to: the front hears when the last node that holds it ends.
     Life,

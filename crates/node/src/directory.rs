@@ -163,8 +163,8 @@ impl RunDirectory {
         self.path.is_dir()
     }
 
-    pub fn board(&self) -> PathBuf {
-        self.path.join("board")
+    pub fn status_page(&self) -> PathBuf {
+        self.path.join("status-page")
     }
 
     pub fn control(&self) -> PathBuf {
@@ -349,10 +349,10 @@ mod tests {
         let root = TestRoot::new();
         let directory = RunDirectory::within(root.path(), ServiceName::new("two").expect("name"));
         fs::create_dir(directory.path()).expect("directory");
-        fs::write(directory.board(), "old").expect("file");
+        fs::write(directory.status_page(), "old").expect("file");
         assert_eq!(RunDirectory::all(root.path()).expect("list").len(), 1);
         let old = directory.claim().expect("claim");
-        assert!(!directory.board().exists());
+        assert!(!directory.status_page().exists());
         directory.remove().expect("remove");
         let _new = directory
             .claim()

@@ -1,7 +1,6 @@
 //! The process that the user started: it begins the service, passes signals on, waits, and ends
 //! as the service ends. The service does not need it: it may be killed at any moment.
 
-use crate::board::{Board, BoardError, Identity, State};
 use crate::bundle::{self, Purpose, Start};
 use crate::clock::now_ns;
 use crate::config::Config;
@@ -11,6 +10,7 @@ use crate::log;
 use crate::news::{News, Sight};
 use crate::notify::Notifier;
 use crate::stage::host::HostLink;
+use crate::status_page::{Identity, ServiceState, StatusPage, StatusPageError};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::io::{self, Write};
@@ -25,7 +25,7 @@ pub struct Order {
     /// Held from before anything else was made; every process of ours inherits it.
     pub claim: Claim,
     pub link: HostLink,
-    /// Texts for the board.
+    /// Texts for the status page.
     pub command_text: String,
     pub address_text: String,
     pub published_text: String,
@@ -41,7 +41,7 @@ pub enum FrontError {
         cause: io::Error,
     },
     #[error(transparent)]
-    Board(#[from] BoardError),
+    StatusPage(#[from] StatusPageError),
     #[error(transparent)]
     Claim(#[from] ClaimError),
     #[error(transparent)]
@@ -85,8 +85,8 @@ pub fn run(order: Order) -> Result<Ending, FrontError> {
         address: &order.address_text,
         published: &order.published_text,
     };
-    let board = Board::create(directory, &identity)?;
-    board.set_front_pid(std::process::id().cast_signed());
+    let page = StatusPage::create(directory, &identity)?;
+    page.set_front_pid(std::process::id().cast_signed());
     log::open(directory.path(), "front").map_err(failed("open the log of"))?;
     let control = Control::bind(directory)?;
     let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
@@ -107,11 +107,11 @@ pub fn run(order: Order) -> Result<Ending, FrontError> {
     ];
     let (child, channel) = bundle::spawn(&order.config, Start::Launch, &descriptors)
         .map_err(failed("start the primary"))?;
-    board.set_primary_pid(child.id().cast_signed());
+    page.set_primary_pid(child.id().cast_signed());
     drop((channel, life_of_nodes));
     let front = Front {
         order: &order,
-        board,
+        page,
         bell,
         life,
         signals,
@@ -122,9 +122,9 @@ pub fn run(order: Order) -> Result<Ending, FrontError> {
 
 struct Front<'a> {
     order: &'a Order,
-    board: Board,
+    page: StatusPage,
     bell: OwnedFd,
-    /// Hangs up when no node lives. The board cannot say that: while one node takes over from
+    /// Hangs up when no node lives. The status page cannot say that: while one node takes over from
     /// another it names first only dead ones, and a standby stands there only some time after it
     /// was started.
     life: OwnedFd,
@@ -140,7 +140,7 @@ impl Front<'_> {
         let mut announced = None;
         let mut told_primary = 0;
         loop {
-            if let Some(code) = self.board.exit() {
+            if let Some(code) = self.page.exit() {
                 notifier.stopping();
                 return self.ended(code);
             }
@@ -157,7 +157,7 @@ impl Front<'_> {
             {
                 return Ok(ending);
             }
-            let primary = self.board.primary_pid();
+            let primary = self.page.primary_pid();
             if primary != told_primary {
                 notifier.main_pid(primary);
                 told_primary = primary;
@@ -169,14 +169,14 @@ impl Front<'_> {
             // The first node, which becomes a zombie of this process when it ends.
             let _ = self.child.try_wait();
             // In this order: who sets an exit code lives on for a moment.
-            if !any_holder_lives(&self.life) && self.board.exit().is_none() {
+            if !any_holder_lives(&self.life) && self.page.exit().is_none() {
                 return self.lost();
             }
         }
     }
 
     fn sight(&self) -> Sight {
-        let snapshot = self.board.snapshot(now_ns());
+        let snapshot = self.page.snapshot(now_ns());
         Sight {
             state: snapshot.state,
             reason: snapshot.reason,
@@ -186,8 +186,8 @@ impl Front<'_> {
         }
     }
 
-    fn tell_manager(&self, notifier: &Notifier, state: State) {
-        if state == State::Protected {
+    fn tell_manager(&self, notifier: &Notifier, state: ServiceState) {
+        if state == ServiceState::Protected {
             let name = &self.order.config.name;
             notifier.ready(&format!(
                 "{name} is protected at {}",
@@ -232,8 +232,8 @@ impl Front<'_> {
     }
 
     fn ended(&self, code: u8) -> Result<Ending, FrontError> {
-        match self.board.state() {
-            State::Failed => Err(FrontError::Failed(self.board.reason())),
+        match self.page.state() {
+            ServiceState::Failed => Err(FrontError::Failed(self.page.reason())),
             _ => Ok(Ending::Service(code)),
         }
     }
@@ -241,9 +241,9 @@ impl Front<'_> {
     /// Every node died without an end of the service.
     fn lost(&self) -> Result<Ending, FrontError> {
         let name = &self.order.config.name;
-        let state = self.board.state();
-        self.board
-            .set_state(State::Failed, "every process of unbroken died");
+        let state = self.page.state();
+        self.page
+            .set_state(ServiceState::Failed, "every process of unbroken died");
         let _ = self.order.directory.remove();
         Err(FrontError::Failed(format!(
             "service {name} is gone: every process of unbroken died while it was {}",
@@ -256,8 +256,8 @@ impl Front<'_> {
 /// under way, will hardly be so without somebody's help.
 fn detached(sight: &Sight, news: &News) -> Option<Ending> {
     match sight.state {
-        State::Protected => Some(Ending::Detached),
-        State::Unprotected if detach_due_ns(news)? <= now_ns() => {
+        ServiceState::Protected => Some(Ending::Detached),
+        ServiceState::Unprotected if detach_due_ns(news)? <= now_ns() => {
             Some(Ending::Unprotected(sight.reason.clone()))
         }
         _ => None,
@@ -288,7 +288,7 @@ mod tests {
     use super::*;
     use std::process::{Command, Stdio};
 
-    /// (Found by torture: the board named nobody who lived, and the front took a service away that
+    /// (Found by torture: the status page named nobody who lived, and the front took a service away that
     /// a node had just taken over.)
     #[test]
     fn nodes_live_for_as_long_as_anyone_holds_their_end() {

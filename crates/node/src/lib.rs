@@ -1,7 +1,6 @@
 //! The node: the one crate where the service, the wire, the epochs and the standby meet.
 #![forbid(unsafe_code)]
 
-pub mod board;
 pub mod bundle;
 pub mod capture;
 pub mod channel;
@@ -21,6 +20,7 @@ pub mod program;
 pub mod publish;
 pub mod stage;
 pub mod standby;
+pub mod status_page;
 pub mod steps;
 pub mod takeover;
 #[cfg(test)]

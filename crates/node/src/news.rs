@@ -1,18 +1,18 @@
 //! What `run` says on standard error of a service's life, each thing once: protection begins, is
 //! lost and why, comes back; a death, how, and how long the takeover took.
 //!
-//! Pure: what the board says and the time in, lines out.
+//! Pure: what the status page says and the time in, lines out.
 
-use crate::board::State;
+use crate::status_page::ServiceState;
 
 /// Protection that is lost for less than this is not worth a line: each takeover begins so, and each
 /// new standby.
 const WORTH_A_LINE_NS: u64 = 2_000_000_000;
 
-/// What can be seen of a service on its board.
+/// What can be seen of a service on its status page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sight {
-    pub state: State,
+    pub state: ServiceState,
     /// Why it is so.
     pub reason: String,
     pub takeovers: u64,
@@ -59,16 +59,16 @@ impl News {
                 sight.last_takeover_us as f64 / 1e3
             ));
         }
-        self.is_waiting = sight.state == State::Unprotected;
+        self.is_waiting = sight.state == ServiceState::Unprotected;
         match sight.state {
-            State::Protected => self.protected(now_ns, &mut lines),
+            ServiceState::Protected => self.protected(now_ns, &mut lines),
             state if state.is_exposed() => self.exposed(sight, now_ns, &mut lines),
             _ => {}
         }
         lines
     }
 
-    /// When to look again although nothing changes on the board.
+    /// When to look again although nothing changes on the status page.
     pub fn due_ns(&self) -> Option<u64> {
         let is_due = self.is_waiting && self.told.is_none();
         self.unprotected_since_ns
@@ -116,7 +116,7 @@ mod tests {
 
     const SECOND_NS: u64 = 1_000_000_000;
 
-    fn sight(state: State, reason: &str, takeovers: u64) -> Sight {
+    fn sight(state: ServiceState, reason: &str, takeovers: u64) -> Sight {
         Sight {
             state,
             reason: reason.to_owned(),
@@ -133,32 +133,49 @@ mod tests {
             news.look(&sight(state, reason, takeovers), at_s * SECOND_NS)
         };
         let nothing: [&str; 0] = [];
-        assert_eq!(look(State::Starting, "", 0, 0), nothing);
-        assert_eq!(look(State::Syncing, "", 0, 1), nothing);
+        assert_eq!(look(ServiceState::Starting, "", 0, 0), nothing);
+        assert_eq!(look(ServiceState::Syncing, "", 0, 1), nothing);
         assert_eq!(
-            look(State::Protected, "", 0, 4),
+            look(ServiceState::Protected, "", 0, 4),
             ["chat is protected at 10.0.0.2"]
         );
-        assert_eq!(look(State::Protected, "", 0, 5), nothing);
+        assert_eq!(look(ServiceState::Protected, "", 0, 5), nothing);
         assert_eq!(
-            look(State::Unprotected, "a standby is being started", 1, 6),
+            look(
+                ServiceState::Unprotected,
+                "a standby is being started",
+                1,
+                6
+            ),
             ["chat: killed by signal 9; its replica went on after 2.3 ms"]
         );
-        assert_eq!(look(State::Protected, "", 1, 7), nothing, "as expected");
-        let why = "it has an io_uring";
-        assert_eq!(look(State::Unprotected, why, 1, 10), nothing, "may pass");
         assert_eq!(
-            look(State::Unprotected, why, 1, 12),
+            look(ServiceState::Protected, "", 1, 7),
+            nothing,
+            "as expected"
+        );
+        let why = "it has an io_uring";
+        assert_eq!(
+            look(ServiceState::Unprotected, why, 1, 10),
+            nothing,
+            "may pass"
+        );
+        assert_eq!(
+            look(ServiceState::Unprotected, why, 1, 12),
             ["chat is not protected: it has an io_uring"]
         );
-        assert_eq!(look(State::Syncing, why, 1, 13), nothing);
-        assert_eq!(look(State::Unprotected, why, 1, 14), nothing, "known");
+        assert_eq!(look(ServiceState::Syncing, why, 1, 13), nothing);
         assert_eq!(
-            look(State::Unprotected, "it has forked", 1, 15),
+            look(ServiceState::Unprotected, why, 1, 14),
+            nothing,
+            "known"
+        );
+        assert_eq!(
+            look(ServiceState::Unprotected, "it has forked", 1, 15),
             ["chat is not protected: it has forked"]
         );
         assert_eq!(
-            look(State::Protected, "", 1, 16),
+            look(ServiceState::Protected, "", 1, 16),
             ["chat is protected again, after 6.0 s"]
         );
     }
@@ -167,17 +184,17 @@ mod tests {
     fn what_lasts_is_looked_for() {
         let mut news = News::new("chat", "10.0.0.2");
         assert_eq!(news.due_ns(), None);
-        news.look(&sight(State::Unprotected, "why", 0), 7);
+        news.look(&sight(ServiceState::Unprotected, "why", 0), 7);
         assert_eq!(news.due_ns(), Some(7 + WORTH_A_LINE_NS));
         let now_ns = 7 + WORTH_A_LINE_NS;
         assert_eq!(
-            news.look(&sight(State::Unprotected, "why", 0), now_ns)
+            news.look(&sight(ServiceState::Unprotected, "why", 0), now_ns)
                 .len(),
             1
         );
         assert_eq!(news.due_ns(), None);
         assert_eq!(news.waiting_since_ns(), Some(7));
-        news.look(&sight(State::Syncing, "why", 0), now_ns);
+        news.look(&sight(ServiceState::Syncing, "why", 0), now_ns);
         assert_eq!((news.due_ns(), news.waiting_since_ns()), (None, None));
     }
 }

@@ -16,7 +16,7 @@ use unbroken_node::stage::address::{self, Addresses};
 use unbroken_node::stage::announcement::{Announcement, Change};
 use unbroken_node::stage::host::HostLink;
 use unbroken_node::stage::launch::{
-    INIT_SUBCOMMAND, Identity, Init, Output, Pending, Report, Role,
+    INIT_SUBCOMMAND, Identity, Init, InitReport, InitRole, Output, Pending,
 };
 use unbroken_node::stage::notifier::{Announcements, serve};
 use unbroken_node::stage::{Error, Stage, StageConfig, init};
@@ -105,8 +105,8 @@ fn stage() -> Stage {
     .expect("a stage")
 }
 
-fn service(command: &[&str]) -> Role {
-    Role::Service {
+fn service(command: &[&str]) -> InitRole {
+    InitRole::Service {
         command: command.iter().map(OsString::from).collect(),
         identity: None,
         inherited: Inherited::default(),
@@ -143,9 +143,9 @@ fn run_script(stage: &Stage, script: &str) -> (String, Init) {
 
 fn next_exit(init: &Init) -> (bool, Option<i32>) {
     match init.report().expect("a report") {
-        Report::FirstExited(status) => (true, status.code()),
-        Report::AllExited(status) => (false, status.code()),
-        Report::InitGone => panic!("init said nothing"),
+        InitReport::FirstExited(status) => (true, status.code()),
+        InitReport::AllExited(status) => (false, status.code()),
+        InitReport::InitGone => panic!("init said nothing"),
     }
 }
 
@@ -173,7 +173,7 @@ fn runs_a_service_to_its_end() {
     );
     assert_eq!(next_exit(&init), (true, Some(7)));
     assert_eq!(next_exit(&init), (false, Some(7)));
-    assert_eq!(init.report().expect("a report"), Report::InitGone);
+    assert_eq!(init.report().expect("a report"), InitReport::InitGone);
 }
 
 fn follows_a_service_into_the_background() {
@@ -224,7 +224,7 @@ fn takes_on_the_user() {
     ];
     let command = command.iter().map(OsString::from).collect();
     let stage = stage();
-    let role = Role::Service {
+    let role = InitRole::Service {
         command,
         identity: Some(identity),
         inherited: Inherited::default(),
@@ -530,7 +530,7 @@ fn dies_with_its_last_holder() {
 
 fn a_stub_waits_and_ends_with_the_standby() {
     let stage = stage();
-    let (init, pending, output) = stage.spawn_init(Role::Stub).expect("init");
+    let (init, pending, output) = stage.spawn_init(InitRole::Stub).expect("init");
     assert!(output.is_none());
     let listener = pending.install_filter().expect("the filter");
     let pid = pending.host_pid;

@@ -47,10 +47,10 @@ pub fn keep(root: &Path, case: &Case<'_>, service: &Service) -> Result<PathBuf> 
         fs::write(place.join(name), text)?;
     }
     // The figures of the last epochs, as the product keeps them; gone when it has cleaned up.
-    let board = Path::new("/run/unbroken")
+    let page = Path::new("/run/unbroken")
         .join(service.name())
-        .join("board");
-    let _ = fs::copy(board, place.join("board"));
+        .join("status-page");
+    let _ = fs::copy(page, place.join("status-page"));
     Ok(place)
 }
 

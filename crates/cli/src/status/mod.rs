@@ -10,14 +10,14 @@ pub use table::{detail, overview};
 
 use crate::exit::{Exit, Failure};
 use std::path::Path;
-use unbroken_node::board::{Board, Snapshot, State};
 use unbroken_node::clock::now_ns;
 use unbroken_node::directory::{RUN_ROOT, RunDirectory, ServiceName};
+use unbroken_node::status_page::{ServiceState, Snapshot, StatusPage};
 
 /// What is known about one service.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Service {
-    pub board: Snapshot,
+    pub page: Snapshot,
     pub connections: u64,
     pub resident_bytes: u64,
 }
@@ -25,7 +25,7 @@ pub struct Service {
 /// The service of that name.
 ///
 /// # Errors
-/// [`Exit::NoService`] when there is none; [`Exit::Internal`] when its board cannot be read.
+/// [`Exit::NoService`] when there is none; [`Exit::Internal`] when its status page cannot be read.
 pub fn one(name: &ServiceName) -> Result<Service, Failure> {
     let directory = RunDirectory::new(name.clone());
     look(&directory)?.ok_or_else(|| {
@@ -43,9 +43,9 @@ pub fn one(name: &ServiceName) -> Result<Service, Failure> {
 pub fn totals(name: &ServiceName) -> Result<serde_json::Value, Failure> {
     one(name)?;
     let directory = RunDirectory::new(name.clone());
-    let board = Board::open_to_read(&directory);
-    let board = board.map_err(|error| Failure::new(Exit::Internal, error.to_string()))?;
-    Ok(totals_json(&board.totals()))
+    let page = StatusPage::open_to_read(&directory);
+    let page = page.map_err(|error| Failure::new(Exit::Internal, error.to_string()))?;
+    Ok(totals_json(&page.totals()))
 }
 
 /// All services by name, and what could not be read.
@@ -68,59 +68,59 @@ pub fn all() -> (Vec<Service>, Vec<Failure>) {
     (services, failures)
 }
 
-/// `None` when there is no board: nothing was started yet, or everything has just ended.
+/// `None` when there is no status page: nothing was started yet, or everything has just ended.
 fn look(directory: &RunDirectory) -> Result<Option<Service>, Failure> {
     let failed = |message: String| Failure::new(Exit::Internal, message);
-    if !directory.board().exists() {
+    if !directory.status_page().exists() {
         return Ok(None);
     }
-    let board = Board::open_to_read(directory).map_err(|error| failed(error.to_string()))?;
+    let page = StatusPage::open_to_read(directory).map_err(|error| failed(error.to_string()))?;
     let alive = directory.is_alive().map_err(|error| {
         let path = directory.path().display();
         failed(format!("cannot see whether {path} is in use: {error}"))
     })?;
-    let mut board = board.snapshot(now_ns());
+    let mut page = page.snapshot(now_ns());
     if !alive && directory.exists() {
-        bury(&mut board);
+        bury(&mut page);
     }
     Ok(Some(Service {
-        connections: kernel::connections(&board.service_pids),
-        resident_bytes: kernel::resident_bytes(&board.service_pids),
-        board,
+        connections: kernel::connections(&page.service_pids),
+        resident_bytes: kernel::resident_bytes(&page.service_pids),
+        page,
     }))
 }
 
-/// What the board of a service says after every process of ours was killed is about the dead; its
+/// What the status page of a service says after every process of ours was killed is about the dead; its
 /// pids may be strangers' by now.
-fn bury(board: &mut Snapshot) {
-    if board.state != State::Failed {
-        board.state = State::Failed;
-        board.reason = format!(
+fn bury(page: &mut Snapshot) {
+    if page.state != ServiceState::Failed {
+        page.state = ServiceState::Failed;
+        page.reason = format!(
             "every process of unbroken for it is gone; `unbroken run --name {}` starts it anew",
-            board.name
+            page.name
         );
     }
-    board.service_pids.clear();
-    board.front_pid = None;
-    board.primary_pid = None;
-    board.standby_pid = None;
-    board.unprotected_for_ns = None;
+    page.service_pids.clear();
+    page.front_pid = None;
+    page.primary_pid = None;
+    page.standby_pid = None;
+    page.unprotected_for_ns = None;
 }
 
 #[cfg(test)]
 mod samples {
     use super::*;
-    use unbroken_node::board::{Percentiles, Recent};
+    use unbroken_node::status_page::{Percentiles, Recent};
 
     /// A service with a value in every field.
     pub(super) fn protected() -> Service {
         Service {
-            board: Snapshot {
+            page: Snapshot {
                 name: "chat".into(),
                 command: "/bin/server --flag".into(),
                 address: "10.211.0.2, fd75::2".into(),
                 published: "6667".into(),
-                state: State::Protected,
+                state: ServiceState::Protected,
                 reason: String::new(),
                 term: 3,
                 epoch: 4711,
@@ -160,26 +160,26 @@ mod samples {
 
     pub(super) fn unprotected() -> Service {
         let mut service = protected();
-        service.board.name = "web-server-1".into();
-        service.board.state = State::Unprotected;
-        service.board.reason = "the standby was killed by signal 9".into();
-        service.board.standby_pid = None;
-        service.board.takeovers = 0;
-        service.board.last_takeover_us = None;
-        service.board.last_takeover_cause = None;
-        service.board.unprotected_for_ns = Some(12_300_000_000);
-        service.board.pause = Percentiles::default();
-        service.board.hold = Percentiles::default();
+        service.page.name = "web-server-1".into();
+        service.page.state = ServiceState::Unprotected;
+        service.page.reason = "the standby was killed by signal 9".into();
+        service.page.standby_pid = None;
+        service.page.takeovers = 0;
+        service.page.last_takeover_us = None;
+        service.page.last_takeover_cause = None;
+        service.page.unprotected_for_ns = Some(12_300_000_000);
+        service.page.pause = Percentiles::default();
+        service.page.hold = Percentiles::default();
         service
     }
 
     #[test]
     fn the_dead_are_reported_as_such() {
-        let mut board = unprotected().board;
-        bury(&mut board);
-        assert_eq!(board.state, State::Failed);
-        assert!(board.reason.contains("is gone"));
-        assert!(board.service_pids.is_empty());
-        assert_eq!(board.primary_pid, None);
+        let mut page = unprotected().page;
+        bury(&mut page);
+        assert_eq!(page.state, ServiceState::Failed);
+        assert!(page.reason.contains("is gone"));
+        assert!(page.service_pids.is_empty());
+        assert_eq!(page.primary_pid, None);
     }
 }

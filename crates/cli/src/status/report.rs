@@ -2,41 +2,41 @@
 
 use super::Service;
 use serde_json::{Value, json};
-use unbroken_node::board::{Percentiles, Totals};
+use unbroken_node::status_page::{Percentiles, Totals};
 use unbroken_node::steps::EpochStep;
 
 /// One service as an object. What is not there (a standby, a takeover) is null.
 pub fn json(service: &Service) -> Value {
-    let board = &service.board;
-    let addresses: Vec<&str> = board.address.split(", ").collect();
+    let page = &service.page;
+    let addresses: Vec<&str> = page.address.split(", ").collect();
     json!({
-        "name": board.name,
+        "name": page.name,
         "address": addresses.first(),
         "addresses": addresses,
-        "published": board.published,
-        "command": board.command,
-        "state": board.state.name(),
-        "reason": board.reason,
-        "term": board.term,
-        "epoch": board.epoch,
-        "service_pids": board.service_pids,
-        "front_pid": board.front_pid,
-        "primary_pid": board.primary_pid,
-        "standby_pid": board.standby_pid,
-        "takeovers": board.takeovers,
-        "last_takeover_ms": board.last_takeover_us.map(|us| us as f64 / 1e3),
-        "last_takeover_cause": board.last_takeover_cause,
-        "epochs_per_s": board.recent.epochs_per_s,
-        "pause_us": percentiles(&board.pause),
-        "hold_us": percentiles(&board.hold),
-        "steps_us": steps(&board.steps),
-        "dirty_pages_per_epoch": board.recent.dirty_pages_per_epoch,
-        "bytes_per_epoch": board.recent.bytes_per_epoch,
+        "published": page.published,
+        "command": page.command,
+        "state": page.state.name(),
+        "reason": page.reason,
+        "term": page.term,
+        "epoch": page.epoch,
+        "service_pids": page.service_pids,
+        "front_pid": page.front_pid,
+        "primary_pid": page.primary_pid,
+        "standby_pid": page.standby_pid,
+        "takeovers": page.takeovers,
+        "last_takeover_ms": page.last_takeover_us.map(|us| us as f64 / 1e3),
+        "last_takeover_cause": page.last_takeover_cause,
+        "epochs_per_s": page.recent.epochs_per_s,
+        "pause_us": percentiles(&page.pause),
+        "hold_us": percentiles(&page.hold),
+        "steps_us": steps(&page.steps),
+        "dirty_pages_per_epoch": page.recent.dirty_pages_per_epoch,
+        "bytes_per_epoch": page.recent.bytes_per_epoch,
         "connections": service.connections,
         "resident_bytes": service.resident_bytes,
-        "unprotected_seconds": board.unprotected_total_ns as f64 / 1e9,
-        "unprotected_for_seconds": board.unprotected_for_ns.map(|ns| ns as f64 / 1e9),
-        "exit_code": board.exit,
+        "unprotected_seconds": page.unprotected_total_ns as f64 / 1e9,
+        "unprotected_for_seconds": page.unprotected_for_ns.map(|ns| ns as f64 / 1e9),
+        "exit_code": page.exit,
     })
 }
 

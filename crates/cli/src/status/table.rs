@@ -2,7 +2,7 @@
 
 use super::Service;
 use std::fmt::Write;
-use unbroken_node::board::{Percentiles, State};
+use unbroken_node::status_page::{Percentiles, ServiceState};
 use unbroken_node::steps::EpochStep;
 
 const HEADINGS: [&str; 9] = [
@@ -31,7 +31,7 @@ pub fn overview(services: &[Service], in_colour: bool) -> String {
     let mut text = String::new();
     line(&mut text, &HEADINGS.map(String::from), &widths, None);
     for (service, row) in services.iter().zip(&rows) {
-        let colour = in_colour.then(|| colour(service.board.state));
+        let colour = in_colour.then(|| colour(service.page.state));
         line(&mut text, row, &widths, colour);
         if let Some(remark) = remark(service) {
             let _ = writeln!(text, "  {remark}");
@@ -41,17 +41,17 @@ pub fn overview(services: &[Service], in_colour: bool) -> String {
 }
 
 fn row(service: &Service) -> [String; 9] {
-    let board = &service.board;
+    let page = &service.page;
     [
-        board.name.clone(),
-        board.state.name().into(),
-        board.address.split(", ").next().unwrap_or_default().into(),
+        page.name.clone(),
+        page.state.name().into(),
+        page.address.split(", ").next().unwrap_or_default().into(),
         service.connections.to_string(),
-        board.takeovers.to_string(),
-        board.last_takeover_us.map_or("-".into(), duration_us),
-        pair(&board.pause),
-        pair(&board.hold),
-        format!("{:.0}", board.recent.epochs_per_s),
+        page.takeovers.to_string(),
+        page.last_takeover_us.map_or("-".into(), duration_us),
+        pair(&page.pause),
+        pair(&page.hold),
+        format!("{:.0}", page.recent.epochs_per_s),
     ]
 }
 
@@ -73,19 +73,19 @@ fn line(text: &mut String, cells: &[String; 9], widths: &[usize; 9], colour: Opt
 const PLAIN: &str = "\x1b[0m";
 
 /// Green, yellow and red of a terminal's own palette.
-fn colour(state: State) -> &'static str {
+fn colour(state: ServiceState) -> &'static str {
     match state {
-        State::Protected => "\x1b[32m",
-        State::Starting | State::Syncing | State::TakingOver => "\x1b[33m",
-        State::Unprotected | State::Failed => "\x1b[31m",
+        ServiceState::Protected => "\x1b[32m",
+        ServiceState::Starting | ServiceState::Syncing | ServiceState::TakingOver => "\x1b[33m",
+        ServiceState::Unprotected | ServiceState::Failed => "\x1b[31m",
     }
 }
 
 /// What a user must know beyond the state's name.
 fn remark(service: &Service) -> Option<String> {
-    let board = &service.board;
-    let reason = board.reason.as_str();
-    let duration = board
+    let page = &service.page;
+    let reason = page.reason.as_str();
+    let duration = page
         .unprotected_for_ns
         .map(|ns| format!("without a replica for {}", duration_us(ns / 1000)));
     match (duration, reason) {
@@ -98,60 +98,57 @@ fn remark(service: &Service) -> Option<String> {
 
 /// Everything about one service, one line each.
 pub fn detail(service: &Service, in_colour: bool) -> String {
-    let board = &service.board;
+    let page = &service.page;
     let state = match in_colour {
-        true => format!("{}{}{PLAIN}", colour(board.state), board.state.name()),
-        false => board.state.name().into(),
+        true => format!("{}{}{PLAIN}", colour(page.state), page.state.name()),
+        false => page.state.name().into(),
     };
     let pid = |pid: Option<i32>| pid.map_or("-".into(), |pid| pid.to_string());
-    let pids: Vec<String> = board.service_pids.iter().map(i32::to_string).collect();
+    let pids: Vec<String> = page.service_pids.iter().map(i32::to_string).collect();
     let mut lines = vec![
-        ("name", board.name.clone()),
+        ("name", page.name.clone()),
         ("state", state),
-        ("command", board.command.clone()),
-        ("address", board.address.clone()),
+        ("command", page.command.clone()),
+        ("address", page.address.clone()),
     ];
     lines.extend(remark(service).map(|remark| ("remark", remark)));
-    if !board.published.is_empty() {
-        lines.push(("published", board.published.clone()));
+    if !page.published.is_empty() {
+        lines.push(("published", page.published.clone()));
     }
-    lines.extend(board.exit.map(|code| ("exit code", code.to_string())));
+    lines.extend(page.exit.map(|code| ("exit code", code.to_string())));
     lines.extend([
         ("service pids", pids.join(" ")),
-        ("primary pid", pid(board.primary_pid)),
-        ("standby pid", pid(board.standby_pid)),
+        ("primary pid", pid(page.primary_pid)),
+        ("standby pid", pid(page.standby_pid)),
         ("clients", service.connections.to_string()),
         ("resident", bytes(service.resident_bytes as f64)),
         (
             "takeovers",
-            match board.last_takeover_us {
+            match page.last_takeover_us {
                 Some(last) => format!(
                     "{}, the last in {}: {}",
-                    board.takeovers,
+                    page.takeovers,
                     duration_us(last),
-                    board.last_takeover_cause.as_deref().unwrap_or_default()
+                    page.last_takeover_cause.as_deref().unwrap_or_default()
                 ),
-                None => board.takeovers.to_string(),
+                None => page.takeovers.to_string(),
             },
         ),
-        (
-            "unprotected",
-            duration_us(board.unprotected_total_ns / 1000),
-        ),
-        ("term", board.term.to_string()),
+        ("unprotected", duration_us(page.unprotected_total_ns / 1000)),
+        ("term", page.term.to_string()),
         (
             "epoch",
             format!(
                 "{}, {:.0} a second, each {:.1} pages and {}",
-                board.epoch,
-                board.recent.epochs_per_s,
-                board.recent.dirty_pages_per_epoch,
-                bytes(board.recent.bytes_per_epoch),
+                page.epoch,
+                page.recent.epochs_per_s,
+                page.recent.dirty_pages_per_epoch,
+                bytes(page.recent.bytes_per_epoch),
             ),
         ),
-        ("pause", times(&board.pause)),
-        ("output held", times(&board.hold)),
-        ("epoch steps", steps(&board.steps)),
+        ("pause", times(&page.pause)),
+        ("output held", times(&page.hold)),
+        ("epoch steps", steps(&page.steps)),
     ]);
     lines.iter().fold(String::new(), |mut text, (key, value)| {
         let _ = writeln!(text, "{key:<13} {value}");

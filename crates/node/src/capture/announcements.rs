@@ -6,7 +6,7 @@ use unbroken_objects::table::{Announced, Announcement};
 
 /// What is to be looked at among the objects of all processes. The buffer is used again.
 #[derive(Default)]
-pub(super) struct DueObjects {
+pub(super) struct PendingObjectChanges {
     pub descriptors: Vec<Announcement>,
     /// Memory was mapped or let go of.
     pub map: bool,
@@ -16,7 +16,7 @@ pub(super) struct DueObjects {
     pub everything: bool,
 }
 
-impl DueObjects {
+impl PendingObjectChanges {
     pub fn clear(&mut self) {
         self.descriptors.clear();
         self.map = false;
@@ -27,7 +27,7 @@ impl DueObjects {
 
 /// What is to be looked at in one process. The buffers are used again.
 #[derive(Default)]
-pub(super) struct Due {
+pub(super) struct PendingChanges {
     pub map: bool,
     /// So may advice and locks, which only a survey of the map shows.
     pub advice: bool,
@@ -50,7 +50,7 @@ pub(super) struct Due {
     pub everything: bool,
 }
 
-impl Due {
+impl PendingChanges {
     pub fn clear(&mut self) {
         self.map = false;
         self.advice = false;
@@ -67,7 +67,7 @@ impl Due {
     }
 
     /// Takes in an announcement of process `pid`; what it says of descriptors is the objects'.
-    pub fn take(&mut self, pid: Pid, announcement: &Heard, objects: &mut DueObjects) {
+    pub fn take(&mut self, pid: Pid, announcement: &Heard, objects: &mut PendingObjectChanges) {
         let what = match announcement.change {
             Change::MemoryMap(_) => {
                 self.map = true;

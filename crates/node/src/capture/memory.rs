@@ -2,7 +2,7 @@
 //! that were written.
 
 use super::CaptureError;
-use super::announcements::Due;
+use super::announcements::PendingChanges;
 use super::references::References;
 use super::write_fault_listener::WriteFaultListener;
 use std::sync::Arc;
@@ -111,24 +111,24 @@ impl Memory {
     pub fn capture(
         &mut self,
         process: &Process,
-        due: &mut Due,
+        pending: &mut PendingChanges,
         whole_map: bool,
         references: &mut References,
     ) -> Result<MemoryDelta, CaptureError> {
         let mut delta = MemoryDelta::default();
         self.pages.clear();
-        if due.map || due.everything || whole_map {
-            self.read_map(process, due, &mut delta)?;
+        if pending.map || pending.everything || whole_map {
+            self.read_map(process, pending, &mut delta)?;
             self.refer(process, references)?;
         }
         // What was writable until a moment ago may have been written until then.
-        let map_changed = due.map || due.everything || whole_map;
-        let is_whole = map_changed || due.files_opened || self.unprotected;
+        let map_changed = pending.map || pending.everything || whole_map;
+        let is_whole = map_changed || pending.files_opened || self.unprotected;
         let ranges = match is_whole {
             true => &[USER_SPACE][..],
             false => &self.volatile,
         };
-        let in_doubt = due.everything || self.tracker.take_unsettled();
+        let in_doubt = pending.everything || self.tracker.take_unsettled();
         let targets = self.listener.narrow(process, ranges, in_doubt)?;
         self.tracker
             .scan_ranges(&self.scanned, targets, &mut self.pages)?;
@@ -137,7 +137,7 @@ impl Memory {
             self.refuse_own_vdso()?;
         }
         if self.a_stack_grew() {
-            self.read_map(process, due, &mut delta)?;
+            self.read_map(process, pending, &mut delta)?;
         }
         self.add_present_of(&delta.voided)?;
         self.add_released();
@@ -165,23 +165,23 @@ impl Memory {
     fn read_map(
         &mut self,
         process: &Process,
-        due: &mut Due,
+        pending: &mut PendingChanges,
         delta: &mut MemoryDelta,
     ) -> Result<(), CaptureError> {
         std::mem::swap(&mut self.map, &mut self.before);
-        if due.advice || self.advice_is_in_doubt(&due.voided) {
+        if pending.advice || self.advice_is_in_doubt(&pending.voided) {
             self.reader.survey(process, &mut self.map)?;
         } else {
             self.reader.read(process, &self.before, &mut self.map)?;
         }
         memory_map::changed_ranges(&self.before, &self.map, &mut self.changed);
-        for range in &due.voided {
+        for range in &pending.voided {
             self.release(*range);
         }
-        for range in due.voided.drain(..) {
+        for range in pending.voided.drain(..) {
             memory_map::insert_range(&mut self.changed, range);
         }
-        if let Some(end) = due.lowest_break.take() {
+        if let Some(end) = pending.lowest_break.take() {
             self.void_heap_above(end);
         }
         for range in &self.changed {

@@ -28,7 +28,7 @@ use crate::config::Config;
 use crate::stage::announcement::Announcement;
 use crate::stage::notifier::Announcements;
 use crate::steps::{Captured, EpochStep, StepClock};
-use announcements::DueObjects;
+use announcements::PendingObjectChanges;
 use candidate::Candidate;
 use delta::ObjectsDelta;
 pub use error::CaptureError;
@@ -66,7 +66,7 @@ const DEATH_PATIENCE_NS: u64 = 500_000_000;
 pub struct Capture {
     announcements: Announcements,
     heard: Vec<Announcement>,
-    due: DueObjects,
+    pending: PendingObjectChanges,
     objects: Objects,
     delta: ObjectsDelta,
     link: Option<Link>,
@@ -93,7 +93,7 @@ impl Capture {
         Ok(Capture {
             announcements,
             heard: Vec::new(),
-            due: DueObjects::default(),
+            pending: PendingObjectChanges::default(),
             objects: Objects::new(&inodes, config.spare_core)?,
             delta: ObjectsDelta::default(),
             link: None,
@@ -358,8 +358,8 @@ impl Capture {
     ) -> Result<Reading<'link>, CaptureError> {
         let number = journal.next_epoch();
         self.announcements.take(&mut self.heard);
-        followed.hear(stopped, &self.heard, is_new, &mut self.due);
-        let mut processes = followed.read(stopped, is_new, &mut self.due, clock)?;
+        followed.hear(stopped, &self.heard, is_new, &mut self.pending);
+        let mut processes = followed.read(stopped, is_new, &mut self.pending, clock)?;
         let input_position = wire.wait_drained(&mut self.activity);
         clock.done(EpochStep::Drain);
         self.delta.clear();
@@ -403,13 +403,13 @@ impl Capture {
     ) -> Result<(), CaptureError> {
         let closings = self.announcements.closings();
         let _sockets = closings.hold_sockets();
-        let (due, delta, sent) = (&self.due, &mut self.delta, &wire.sent());
-        if due.everything {
+        let (pending, delta, sent) = (&self.pending, &mut self.delta, &wire.sent());
+        if pending.everything {
             self.objects
                 .survey(followed.sources()?, sent, closings, delta)
         } else {
             self.objects
-                .update(due, &self.activity, sent, closings, delta, clock)
+                .update(pending, &self.activity, sent, closings, delta, clock)
         }
     }
 }

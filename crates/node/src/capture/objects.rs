@@ -3,7 +3,7 @@
 //! things and what concerns the wire.
 
 use super::CaptureError;
-use super::announcements::DueObjects;
+use super::announcements::PendingObjectChanges;
 use super::delta::ObjectsDelta;
 use super::orphans::{self, Orphans};
 use super::references::References;
@@ -78,7 +78,7 @@ impl Objects {
     /// Reads what may have changed since the last capture. The caller holds `closings`' sockets.
     pub fn update(
         &mut self,
-        due: &DueObjects,
+        pending: &PendingObjectChanges,
         activity: &Activity,
         sent: &SentBytes,
         closings: &Closings,
@@ -86,13 +86,14 @@ impl Objects {
         clock: &mut StepClock,
     ) -> Result<(), CaptureError> {
         self.changes.clear();
-        self.mirror.update(&due.descriptors, &mut self.changes)?;
+        self.mirror
+            .update(&pending.descriptors, &mut self.changes)?;
         clock.done(EpochStep::Descriptors);
-        if due.map {
+        if pending.map {
             let event = Event::MemoryMapChanged;
             self.mirror.touch_stale(event, &mut self.changes);
         }
-        if due.threads_ended {
+        if pending.threads_ended {
             let event = Event::ThreadEnded;
             self.mirror.touch_stale(event, &mut self.changes);
         }

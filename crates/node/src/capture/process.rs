@@ -1,7 +1,7 @@
 //! One process of the service in an epoch: threads, memory, and what rarely changes.
 
 use super::CaptureError;
-use super::announcements::Due;
+use super::announcements::PendingChanges;
 use super::candidate::Candidate;
 use super::memory::Memory;
 use super::references::References;
@@ -19,7 +19,7 @@ pub(super) struct Followed {
     pub candidate: Candidate,
     pub memory: Memory,
     pub threads: Threads,
-    pub due: Due,
+    pub pending: PendingChanges,
     pub state: StateMirror,
     reading: ProcessReading,
 }
@@ -30,7 +30,7 @@ impl Followed {
             candidate,
             memory,
             threads: Threads::default(),
-            due: Due::default(),
+            pending: PendingChanges::default(),
             state: StateMirror::default(),
             reading: ProcessReading::default(),
         }
@@ -49,7 +49,9 @@ impl Followed {
         clock: &mut StepClock,
     ) -> Result<ProcessDelta, CaptureError> {
         let birth = self.candidate.birth;
-        let surveyed = self.state.survey(stopped, birth.pid, &self.due, is_new)?;
+        let surveyed = self
+            .state
+            .survey(stopped, birth.pid, &self.pending, is_new)?;
         stopped.read_process(birth.pid, &mut self.reading)?;
         let state = self.state.changed(surveyed, &self.reading.shared_pending);
         let awaited = self.state.awaited();
@@ -60,7 +62,7 @@ impl Followed {
         let process = stopped.process(birth.pid)?;
         let memory = self
             .memory
-            .capture(process, &mut self.due, is_new, references)?;
+            .capture(process, &mut self.pending, is_new, references)?;
         clock.done(EpochStep::Scan);
         let mut delta = ProcessDelta {
             pid: birth.pid,
@@ -102,13 +104,19 @@ impl Followed {
         is_new: bool,
         delta: &mut ProcessDelta,
     ) -> Result<(), CaptureError> {
-        let due = &self.due;
+        let pending = &self.pending;
         for (thread, read) in delta.threads.iter_mut().zip(&self.reading.threads) {
             let host_tid = read.host_tid;
-            let announced = due.all_threads || due.threads.contains(&host_tid.0.cast_unsigned());
+            let announced =
+                pending.all_threads || pending.threads.contains(&host_tid.0.cast_unsigned());
             let changes = stopped.thread(host_tid);
             let changes = changes.is_some_and(|(_, thread)| thread.changes_its_stack());
-            if is_new || due.everything || announced || changes || self.threads.is_new(thread.tid) {
+            if is_new
+                || pending.everything
+                || announced
+                || changes
+                || self.threads.is_new(thread.tid)
+            {
                 let attributes = stopped.survey_thread(host_tid)?;
                 if attributes.scheduling.policy & !libc::SCHED_RESET_ON_FORK == libc::SCHED_DEADLINE
                 {
@@ -118,7 +126,7 @@ impl Followed {
                 thread.attributes = Some(attributes);
             }
         }
-        if is_new || due.everything || due.settings || delta.memory.mappings.is_some() {
+        if is_new || pending.everything || pending.settings || delta.memory.mappings.is_some() {
             delta.memory.layout = Some(stopped.survey_memory_layout(self.pid())?);
         }
         Ok(())

@@ -2,7 +2,7 @@
 //! which only what may have changed is read again.
 
 use super::CaptureError;
-use super::announcements::Due;
+use super::announcements::PendingChanges;
 use super::signals::Awaited;
 use crate::clock::now_ns;
 use unbroken_image::{Pid, ProcessState, SignalInfo};
@@ -22,33 +22,33 @@ impl StateMirror {
         &mut self,
         stopped: &mut Stopped<'_>,
         pid: Pid,
-        due: &Due,
+        pending: &PendingChanges,
         is_new: bool,
     ) -> Result<bool, CaptureError> {
         let began_ns = now_ns();
         let state = match &mut self.state {
-            Some(state) if !(due.everything || is_new) => state,
+            Some(state) if !(pending.everything || is_new) => state,
             state => {
                 *state = Some(stopped.survey_process(pid)?);
                 self.timers_took_ns = now_ns() - began_ns;
                 return Ok(true);
             }
         };
-        let actions =
-            due.signal_actions || stopped.signal_actions_are_stale(pid, &state.signal_actions)?;
+        let actions = pending.signal_actions
+            || stopped.signal_actions_are_stale(pid, &state.signal_actions)?;
         let latest_ns = began_ns + self.timers_took_ns;
-        let timers = due.timers || stopped.timers_are_stale(pid, state, latest_ns)?;
+        let timers = pending.timers || stopped.timers_are_stale(pid, state, latest_ns)?;
         if actions {
             stopped.survey_signal_actions(pid, &mut state.signal_actions)?;
         }
-        if due.settings {
+        if pending.settings {
             stopped.survey_settings(pid, state)?;
         }
         if timers {
             stopped.survey_timers(pid, state)?;
             self.timers_took_ns = now_ns() - began_ns;
         }
-        Ok(actions || due.settings || timers)
+        Ok(actions || pending.settings || timers)
     }
 
     /// The state for an epoch with these signals pending for the process, if it is not that of the

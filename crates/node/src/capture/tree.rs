@@ -1,7 +1,7 @@
 //! The processes that are replicated, and what is to be looked at in each.
 
 use super::CaptureError;
-use super::announcements::DueObjects;
+use super::announcements::PendingObjectChanges;
 use super::candidate::Candidate;
 use super::memory::Memory;
 use super::process::Followed;
@@ -67,25 +67,25 @@ impl FollowedTree {
         stopped: &Stopped<'_>,
         heard: &[Announcement],
         is_new: bool,
-        objects: &mut DueObjects,
+        objects: &mut PendingObjectChanges,
     ) {
         objects.clear();
         objects.everything = is_new;
         let is_alone = self.processes.len() == 1;
         for followed in &mut self.processes {
-            let (pid, due) = (followed.pid(), &mut followed.due);
-            due.clear();
-            due.everything = is_new;
+            let (pid, pending) = (followed.pid(), &mut followed.pending);
+            pending.clear();
+            pending.everything = is_new;
             for announcement in heard {
                 // A thread that has ended may have been any process's, and so may one that is not
                 // named, because there were too many announcements.
                 let thread = || stopped.thread(HostTid(announcement.thread.cast_signed()));
                 let is_any = is_alone || announcement.change.may_be_of_others();
                 if is_any || thread().is_none_or(|(process, _)| process.pid == pid) {
-                    due.take(pid, announcement, objects);
+                    pending.take(pid, announcement, objects);
                 }
             }
-            objects.map |= due.map;
+            objects.map |= pending.map;
         }
     }
 
@@ -94,7 +94,7 @@ impl FollowedTree {
         &mut self,
         stopped: &mut Stopped<'_>,
         is_new: bool,
-        objects: &mut DueObjects,
+        objects: &mut PendingObjectChanges,
         clock: &mut StepClock,
     ) -> Result<Vec<ProcessDelta>, CaptureError> {
         self.refuse_others(stopped)?;
@@ -113,14 +113,17 @@ impl FollowedTree {
     /// What is written to a file of /proc after its opening is told by nothing: as long as one is
     /// open, all that may be written so is looked at.
     fn heed_proc_files(&mut self) -> Result<(), CaptureError> {
-        let heard = self.processes.iter().any(|it| it.due.proc_file);
+        let heard = self.processes.iter().any(|it| it.pending.proc_file);
         if !heard && !self.writes_to_proc {
             return Ok(());
         }
         self.writes_to_proc = false;
-        for Followed { due, candidate, .. } in &mut self.processes {
-            due.settings = true;
-            due.all_threads = true;
+        for Followed {
+            pending, candidate, ..
+        } in &mut self.processes
+        {
+            pending.settings = true;
+            pending.all_threads = true;
             self.writes_to_proc |= survey::writes_to_proc(candidate.host_pid)?;
         }
         Ok(())

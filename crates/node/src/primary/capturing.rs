@@ -2,7 +2,7 @@
 
 use super::Primary;
 use super::idleness::Idleness;
-use super::mailbox::Report;
+use super::mailbox::TracerReport;
 use crate::clock::now_ns;
 use crate::handshake::Step;
 use crate::steps::{EpochStep, StepClock};
@@ -161,10 +161,10 @@ impl Primary {
     /// Sends what may go; true when there was any. How long a protected service's output waited is
     /// shown.
     pub(super) fn send_released(&mut self) -> io::Result<bool> {
-        let (board, protected) = (&self.common.board, self.role.release_permit().is_some());
+        let (page, protected) = (&self.common.page, self.role.release_permit().is_some());
         self.traffic.send_released(|held_ns| {
             if protected {
-                board.record_hold(held_ns);
+                page.record_hold(held_ns);
             }
         })
     }
@@ -212,7 +212,7 @@ impl Primary {
         self.expect_warmth();
         if !mark.is_logged {
             // The tracer still makes its epoch; nobody shall stand on it.
-            self.mailbox.report(Report::Broken(
+            self.mailbox.report(TracerReport::Broken(
                 "what clients said before cannot be logged: connections that are not accepted \
                  yet have sent too much"
                     .to_owned(),
@@ -230,7 +230,7 @@ impl Primary {
         pacing.stop_is_due(self.mailbox.handshake.stop_due_ns());
         self.capturing.idleness.paused(pause);
         if !self.capturing.sealing {
-            self.common.board.record_pause(pause);
+            self.common.page.record_pause(pause);
         }
     }
 
@@ -285,11 +285,11 @@ impl Primary {
             }
             self.send_released()?;
             let lasted_ns = now_ns().saturating_sub(epoch.at_ns);
-            self.common.board.record_step(EpochStep::Release, lasted_ns);
+            self.common.page.record_step(EpochStep::Release, lasted_ns);
         }
         let sequence = epoch.number.sequence;
         self.common
-            .board
+            .page
             .record_epoch(sequence, epoch.pages, epoch.bytes, now);
         self.hand_over_if_asked()
     }
@@ -310,7 +310,7 @@ impl Primary {
     fn record_steps(&self, clock: &StepClock) {
         for (step, lasted_ns) in EpochStep::ALL.into_iter().zip(clock.lasted_ns) {
             if step != EpochStep::Release {
-                self.common.board.record_step(step, lasted_ns);
+                self.common.page.record_step(step, lasted_ns);
             }
         }
     }

@@ -2,10 +2,10 @@
 
 use super::standby::kill_stage;
 use super::{Common, Primary};
-use crate::board::State as BoardState;
 use crate::clock::now_ns;
 use crate::log;
 use crate::primary::mailbox::Command;
+use crate::status_page::ServiceState;
 use rustix::process::{Pid, Signal, kill_process};
 use std::io;
 use unbroken_core::give_up::Fault;
@@ -145,7 +145,7 @@ impl Primary {
     /// The service's processes have changed. A request to stop is for whoever is the first now: the
     /// one that it went to may have left another in its place.
     pub(super) fn take_processes(&mut self, pids: &[i32]) {
-        self.common.board.set_service_pids(pids);
+        self.common.page.set_service_pids(pids);
         self.common.ring_front();
         let before = self.host_pid;
         self.host_pid = pids.first().copied().unwrap_or(before);
@@ -216,10 +216,10 @@ impl Primary {
         let common = &self.common;
         if let Some(failure) = self.ending.failure {
             common
-                .board
-                .set_state(BoardState::Failed, &failure_text(failure, death));
+                .page
+                .set_state(ServiceState::Failed, &failure_text(failure, death));
         }
-        common.board.set_exit(code);
+        common.page.set_exit(code);
         for asker in &self.ending.stoppers {
             common.control.answer(asker, Ok(()));
         }
@@ -257,8 +257,8 @@ pub fn close_failed(
     if let Some(why) = why {
         text = format!("{text}: {why}");
     }
-    common.board.set_state(BoardState::Failed, &text);
-    common.board.set_exit(exit_code_of(death));
+    common.page.set_state(ServiceState::Failed, &text);
+    common.page.set_exit(exit_code_of(death));
     common.directory.remove()?;
     common.ring_front();
     Ok(())

@@ -3,16 +3,16 @@
 use super::mailbox::Mailbox;
 use super::tracer::{Tracer, deadlines_unseen};
 use super::{Common, Primary, ServiceEnds};
-use crate::board::State as BoardState;
 use crate::bundle::Bundle;
 use crate::capture::Capture;
 use crate::config::Config;
 use crate::kernel_program::KernelProgram;
 use crate::log;
-use crate::stage::launch::Role as InitRole;
+use crate::stage::launch::InitRole;
 use crate::stage::notifier::{self, Announcements};
 use crate::stage::rules::is_announced;
 use crate::stage::{self, Stage, StageConfig};
+use crate::status_page::ServiceState;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::ffi::OsString;
 use std::io;
@@ -73,9 +73,9 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
         Err(error) => {
             log!("not started: {error}");
             common
-                .board
-                .set_state(BoardState::Failed, &error.to_string());
-            common.board.set_exit(exit_code_of(&error));
+                .page
+                .set_state(ServiceState::Failed, &error.to_string());
+            common.page.set_exit(exit_code_of(&error));
             common.directory.remove()?;
             common.ring_front();
             Ok(())

@@ -37,7 +37,7 @@ pub struct FillNumber(pub u64);
 
 /// From the tracer to main.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Report {
+pub enum TracerReport {
     /// So much of the service's memory has been sent that the rest fits a pause: the next capture
     /// completes the fill.
     ReadyToSeal(FillNumber),
@@ -66,7 +66,7 @@ pub struct Mailbox {
     activity: Mutex<Activity>,
     captured: Mutex<VecDeque<Captured>>,
     sent: Arc<Mutex<SentBytes>>,
-    reports: Mutex<VecDeque<Report>>,
+    reports: Mutex<VecDeque<TracerReport>>,
     main_bell: OwnedFd,
 }
 
@@ -148,13 +148,13 @@ impl Mailbox {
     }
 
     /// Tracer: leaves a report and rings.
-    pub fn report(&self, report: Report) {
+    pub fn report(&self, report: TracerReport) {
         lock(&self.reports).push_back(report);
         self.wake_main();
     }
 
     /// Main: the next report.
-    pub fn next_report(&self) -> Option<Report> {
+    pub fn next_report(&self) -> Option<TracerReport> {
         lock(&self.reports).pop_front()
     }
 

@@ -12,7 +12,6 @@ mod standby;
 pub mod tracer;
 mod traffic;
 
-use crate::board::{Board, State as BoardState};
 use crate::bundle::{Bundle, Purpose};
 use crate::clock::now_ns;
 use crate::config::Config;
@@ -20,10 +19,11 @@ use crate::control::{Control, Request};
 use crate::directory::{Claim, RunDirectory, ServiceName};
 use crate::log;
 use crate::stage::launch::Init;
+use crate::status_page::{ServiceState, StatusPage};
 use capturing::Capturing;
 use ending::Ending;
 pub use ending::close_failed;
-use mailbox::{FillNumber, Mailbox, Report};
+use mailbox::{FillNumber, Mailbox, TracerReport};
 use rustix::event::{Timespec, epoll};
 pub use standby::Notice;
 use std::io;
@@ -39,7 +39,7 @@ use unbroken_wire::exchange::Input;
 pub struct Common {
     pub config: Config,
     pub directory: RunDirectory,
-    pub board: Board,
+    pub page: StatusPage,
     pub claim: Claim,
     pub control: Control,
     pub front_bell: OwnedFd,
@@ -51,7 +51,7 @@ pub struct Common {
 }
 
 impl Common {
-    /// Tells the front that the board changed.
+    /// Tells the front that the status page changed.
     pub fn ring_front(&self) {
         // It fails only when the counter is about to overflow: the front is awake then.
         let _ = rustix::io::write(&self.front_bell, &1u64.to_ne_bytes());
@@ -168,9 +168,9 @@ impl Primary {
     /// role wanted when it was made.
     pub fn run(mut self, actions: Vec<Action>) -> io::Result<()> {
         self.common
-            .board
+            .page
             .set_primary_pid(std::process::id().cast_signed());
-        self.common.board.set_standby_pid(0);
+        self.common.page.set_standby_pid(0);
         self.act(actions)?;
         while !self.is_over() {
             let mut busy = self.follow_capture()?;
@@ -201,7 +201,7 @@ impl Primary {
     }
 
     fn act(&mut self, actions: Vec<Action>) -> io::Result<()> {
-        // Shown first: whoever acts on an action may look at the board.
+        // Shown first: whoever acts on an action may look at the status page.
         self.show_state();
         for action in actions {
             match action {
@@ -226,18 +226,18 @@ impl Primary {
 
     fn show_state(&self) {
         let (state, reason) = match self.role.state() {
-            RoleState::Starting => (BoardState::Starting, String::new()),
-            RoleState::Unprotected(reason) => (BoardState::Unprotected, self.reason_text(reason)),
+            RoleState::Starting => (ServiceState::Starting, String::new()),
+            RoleState::Unprotected(reason) => (ServiceState::Unprotected, self.reason_text(reason)),
             RoleState::Syncing | RoleState::Sealing => (
-                BoardState::Syncing,
+                ServiceState::Syncing,
                 self.hindrance.clone().unwrap_or_default(),
             ),
-            RoleState::Protected => (BoardState::Protected, String::new()),
-            RoleState::Retired => (BoardState::TakingOver, String::new()),
+            RoleState::Protected => (ServiceState::Protected, String::new()),
+            RoleState::Retired => (ServiceState::TakingOver, String::new()),
             _ => return,
         };
-        self.common.board.set_term(self.role.term());
-        self.common.board.set_state(state, &reason);
+        self.common.page.set_term(self.role.term());
+        self.common.page.set_state(state, &reason);
         self.common.ring_front();
     }
 
@@ -256,27 +256,27 @@ impl Primary {
         }
     }
 
-    fn take_report(&mut self, report: Report) -> io::Result<()> {
+    fn take_report(&mut self, report: TracerReport) -> io::Result<()> {
         match report {
-            Report::ReadyToSeal(fill) => {
+            TracerReport::ReadyToSeal(fill) => {
                 if fill == self.fill && self.role.state() == RoleState::Syncing {
                     self.capturing.seal_next(now_ns());
                 }
             }
-            Report::Unfit(why) => self.unfit(why)?,
-            Report::Forked(why) => {
+            TracerReport::Unfit(why) => self.unfit(why)?,
+            TracerReport::Forked(why) => {
                 log!("{why}");
                 self.hindrance = Some(why);
                 self.apply(Event::Forked)?;
             }
-            Report::SingleAgain => {
+            TracerReport::SingleAgain => {
                 self.hindrance = None;
                 self.apply(Event::SingleAgain)?;
             }
-            Report::Dying(death) => self.service_dies(death)?,
-            Report::Gone(death) => self.service_gone(death)?,
-            Report::Pids(pids) => self.take_processes(&pids),
-            Report::Broken(why) => {
+            TracerReport::Dying(death) => self.service_dies(death)?,
+            TracerReport::Gone(death) => self.service_gone(death)?,
+            TracerReport::Pids(pids) => self.take_processes(&pids),
+            TracerReport::Broken(why) => {
                 log!("replication failed: {why}");
                 self.last_failure = Some(why);
                 self.replace_standby()?;
@@ -376,7 +376,7 @@ impl Common {
         let name = ServiceName::new(&bundle.config.name).map_err(io::Error::other)?;
         let directory = RunDirectory::new(name);
         Ok(Common {
-            board: Board::open(&directory).map_err(io::Error::other)?,
+            page: StatusPage::open(&directory).map_err(io::Error::other)?,
             claim: Claim::from_descriptor(bundle.take(Purpose::Lock)?),
             control: Control::from_descriptor(bundle.take(Purpose::Control)?),
             front_bell: bundle.take(Purpose::FrontBell)?,

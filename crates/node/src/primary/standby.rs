@@ -178,7 +178,7 @@ impl Primary {
         let (process, channel) = bundle::spawn(&common.config, start, &descriptors)?;
         log!("started standby {}", process.id());
         watch(&self.epoll, channel.as_fd(), Source::StandbyChannel)?;
-        common.board.set_standby_pid(process.id().cast_signed());
+        common.page.set_standby_pid(process.id().cast_signed());
         common.ring_front();
         let input_log = Some(link.input_log_writer()?);
         self.standby = Some(Standby {
@@ -205,7 +205,7 @@ impl Primary {
         self.mailbox.command(Command::Unlink, &self.bell);
         self.traffic.end_log();
         self.capturing.forget_fill();
-        self.common.board.set_standby_pid(0);
+        self.common.page.set_standby_pid(0);
         self.common.ring_front();
     }
 

@@ -1,7 +1,7 @@
 //! The tracer thread: the only one that may use ptrace on the service. It waits for what the
 //! service's processes do, captures when main asks, and fills standbys.
 
-use super::mailbox::{Command, FillNumber, Mailbox, Report};
+use super::mailbox::{Command, FillNumber, Mailbox, TracerReport};
 use crate::capture::{Capture, CaptureError, Pause, Wire};
 use crate::handshake::Step;
 use crate::kernel_program::KernelProgram;
@@ -101,7 +101,7 @@ impl Tracer {
                     if !self.told && !self.last_dies() {
                         return;
                     }
-                    self.mailbox.report(Report::Gone(self.last_end));
+                    self.mailbox.report(TracerReport::Gone(self.last_end));
                     return;
                 }
             }
@@ -183,7 +183,7 @@ impl Tracer {
 
     fn fill_on(&mut self) {
         match self.capture.fill_on(&self.tree) {
-            Ok(true) => self.mailbox.report(Report::ReadyToSeal(self.fill)),
+            Ok(true) => self.mailbox.report(TracerReport::ReadyToSeal(self.fill)),
             Ok(false) => {}
             Err(error) => self.capture_failed(&error),
         }
@@ -237,7 +237,7 @@ impl Tracer {
             CaptureError::StandbyGone => self.capture.unlink(),
             CaptureError::Unfit(why) => {
                 self.capture.unlink();
-                self.mailbox.report(Report::Unfit(why.clone()));
+                self.mailbox.report(TracerReport::Unfit(why.clone()));
             }
             CaptureError::Forked(_) => {
                 self.capture.unlink();
@@ -245,7 +245,7 @@ impl Tracer {
             }
             other => {
                 self.capture.unlink();
-                self.mailbox.report(Report::Broken(other.to_string()));
+                self.mailbox.report(TracerReport::Broken(other.to_string()));
             }
         }
     }
@@ -260,15 +260,15 @@ impl Tracer {
             .collect();
         // One that dies counts until it has ended: what it leaves behind finds another parent then.
         let count = self.tree.processes().len();
-        self.mailbox.report(Report::Pids(pids));
+        self.mailbox.report(TracerReport::Pids(pids));
         if count > 1 && !self.forked {
             self.forked = true;
             self.capture.unlink();
             let why = CaptureError::Forked(count).to_string();
-            self.mailbox.report(Report::Forked(why));
+            self.mailbox.report(TracerReport::Forked(why));
         } else if count == 1 && self.forked {
             self.forked = false;
-            self.mailbox.report(Report::SingleAgain);
+            self.mailbox.report(TracerReport::SingleAgain);
         }
     }
 
@@ -291,7 +291,7 @@ impl Tracer {
     /// means. False when this thread is to end.
     fn last_dies(&mut self) -> bool {
         self.told = true;
-        self.mailbox.report(Report::Dying(self.last_end));
+        self.mailbox.report(TracerReport::Dying(self.last_end));
         loop {
             match self.mailbox.await_command() {
                 Command::HandOver(cause) => return self.hand_over(cause),
@@ -317,7 +317,7 @@ impl Tracer {
 
     fn lost(&mut self, error: &TraceError) {
         log!("the tracer lost the service: {error}");
-        self.mailbox.report(Report::Gone(self.last_end));
+        self.mailbox.report(TracerReport::Gone(self.last_end));
     }
 }
 

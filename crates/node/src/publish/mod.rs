@@ -11,8 +11,8 @@ mod port;
 
 pub use port::{ParsePortError, PublishedPort};
 
-use crate::board::Board;
 use crate::directory::{RunDirectory, ServiceName};
+use crate::status_page::StatusPage;
 use std::fmt::Write;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -108,7 +108,7 @@ pub fn withdraw(name: &ServiceName) -> Result<(), PublishError> {
     }
 }
 
-/// Ports of other services are not bound by anybody, so their boards are asked. Two services that
+/// Ports of other services are not bound by anybody, so their status pages are asked. Two services that
 /// are started at the same moment may both be let through; then the first keeps the port.
 ///
 /// # Errors
@@ -120,13 +120,13 @@ pub fn check_other_services(
 ) -> Result<(), PublishError> {
     let others = RunDirectory::all(root).unwrap_or_default();
     for other in others.iter().filter(|other| other.name() != name) {
-        let Ok(board) = Board::open_to_read(other) else {
+        let Ok(page) = StatusPage::open_to_read(other) else {
             continue;
         };
         if !other.is_alive().unwrap_or(false) {
             continue;
         }
-        let published = board.snapshot(0).published;
+        let published = page.snapshot(0).published;
         let taken: Vec<PublishedPort> = published
             .split(", ")
             .filter_map(|port| port.parse().ok())
@@ -271,7 +271,7 @@ fn rules(port: &PublishedPort, target: &Target<'_>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::board::Identity;
+    use crate::status_page::Identity;
     use crate::test_root::TestRoot;
 
     const TARGET: Target<'static> = Target {
@@ -318,7 +318,7 @@ mod tests {
             address: "",
             published: "79, 127.0.0.1:80",
         };
-        Board::create(&directory, &identity).expect("board");
+        StatusPage::create(&directory, &identity).expect("status page");
         let name = ServiceName::new("one").expect("name");
         let check = |port: &str| {
             let ports = [port.parse().expect("port")];

@@ -33,7 +33,7 @@ pub struct Identity {
 
 /// What stage init's child becomes.
 #[derive(Clone, Debug)]
-pub enum Role {
+pub enum InitRole {
     Service {
         command: Vec<OsString>,
         identity: Option<Identity>,
@@ -86,7 +86,7 @@ pub(super) enum ChildAnswer {
 
 /// News of the processes inside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Report {
+pub enum InitReport {
     /// The first process has ended; others may live on (a service that went to the background).
     FirstExited(ExitStatus),
     /// The last process has ended, with this status; init ends too.
@@ -129,19 +129,19 @@ impl Stage {
     /// gets this process's environment and the stage thread's working directory. Init becomes a
     /// child of the stage thread: a tracer that waits for its own children and tracees only
     /// (`__WNOTHREAD`) never reaps it by accident.
-    pub fn spawn_init(&self, role: Role) -> Result<(Init, Pending, Option<Output>), Error> {
+    pub fn spawn_init(&self, role: InitRole) -> Result<(Init, Pending, Option<Output>), Error> {
         let (control, init_end) = pair()?;
         let (channel, child_end) = pair()?;
         channel
             .want_sender_pid()
             .map_err(Error::during("ask for the service's pid"))?;
         let (command, plan) = match role {
-            Role::Service {
+            InitRole::Service {
                 command,
                 identity,
                 inherited,
             } => (command, plan(true, identity, inherited)),
-            Role::Stub => (Vec::new(), plan(false, None, Inherited::default())),
+            InitRole::Stub => (Vec::new(), plan(false, None, Inherited::default())),
         };
         let shown = command
             .first()
@@ -220,19 +220,19 @@ impl Init {
     }
 
     /// Waits for the next report.
-    pub fn report(&self) -> Result<Report, Error> {
+    pub fn report(&self) -> Result<InitReport, Error> {
         match receive::<InitMessage>(&self.control) {
             Ok((InitMessage::FirstExited { wait_status }, ..)) => {
-                Ok(Report::FirstExited(ExitStatus::from_raw(wait_status)))
+                Ok(InitReport::FirstExited(ExitStatus::from_raw(wait_status)))
             }
             Ok((InitMessage::AllExited { wait_status }, ..)) => {
-                Ok(Report::AllExited(ExitStatus::from_raw(wait_status)))
+                Ok(InitReport::AllExited(ExitStatus::from_raw(wait_status)))
             }
             Ok((InitMessage::Failed { step, errno }, ..)) => Err(Error::Preparation {
                 step,
                 source: io::Error::from_raw_os_error(errno),
             }),
-            Err(_) => Ok(Report::InitGone),
+            Err(_) => Ok(InitReport::InitGone),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::log;
 use crate::primary::Notice;
 use crate::primary::mailbox::Mailbox;
 use crate::primary::tracer::Tracer;
-use crate::stage::launch::{Init, Role as InitRole};
+use crate::stage::launch::{Init, InitRole};
 use crate::stage::{Stage, StageConfig};
 use crate::standby::files::StandbyFiles;
 use crate::standby::image::ServiceImage;

@@ -9,12 +9,12 @@ mod files;
 pub mod follow;
 pub mod image;
 
-use crate::board::State;
 use crate::bundle::{Bundle, Purpose, Start};
 use crate::log;
 use crate::primary::mailbox::Mailbox;
 use crate::primary::{Common, Primary, ServiceEnds};
 use crate::stage::launch::Init;
+use crate::status_page::ServiceState;
 use crate::title;
 use follow::Follower;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -117,13 +117,13 @@ pub fn run(mut bundle: Bundle) -> io::Result<()> {
         } => {
             // The old primary had it protected; whoever sees the takeover counted must see that
             // this is over.
-            common.board.set_term(role.term());
+            common.page.set_term(role.term());
             common
-                .board
-                .set_state(State::Unprotected, "a standby is being started");
+                .page
+                .set_state(ServiceState::Unprotected, "a standby is being started");
             if let Some(took_ns) = took_ns {
                 common
-                    .board
+                    .page
                     .record_takeover(took_ns / 1000, &cause_text(&cause, &shortcomings));
             }
             if let Cause::Switchover(asker) = &cause {
@@ -220,7 +220,7 @@ fn await_outcome(
             .get(1)
             .is_some_and(|primary| !primary.revents().is_empty())
         {
-            common.board.set_state(State::TakingOver, "");
+            common.page.set_state(ServiceState::TakingOver, "");
             watch.primary_died.store(true, Ordering::SeqCst);
             link.wake_standby()?;
             watched.truncate(1);

@@ -62,7 +62,7 @@ pub(super) fn read(words: &[AtomicU64]) -> Percentiles {
         .map(|count| count.load(Ordering::Relaxed))
         .collect();
     let max_ns = words[BUCKETS].load(Ordering::Relaxed);
-    // A damaged board may hold anything.
+    // A damaged status page may hold anything.
     let total = |sum: u64, count: &u64| sum.saturating_add(*count);
     let samples = counts.iter().fold(0, total);
     let at = |share: f64| {

@@ -1,7 +1,7 @@
-//! Reading the whole board for `unbroken status`.
+//! Reading the whole status page for `unbroken status`.
 
 use super::layout::{self, SECOND_WORDS, SECONDS, TextPlace, Word};
-use super::{Board, Percentiles, State, histogram, text};
+use super::{Percentiles, ServiceState, StatusPage, histogram, text};
 use crate::steps::{EPOCH_STEPS, EpochStep};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -22,14 +22,14 @@ pub struct Recent {
     pub bytes_per_epoch: f64,
 }
 
-/// Everything that the board says, at about one moment.
+/// Everything that the status page says, at about one moment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
     pub name: String,
     pub command: String,
     pub address: String,
     pub published: String,
-    pub state: State,
+    pub state: ServiceState,
     /// Why the state is so; empty when there is nothing to say.
     pub reason: String,
     pub term: u64,
@@ -57,7 +57,7 @@ pub struct Snapshot {
     pub exit: Option<u8>,
 }
 
-impl Board {
+impl StatusPage {
     /// Reads everything; `now_ns` is `CLOCK_MONOTONIC`. Disturbs no writer.
     pub fn snapshot(&self, now_ns: u64) -> Snapshot {
         let since_ns = self.get(Word::UnprotectedSinceNs);

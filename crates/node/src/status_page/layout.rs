@@ -1,11 +1,11 @@
-//! Where everything stands on the board, in 64-bit words. A change here is a change of `VERSION`.
+//! Where everything stands on the status page, in 64-bit words. A change here is a change of `VERSION`.
 
 use super::histogram;
 use crate::steps::EPOCH_STEPS;
 
 /// `unbroken`, as it reads in a dump of the file.
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"unbroken");
-/// Raised with every change of this file: a board of another version is refused, not guessed at.
+/// Raised with every change of this file: a status page of another version is refused, not guessed at.
 pub(super) const VERSION: u64 = 3;
 
 /// Single words, by index.
@@ -14,7 +14,7 @@ pub(super) const VERSION: u64 = 3;
 pub(super) enum Word {
     Magic,
     Version,
-    /// Words of the whole board.
+    /// Words of the whole status page.
     Length,
     State,
     Term,

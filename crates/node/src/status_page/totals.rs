@@ -1,7 +1,7 @@
-//! Everything that the board has counted, for whoever takes the difference of two moments.
+//! Everything that the status page has counted, for whoever takes the difference of two moments.
 
 use super::layout::Word;
-use super::{Board, histogram};
+use super::{StatusPage, histogram};
 use crate::steps::EpochStep;
 
 /// Sums and histograms since the service was started.
@@ -15,7 +15,7 @@ pub struct Totals {
     pub times: Vec<(&'static str, Vec<(u64, u64)>)>,
 }
 
-impl Board {
+impl StatusPage {
     pub fn totals(&self) -> Totals {
         let mut times = vec![
             ("pause", histogram::counts(self.pauses())),

@@ -1,6 +1,6 @@
-//! The board: what a service's processes tell each other and `unbroken status` about it.
+//! The status page: what a service's processes tell each other and `unbroken status` about it.
 //!
-//! A file /run/unbroken/NAME/board that all of them map. It outlives each of them, so the figures
+//! A file /run/unbroken/NAME/status-page that all of them map. It outlives each of them, so the figures
 //! go on across takeovers. Everything on it is a 64-bit atomic word or a text kept twice; a writer
 //! never waits, allocates or locks, and may die at any instruction. There is one writer of each
 //! thing at a time: the front writes `front_pid` and, when no node is left, the end; the primary
@@ -28,7 +28,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use unbroken_sys::mapped::{Access, MappedWords};
 
-/// Host pids that the board has room for; the others are left out.
+/// Host pids that the status page has room for; the others are left out.
 pub const SERVICE_PIDS_MAX: usize = 64;
 
 /// Room for the published ports as text.
@@ -37,7 +37,7 @@ pub const PUBLISHED_BYTES_MAX: usize = 512;
 /// How a service stands. The names are those of `status --json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
-pub enum State {
+pub enum ServiceState {
     /// Nothing of the service runs yet.
     Starting = 1,
     /// The service runs and a standby is being filled.
@@ -52,40 +52,42 @@ pub enum State {
     Failed = 6,
 }
 
-impl State {
-    const ALL: [State; 6] = [
-        State::Starting,
-        State::Syncing,
-        State::Protected,
-        State::Unprotected,
-        State::TakingOver,
-        State::Failed,
+impl ServiceState {
+    const ALL: [ServiceState; 6] = [
+        ServiceState::Starting,
+        ServiceState::Syncing,
+        ServiceState::Protected,
+        ServiceState::Unprotected,
+        ServiceState::TakingOver,
+        ServiceState::Failed,
     ];
 
     pub fn name(self) -> &'static str {
         match self {
-            State::Starting => "starting",
-            State::Syncing => "syncing",
-            State::Protected => "protected",
-            State::Unprotected => "unprotected",
-            State::TakingOver => "taking-over",
-            State::Failed => "failed",
+            ServiceState::Starting => "starting",
+            ServiceState::Syncing => "syncing",
+            ServiceState::Protected => "protected",
+            ServiceState::Unprotected => "unprotected",
+            ServiceState::TakingOver => "taking-over",
+            ServiceState::Failed => "failed",
         }
     }
 
     /// Whether the service runs in this state and a fault would end it.
     pub fn is_exposed(self) -> bool {
-        matches!(self, State::Syncing | State::Unprotected)
+        matches!(self, ServiceState::Syncing | ServiceState::Unprotected)
     }
 
-    fn from_word(word: u64) -> Option<State> {
-        State::ALL.into_iter().find(|state| *state as u64 == word)
+    fn from_word(word: u64) -> Option<ServiceState> {
+        ServiceState::ALL
+            .into_iter()
+            .find(|state| *state as u64 == word)
     }
 }
 
-/// Why a board cannot be made or read.
+/// Why a status page cannot be made or read.
 #[derive(Debug, thiserror::Error)]
-pub enum BoardError {
+pub enum StatusPageError {
     #[error("cannot {operation} {}: {cause}", .path.display())]
     Io {
         operation: &'static str,
@@ -95,7 +97,7 @@ pub enum BoardError {
     #[error("cannot read {}: it is damaged: {what}", .path.display())]
     Damaged { path: PathBuf, what: &'static str },
     #[error(
-        "cannot read {}: the service was started by an `unbroken` whose board has version \
+        "cannot read {}: the service was started by an `unbroken` whose page has version \
          {found} and this program knows version {known}; use the program that started it",
         .path.display()
     )]
@@ -117,23 +119,26 @@ pub struct Identity<'a> {
     pub published: &'a str,
 }
 
-/// A mapped board.
+/// A mapped status page.
 #[derive(Debug)]
-pub struct Board {
+pub struct StatusPage {
     words: MappedWords,
 }
 
-impl Board {
-    /// Makes the board of a claimed directory: state `starting`, everything else 0 or empty. It
+impl StatusPage {
+    /// Makes the status page of a claimed directory: state `starting`, everything else 0 or empty. It
     /// appears whole under its name, so nobody opens a half-made one.
     ///
     /// # Errors
     /// What making, mapping or naming the file says.
-    pub fn create(directory: &RunDirectory, identity: &Identity<'_>) -> Result<Board, BoardError> {
-        let path = directory.path().join("board.new");
+    pub fn create(
+        directory: &RunDirectory,
+        identity: &Identity<'_>,
+    ) -> Result<StatusPage, StatusPageError> {
+        let path = directory.path().join("status-page.new");
         let failed = |operation| {
             let path = path.clone();
-            move |cause| BoardError::Io {
+            move |cause| StatusPageError::Io {
                 operation,
                 path,
                 cause,
@@ -151,43 +156,43 @@ impl Board {
             .map_err(failed("set the length of"))?;
         let words =
             MappedWords::map(&file, layout::WORDS, Access::ReadWrite).map_err(failed("map"))?;
-        let board = Board { words };
-        board.set(Word::Magic, layout::MAGIC);
-        board.set(Word::Version, layout::VERSION);
-        board.set(Word::Length, layout::WORDS as u64);
-        board.set(Word::State, State::Starting as u64);
-        board.set_text(layout::NAME, directory.name().as_str());
-        board.set_text(layout::COMMAND, identity.command);
-        board.set_text(layout::ADDRESS, identity.address);
-        board.set_text(layout::PUBLISHED, identity.published);
-        fs::rename(&path, directory.board()).map_err(failed("name"))?;
-        Ok(board)
+        let page = StatusPage { words };
+        page.set(Word::Magic, layout::MAGIC);
+        page.set(Word::Version, layout::VERSION);
+        page.set(Word::Length, layout::WORDS as u64);
+        page.set(Word::State, ServiceState::Starting as u64);
+        page.set_text(layout::NAME, directory.name().as_str());
+        page.set_text(layout::COMMAND, identity.command);
+        page.set_text(layout::ADDRESS, identity.address);
+        page.set_text(layout::PUBLISHED, identity.published);
+        fs::rename(&path, directory.status_page()).map_err(failed("name"))?;
+        Ok(page)
     }
 
-    /// Opens the board of a service to write to it: what every process of ours does.
+    /// Opens the status page of a service to write to it: what every process of ours does.
     ///
     /// # Errors
     /// A missing, short, foreign or other-version file, each said as such.
-    pub fn open(directory: &RunDirectory) -> Result<Board, BoardError> {
-        Board::open_with(directory, Access::ReadWrite)
+    pub fn open(directory: &RunDirectory) -> Result<StatusPage, StatusPageError> {
+        StatusPage::open_with(directory, Access::ReadWrite)
     }
 
-    /// Opens the board only to look at it; needs no more than read permission.
+    /// Opens the status page only to look at it; needs no more than read permission.
     ///
     /// # Errors
-    /// As [`Board::open`].
-    pub fn open_to_read(directory: &RunDirectory) -> Result<Board, BoardError> {
-        Board::open_with(directory, Access::Read)
+    /// As [`StatusPage::open`].
+    pub fn open_to_read(directory: &RunDirectory) -> Result<StatusPage, StatusPageError> {
+        StatusPage::open_with(directory, Access::Read)
     }
 
-    fn open_with(directory: &RunDirectory, access: Access) -> Result<Board, BoardError> {
-        let path = directory.board();
-        let failed = |operation, cause| BoardError::Io {
+    fn open_with(directory: &RunDirectory, access: Access) -> Result<StatusPage, StatusPageError> {
+        let path = directory.status_page();
+        let failed = |operation, cause| StatusPageError::Io {
             operation,
             path: path.clone(),
             cause,
         };
-        let damaged = |what| BoardError::Damaged {
+        let damaged = |what| StatusPageError::Damaged {
             path: path.clone(),
             what,
         };
@@ -207,10 +212,10 @@ impl Board {
             MappedWords::map(&file, 3, Access::Read).map_err(|cause| failed("map", cause))?;
         let header = |word: Word| header.words()[word as usize].load(Ordering::Relaxed);
         if header(Word::Magic) != layout::MAGIC {
-            return Err(damaged("it does not begin as a board does"));
+            return Err(damaged("it does not begin as a status page does"));
         }
         if header(Word::Version) != layout::VERSION {
-            return Err(BoardError::Version {
+            return Err(StatusPageError::Version {
                 found: header(Word::Version),
                 known: layout::VERSION,
                 path,
@@ -221,7 +226,7 @@ impl Board {
         }
         let words =
             MappedWords::map(&file, layout::WORDS, access).map_err(|cause| failed("map", cause))?;
-        Ok(Board { words })
+        Ok(StatusPage { words })
     }
 
     fn word(&self, word: Word) -> &AtomicU64 {
@@ -250,7 +255,7 @@ impl Board {
 
     /// Sets the state and why it is so ("" when there is nothing to say), and keeps the account of
     /// unprotected time. The reason is cut to 256 bytes.
-    pub fn set_state(&self, state: State, reason: &str) {
+    pub fn set_state(&self, state: ServiceState, reason: &str) {
         let now_ns = now_ns();
         let since_ns = self.get(Word::UnprotectedSinceNs);
         match (since_ns, state.is_exposed()) {
@@ -266,8 +271,8 @@ impl Board {
     }
 
     /// The state; `Failed` when the word is none of ours.
-    pub fn state(&self) -> State {
-        State::from_word(self.get(Word::State)).unwrap_or(State::Failed)
+    pub fn state(&self) -> ServiceState {
+        ServiceState::from_word(self.get(Word::State)).unwrap_or(ServiceState::Failed)
     }
 
     pub fn set_term(&self, term: u64) {
@@ -283,12 +288,12 @@ impl Board {
         self.set(Word::FrontPid, u64::from(pid.cast_unsigned()));
     }
 
-    /// As [`Board::set_front_pid`].
+    /// As [`StatusPage::set_front_pid`].
     pub fn set_primary_pid(&self, pid: i32) {
         self.set(Word::PrimaryPid, u64::from(pid.cast_unsigned()));
     }
 
-    /// As [`Board::set_front_pid`].
+    /// As [`StatusPage::set_front_pid`].
     pub fn set_standby_pid(&self, pid: i32) {
         self.set(Word::StandbyPid, u64::from(pid.cast_unsigned()));
     }
