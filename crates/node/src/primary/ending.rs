@@ -71,7 +71,7 @@ impl Primary {
         }
     }
 
-    /// The first process of the service begins to die; the tracer holds it until this returns an
+    /// The last process of the service begins to die; the tracer holds it until this returns an
     /// answer through the mailbox.
     pub(super) fn service_dies(&mut self, end: End) -> io::Result<()> {
         log!("the service dies: {end:?}");

@@ -47,9 +47,9 @@ pub enum TracerReport {
     Forked(String),
     /// It is one process again.
     SingleAgain,
-    /// The first process of the service begins to die, or has died.
+    /// The last process of the service begins to die, or has died.
     Dying(End),
-    /// No process of the service is left; how its first one died.
+    /// No process of the service is left; how its last one died.
     Gone(End),
     /// The pids as the host sees them.
     Pids(Vec<i32>),
