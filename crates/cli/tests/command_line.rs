@@ -39,6 +39,12 @@ fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("text")
 }
 
+/// What was printed of all services. Another one of this machine may be of another version, or have been
+/// left behind by a run that was killed: that is said, and is none of ours.
+fn list(arguments: &[&str]) -> String {
+    String::from_utf8(output(arguments).stdout).expect("text")
+}
+
 /// A service that the test plays; its directory goes with it.
 struct Played {
     directory: RunDirectory,
@@ -195,7 +201,7 @@ fn status_shows_a_running_service() {
     assert!(object["resident_bytes"].as_u64() > Some(0));
     assert!(object["standby_pid"].is_null());
 
-    let json = stdout(&output(&["status", "--json"]));
+    let json = list(&["status", "--json"]);
     let all: Value = serde_json::from_str(&json).expect("JSON");
     let all = all.as_array().expect("array");
     assert!(all.iter().any(|service| service["name"] == played.name()));
@@ -203,7 +209,7 @@ fn status_shows_a_running_service() {
     let text = stdout(&output(&["status", played.name()]));
     assert!(text.contains("the standby died"), "{text}");
     assert!(!text.contains('\x1b'), "no colour outside a terminal");
-    assert!(stdout(&output(&["status"])).contains(played.name()));
+    assert!(list(&["status"]).contains(played.name()));
 }
 
 #[test]
