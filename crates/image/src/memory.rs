@@ -94,6 +94,8 @@ pub struct Advice {
     pub sequential: bool,
     pub random: bool,
     pub locked: bool,
+    /// Pages are locked when they come, and none are brought for that (`MLOCK_ONFAULT`).
+    pub locked_on_fault: bool,
     pub no_reserve: bool,
 }
 

@@ -238,6 +238,7 @@ fn apply_flags(mapping: &mut Mapping, flags: &str) -> Result<(), TraceError> {
             "sr" => advice.sequential = true,
             "rr" => advice.random = true,
             "lo" => advice.locked = true,
+            "lf" => advice.locked_on_fault = true,
             "nr" => advice.no_reserve = true,
             "ht" => return Err(unsupported(mapping.range, "", "it is made of huge pages")),
             "ss" => return Err(unsupported(mapping.range, "", "it is a shadow stack")),

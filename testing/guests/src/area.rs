@@ -107,6 +107,12 @@ impl Area {
         outcome(unsafe { libc::mlock(self.place(0, 0), self.length) }).map(drop)
     }
 
+    pub fn lock_on_fault(&self) -> io::Result<()> {
+        // SAFETY: locking changes no content.
+        outcome(unsafe { libc::mlock2(self.place(0, 0), self.length, libc::MLOCK_ONFAULT as _) })
+            .map(drop)
+    }
+
     /// Makes it this many pages; it may move, and does when `elsewhere` is asked for.
     pub fn remap(&mut self, pages: usize, elsewhere: bool) -> io::Result<()> {
         let length = pages * PAGE;

@@ -238,18 +238,20 @@ impl Memory {
         stopped: &mut Stopped<'_>,
         leader: HostTid,
     ) -> Result<(), ReplicaError> {
-        let is_locked = |mapping: &&Mapping| mapping.advice.locked;
-        let locked: Vec<AddressRange> = self
-            .mappings
-            .iter()
-            .filter(is_locked)
-            .map(|mapping| mapping.range)
-            .collect();
-        for_each(stopped, leader, &locked, |calls, range| {
-            let arguments = [range.start, range.length_bytes()];
-            calls
-                .add("mlock", libc::SYS_mlock, &arguments, Expect::Success)
-                .map(drop)
+        let mappings = self.mappings.iter();
+        let locked: Vec<&Mapping> = mappings.filter(|it| it.advice.locked).collect();
+        for_each(stopped, leader, &locked, |calls, mapping| {
+            let Mapping { range, advice, .. } = mapping;
+            let on_fault = u64::from(libc::MLOCK_ONFAULT);
+            let arguments = [range.start, range.length_bytes(), on_fault];
+            calls.add("mlock2", libc::SYS_mlock2, &arguments, Expect::Success)?;
+            if !advice.locked_on_fault {
+                // It is locked by now. What can fail is to bring pages that nobody may read, such as
+                // those of a stack's guard, or that a file does not have any more (mlock(2), ENOMEM).
+                let arguments = &arguments[..2];
+                calls.add("mlock", libc::SYS_mlock, arguments, Expect::Anything)?;
+            }
+            Ok(())
         })
     }
 }

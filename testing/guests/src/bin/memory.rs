@@ -29,6 +29,10 @@ struct Memory {
     moved: Area,
     huge: Area,
     locked: Area,
+    /// Locked, and not to be read any more: none of its pages can be brought.
+    hidden: Area,
+    /// Locked as its pages come, of which there are few.
+    sparse: Area,
     /// Not for children, but for a page that is mapped anew in every round.
     replaced: Area,
     guards: bool,
@@ -40,6 +44,11 @@ impl Guest for Memory {
         huge.advise(0, HUGE_PAGES, libc::MADV_HUGEPAGE)?;
         let locked = Area::private(4)?;
         locked.lock()?;
+        let hidden = Area::private(4)?;
+        hidden.lock()?;
+        hidden.protect(0, 4, libc::PROT_NONE)?;
+        let sparse = Area::private(HUGE_PAGES)?;
+        sparse.lock_on_fault()?;
         let replaced = Area::private(6)?;
         replaced.advise(0, 6, libc::MADV_DONTFORK)?;
         let moved = Area::private(10)?;
@@ -49,6 +58,8 @@ impl Guest for Memory {
             moved,
             huge,
             locked,
+            hidden,
+            sparse,
             replaced,
             guards: false,
         };
@@ -83,6 +94,12 @@ impl Guest for Memory {
             flags.split(' ').any(|flag| flag == "lo"),
             "no longer locked: {flags}"
         );
+        for (area, wanted) in [(&self.hidden, "lo"), (&self.sparse, "lf")] {
+            let flags = area.smaps(0, "VmFlags")?;
+            ensure!(flags.split(' ').any(|flag| flag == wanted), "{flags}");
+        }
+        let resident = self.sparse.smaps(0, "Rss")?;
+        ensure!(resident == "0 kB", "pages were brought: {resident}");
         same_bytes("locked", &self.locked.read(0, PAGE), &self.content(5, PAGE))?;
         if self.round > 0 {
             for (page, expected) in [(0, true), (2, false), (5, true)] {
